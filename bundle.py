@@ -1,0 +1,324 @@
+"""The bundle: one folder with the ONNX graphs of a model at one size and precision, its tokenizer and its manifest.
+
+    NAME/
+      manifest.json            what is here: graphs with their signatures, conditions, scheduler, digests
+      unet.onnx, unet.onnx.data, …
+      tokenizer/               as `transformers` saves it
+      examples/seg.png, …      an example control image for each condition, where the model ships one
+
+`manifest.json` is the truth: a file that it does not list is no part of the bundle. It is written last and replaced
+atomically, so an interrupted export leaves either the old bundle or none.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .conditions import CONDITIONS
+from .errors import BundleError, UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph's input or output.
+
+    Attributes:
+        name: its name in the ONNX graph.
+        dtype: NumPy's name (`float32`, `uint8`, …).
+        shape: sizes; a string names a dimension that is free (`batch`, `images`, `guidance`).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX file of a bundle and how closely it was found to match its PyTorch module.
+
+    Attributes:
+        file: path inside the bundle; its weights lie beside it in `<file>.data`.
+        max_abs_difference: largest difference to the PyTorch module over all outputs, on random inputs.
+        difference: the largest difference by `measure` over all outputs.
+        measure: `relative L2`, or for pixels and labels `share of values that differ`.
+        tolerance: what `difference` was allowed to be.
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_abs_difference: float
+    difference: float
+    measure: str
+    tolerance: float
+
+
+@dataclass
+class Manifest:
+    """What `manifest.json` holds.
+
+    Attributes:
+        model: the name the bundle was exported under.
+        base: SHA-256 over the weights that all conditions share.
+        precision: `fp32` or `fp16`, of weights and activations.
+        width, height: of the images, in pixels; multiples of 8.
+        vae_scale_factor: pixels per latent in each direction.
+        scheduler_config: the checkpoint's `scheduler_config.json`.
+        defaults: the model's own `guidance_scale` and `num_inference_steps`.
+        graphs: by name.
+        conditions: by name, each with its `example` (image, prompt, seed) or an empty mapping.
+        files: size in bytes and SHA-256 of every file.
+        exported_with: versions of the packages that made it.
+    """
+
+    model: str
+    base: str
+    precision: str
+    width: int
+    height: int
+    latent_channels: int
+    vae_scale_factor: int
+    scheduler_config: dict[str, Any]
+    defaults: dict[str, Any] = field(default_factory=dict)
+    graphs: dict[str, GraphSpec] = field(default_factory=dict)
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exported_with: dict[str, str] = field(default_factory=dict)
+
+    def dumps(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def loads(cls, text: str) -> "Manifest":
+        """Raises: ValueError, KeyError or TypeError where the text is not a manifest of this format."""
+        fields = json.loads(text)
+        found = fields.pop("format")
+        if found != FORMAT:
+            raise FormatMismatch(found)
+
+        def tensors(rows: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
+
+        fields["graphs"] = {
+            name: GraphSpec(**{**g, "inputs": tensors(g["inputs"]), "outputs": tensors(g["outputs"])})
+            for name, g in fields["graphs"].items()
+        }
+        manifest = cls(**fields)
+        for file in manifest.files:
+            inside = PurePosixPath(file)
+            if inside.is_absolute() or ".." in inside.parts:
+                raise ValueError(f"file outside the bundle: {file}")
+        missing = {g.file for g in manifest.graphs.values()} - manifest.files.keys()
+        if missing:
+            raise ValueError(f"graphs without a file: {sorted(missing)}")
+        return manifest
+
+
+class FormatMismatch(ValueError):
+    """The manifest is of another format version."""
+
+
+class Bundle:
+    """A bundle that was opened: its manifest is read and every file it lists is there at its size.
+
+    Use `Bundle.open`. `verify` also reads every byte.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Bundle":
+        """Reads the manifest and checks that every file is there at its size; reads no weights.
+
+        Raises: BundleError, with one line that says what is wrong and what to do.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not folder.is_dir():
+            raise BundleError(f"no bundle at {folder}: make one with `cnpp-trt export`")
+        try:
+            manifest = Manifest.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise BundleError(
+                f"{folder} is no bundle: it has no {MANIFEST}; make one with `cnpp-trt export --out {folder}`"
+            ) from None
+        except FormatMismatch as e:
+            raise BundleError(
+                f"{folder} has manifest format {e}, this version reads {FORMAT}: export the bundle again"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
+            raise BundleError(f"{path} cannot be read ({_line(e)}): export the bundle again") from None
+        for name, entry in manifest.files.items():
+            try:
+                size = (folder / name).stat().st_size
+            except OSError:
+                raise BundleError(f"{folder} is incomplete: {name} is missing; export the bundle again") from None
+            if size != entry["size"]:
+                raise BundleError(
+                    f"{folder} is damaged: {name} has {size} bytes instead of {entry['size']}; export the bundle again"
+                )
+        return cls(folder, manifest)
+
+    def verify(self) -> int:
+        """Reads every file and compares its SHA-256 with the manifest's.
+
+        Returns: the number of bytes read.
+        Raises: BundleError naming every file that differs.
+        """
+        damaged = [
+            name for name, entry in self.manifest.files.items() if sha256_of(self.folder / name) != entry["sha256"]
+        ]
+        if damaged:
+            raise BundleError(
+                f"{self.folder} is damaged: {', '.join(damaged)} changed since the export; export the bundle again"
+            )
+        return sum(int(entry["size"]) for entry in self.manifest.files.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and digests of all files: two bundles that share it hold the same bytes."""
+        lines = [f"{name} {entry['sha256']}\n" for name, entry in sorted(self.manifest.files.items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def graph(self, name: str) -> GraphSpec:
+        """Raises: BundleError where the bundle has no such graph."""
+        try:
+            return self.manifest.graphs[name]
+        except KeyError:
+            raise BundleError(f"{self.folder} has no graph {name!r}: export the bundle again") from None
+
+    def require_condition(self, condition: str) -> None:
+        """Raises: UserError where `condition` is unknown or not in this bundle."""
+        if condition not in CONDITIONS:
+            raise UserError(f"unknown condition {condition!r}: choose from {', '.join(CONDITIONS)}")
+        if condition not in self.manifest.conditions:
+            raise UserError(
+                f"the bundle {self.folder} has no condition {condition!r}, only {', '.join(self.manifest.conditions)}: "
+                f"add it with `cnpp-trt export --model {self.manifest.model} --cond {condition} --out {self.folder}`"
+            )
+
+
+@contextmanager
+def write_bundle(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """Yields a staging folder; when the block ends, its files and `manifest` become the bundle at `folder`.
+
+    Where `folder` is a bundle already, the staged files are added to it (a file it has is kept as it is, so stage only
+    new ones) and its manifest is replaced; `manifest.files` must hold the old entries then. Nothing that could pass
+    for a bundle is left behind when the block raises or the process is killed. Leftovers of a killed export are
+    cleared by the next one. Two exports into one folder wait for each other.
+
+    Raises: UserError when the disk is full or cannot be written.
+    """
+    from filelock import FileLock
+
+    folder = Path(folder).absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            for leftover in folder.parent.glob(f".{folder.name}{PARTIAL}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}{PARTIAL}", dir=folder.parent))
+            try:
+                yield staging
+                _finish(staging, folder, manifest)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left for {folder}: free some, or choose another --out") from e
+        raise UserError(f"cannot write {e.filename or folder} ({e.strerror or e}): choose another --out") from e
+
+
+def _finish(staging: Path, folder: Path, manifest: Manifest) -> None:
+    staged = sorted(p for p in staging.rglob("*") if p.is_file())
+    for path in staged:
+        name = path.relative_to(staging).as_posix()
+        manifest.files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        with path.open("rb") as f:
+            os.fsync(f.fileno())
+    (staging / MANIFEST).write_text(manifest.dumps(), "utf-8")
+    if not folder.exists():
+        staging.chmod(0o755)  # mkdtemp makes it private
+        staging.rename(folder)
+        return
+    for path in staged:
+        target = folder / path.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    (staging / MANIFEST).replace(folder / MANIFEST)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file; empty where it cannot be read."""
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def home() -> Path:
+    """Where artifacts go: `CNPP_TRT_HOME`, by default the platform's cache folder."""
+    if configured := os.environ.get("CNPP_TRT_HOME"):
+        return Path(configured).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("cnpp-trt", appauthor=False)
+
+
+def bundle_folder(model: str, precision: str, width: int, height: int) -> Path:
+    """The default place of a bundle: `<home>/bundles/<model>-<precision>-<width>x<height>`."""
+    return home() / "bundles" / f"{model_name(model)}-{precision}-{width}x{height}"
+
+
+def model_name(model: str) -> str:
+    """A short name for a model: itself, or a folder's or hub id's last part."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-.") or "model"
+
+
+def find_bundle(model: str, precision: str | None = None, size: tuple[int, int] | None = None) -> Path:
+    """The bundle of `model` under `home()`.
+
+    Args:
+        precision: `fp32` or `fp16`; None takes the only one there is.
+        size: (width, height) in pixels; None takes the only one there is.
+    Raises: UserError where none or several fit, with the command that helps.
+    """
+    name = re.escape(model_name(model))
+    pattern = re.compile(
+        f"{name}-{precision or '(fp32|fp16)'}-" + (f"{size[0]}x{size[1]}" if size else r"\d+x\d+") + r"\Z"
+    )
+    root = home() / "bundles"
+    found = sorted(p for p in root.iterdir() if pattern.match(p.name)) if root.is_dir() else []
+    if not found:
+        wanted = "".join(
+            [f" --precision {precision}" if precision else "", f" --size {size[0]}x{size[1]}" if size else ""]
+        )
+        raise UserError(
+            f"no bundle of {model!r} under {root}: make one with `cnpp-trt export --model {model}{wanted} --cond …`"
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"several bundles of {model!r}: {', '.join(p.name for p in found)}; choose with --size, --precision or --bundle"
+        )
+    return found[0]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,260 @@
+"""The `cnpp-trt` command: parses, calls one function, prints. Results on stdout, everything else on stderr."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from . import __version__
+from .bundle import Bundle, bundle_folder, find_bundle, home
+from .conditions import CONDITIONS
+from .errors import CnppError, UserError
+
+app = typer.Typer(
+    help="ControlNet++ as ONNX graphs and TensorRT engines, and a runtime without PyTorch.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option(help="`miniature`, or a local diffusers folder of SD-1.x architecture.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def main() -> NoReturn:
+    """Exit status: 0, 1 for a failure, 2 for what the user can mend, 130 and 143 when interrupted or terminated."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv[1:]
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except CnppError as e:
+        if debug:
+            raise
+        _say(f"error: {e}")
+        sys.exit(2 if isinstance(e, UserError) else 1)
+    except KeyboardInterrupt:
+        _say("interrupted: nothing half-made is left")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks; may stand anywhere.")] = False,
+) -> None:
+    if version:
+        print(f"cnpp-trt {__version__}")
+        raise typer.Exit
+
+
+@app.command("export")
+def export_command(
+    cond: Annotated[list[str], typer.Option(help=f"Repeatable: {', '.join(CONDITIONS)}, or all.")],
+    model: Model = "miniature",
+    controlnet: Annotated[list[str] | None, typer.Option(help="COND=PATH of a ControlNet; repeatable.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 (CPU) or fp16 (TensorRT).")] = "fp32",
+    size: Annotated[str | None, typer.Option(help="512 or WxH, in pixels. Default: the model's own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The bundle's folder. Default: under CNPP_TRT_HOME.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Checkpoint → bundle of ONNX graphs, each compared with PyTorch. A bundle that exists gains new conditions."""
+    try:
+        from .export.checkpoint import Checkpoint
+        from .export.exporter import bundle_size, export_bundle
+    except ModuleNotFoundError as e:
+        raise CnppError(f"export needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
+
+    controlnets = _pairs(controlnet or [])
+    checkpoint = Checkpoint(model, controlnets)
+    pixels = bundle_size(checkpoint, _size(size))
+    folder = out or bundle_folder(model, precision, *pixels)
+    conditions = list(CONDITIONS) if cond == ["all"] else cond
+    bundle = export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, report=_say)
+    if as_json:
+        print(
+            json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest, **json.loads(bundle.manifest.dumps())})
+        )
+    else:
+        print(bundle.folder)
+
+
+@app.command()
+def run(
+    model: Model = "miniature",
+    bundle: Annotated[
+        Path | None, typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.")
+    ] = None,
+    cond: Annotated[list[str] | None, typer.Option(help="Condition; repeatable. Default: the bundle's first.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Control image of each --cond. Default: the model's example.")
+    ] = None,
+    extract: Annotated[
+        bool, typer.Option("--extract", help="The images are photos: extract the conditions first.")
+    ] = False,
+    prompt: Annotated[str | None, typer.Option(help="Default: the example's.")] = None,
+    negative_prompt: Annotated[str, typer.Option()] = "",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000. Default: the model's, or 20.")] = None,
+    scheduler: Annotated[str, typer.Option(help="unipc, ddim, euler, dpmpp_2m, dpmpp_2m_karras, lcm.")] = "unipc",
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="1 or less: unguided. Default: the model's, or 7.5.")
+    ] = None,
+    control_scale: Annotated[list[float] | None, typer.Option(help="Once for all controls, or one each.")] = None,
+    control_start: Annotated[list[float] | None, typer.Option(help="Share of steps at which control starts.")] = None,
+    control_end: Annotated[list[float] | None, typer.Option(help="Share of steps at which control ends.")] = None,
+    seed: Annotated[int | None, typer.Option(help="0 to 2**64 - 1; image i has seed + i. Default: random.")] = None,
+    images: Annotated[int, typer.Option(help="Images of this prompt, 1 to 16.")] = 1,
+    size: Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Which of the model's bundles: fp32 or fp16.")] = None,
+    backend: Annotated[str, typer.Option(help="auto or onnxruntime-cpu.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: every physical core.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Pictures go into a new folder in here. Default: under CNPP_TRT_HOME.")
+    ] = None,
+    repeat: Annotated[Path | None, typer.Option(help="Repeat a picture from its own metadata.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw pictures that follow a condition, and a sheet that shows how well they do."""
+    from .runtime import run as running
+    from .runtime.pipeline import Pipeline
+
+    out = out or home() / "runs"
+    if repeat is not None:
+        repeated = running.repeat(repeat, out, bundle, backend)
+        _print_drawn(repeated.drawn, as_json, {"max_difference": repeated.max_difference})
+        same = repeated.max_difference == 0
+        _say("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
+        return
+    folder = bundle or find_bundle(model, precision, _size(size))
+    pipeline = Pipeline.open(folder, backend, threads)
+    conditions = cond or list(pipeline.bundle.manifest.conditions)[:1]
+    controls = _controls(conditions, image or [], extract, control_scale, control_start, control_end)
+    request, notes = running.make_request(
+        pipeline,
+        controls,
+        extract=extract,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        scheduler=scheduler,
+        seed=seed,
+        num_images_per_prompt=images,
+    )
+    _print_drawn(running.draw(pipeline, request, out, notes), as_json, {})
+
+
+@app.command()
+def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], as_json: Json = False) -> None:
+    """Read every byte of a bundle and compare it with the manifest's digests."""
+    opened = Bundle.open(bundle)
+    size = opened.verify()
+    if as_json:
+        print(json.dumps({"bundle": str(bundle), "bytes": size, "digest": opened.digest}))
+    else:
+        print(
+            f"{bundle} is whole: {len(opened.manifest.files)} files, {size / 2**20:.1f} MiB, digest {opened.digest[:16]}"
+        )
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Versions, providers, GPU, folders; what works here and what to install. Made to be pasted into an issue."""
+    from .doctor import describe, examine
+
+    found = examine()
+    print(json.dumps(found) if as_json else describe(found))
+
+
+def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any]) -> None:
+    for note in drawn.notes:
+        _say(f"note: {note}")
+    if as_json:
+        print(json.dumps({**drawn.to_json(), **extra}))
+        return
+    stages = {k: v for k, v in drawn.timings.items() if k != "total"}
+    _say(f"{'total':<13}{drawn.timings['total']:8.3f} s on {drawn.backend}")
+    for stage, seconds in stages.items():
+        _say(f"  {stage:<11}{seconds:8.3f} s")
+    for condition, scores in drawn.scores:
+        _say(f"consistency {condition}: {', '.join(str(s) for s in scores)}")
+    for path in (*drawn.images, *([drawn.sheet] if drawn.sheet else [])):
+        print(path)
+
+
+def _controls(
+    conditions: list[str],
+    images: list[Path],
+    extract: bool,
+    scales: list[float] | None,
+    starts: list[float] | None,
+    ends: list[float] | None,
+) -> list[Any]:
+    from .runtime.run import ControlOption
+
+    n = len(conditions)
+    if extract and not images:
+        raise UserError("--extract needs a photo: give one with --image FILE")
+    if extract and len(images) == 1:
+        images = images * n  # several conditions of one photo
+    if images and len(images) != n:
+        raise UserError(f"{n} --cond and {len(images)} --image: give one image for each condition, or none at all")
+
+    def each(name: str, values: list[float] | None, default: float) -> list[float]:
+        values = values or [default]
+        if len(values) not in (1, n):
+            raise UserError(f"{len(values)} values of {name} for {n} conditions: give one, or one each")
+        return values * n if len(values) == 1 else values
+
+    return [
+        ControlOption(*row)
+        for row in zip(
+            conditions,
+            images or [None] * n,
+            each("--control-scale", scales, 1.0),
+            each("--control-start", starts, 0.0),
+            each("--control-end", ends, 1.0),
+            strict=True,
+        )
+    ]
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"cannot read size {text!r}: give 512 or 768x512 (width x height, in pixels)")
+    return int(parts[0]), int(parts[-1])
+
+
+def _pairs(texts: list[str]) -> dict[str, Path]:
+    pairs = {}
+    for text in texts:
+        condition, equals, path = text.partition("=")
+        if not equals or not path:
+            raise UserError(f"cannot read --controlnet {text!r}: give COND=PATH, as in seg=./my-controlnet")
+        pairs[condition] = Path(path)
+    return pairs
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    # As an exception, so that every `finally` runs and nothing half-made is left.
+    _say("terminated: nothing half-made is left")
+    sys.exit(128 + signum)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

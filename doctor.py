@@ -1,0 +1,119 @@
+"""What this machine has and what works on it: `cnpp-trt doctor`, made to be pasted into an issue."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+from . import __version__
+from .bundle import MANIFEST, home
+
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-python",
+    "cuda-core",
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "tokenizers",
+    "opencv-python-headless",
+    "pillow",
+)
+EXPORT_MODULES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
+
+
+def examine() -> dict[str, Any]:
+    """Versions, providers, GPU, TensorRT flavours, folders, and what works here. Nothing heavier than onnxruntime is
+    imported."""
+    versions = {name: _version(name) for name in PACKAGES}
+    providers = _providers()
+    gpu = _gpu()
+    flavours = [name for name in ("tensorrt", "tensorrt-rtx") if versions[name]]
+    root = home()
+    bundles = sorted(p.parent.name for p in root.glob(f"bundles/*/{MANIFEST}"))
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    return {
+        "cnpp-trt": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+        "onnxruntime_providers": providers,
+        "gpu": gpu,
+        "tensorrt_flavours": flavours,
+        "home": str(root),
+        "home_free_gib": round(shutil.disk_usage(existing).free / 2**30, 1),
+        "bundles": bundles,
+        "works": _works(versions, providers, gpu),
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """`examine`'s findings as text, one fact a line."""
+    lines = [
+        f"cnpp-trt {found['cnpp-trt']}, Python {found['python']}, {found['platform']}, {found['cpus']} CPUs",
+        *(f"  {name} {installed or 'not installed'}" for name, installed in found["versions"].items()),
+        f"ONNX Runtime providers: {', '.join(found['onnxruntime_providers']) or 'none'}",
+        f"GPU: {found['gpu'] or 'none found (nvidia-smi does not answer)'}",
+        f"TensorRT flavours: {', '.join(found['tensorrt_flavours']) or 'none'}",
+        f"home: {found['home']} ({found['home_free_gib']} GiB free)",
+        f"bundles: {', '.join(found['bundles']) or 'none'}",
+        *(f"{'ok     ' if not missing else 'missing'}  {what}{': ' + missing if missing else ''}"
+          for what, missing in found["works"].items()),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _works(versions: dict[str, str | None], providers: list[str], gpu: str | None) -> dict[str, str]:
+    """What one can do here; an empty string where it works, else what to install."""
+    lacking = [name for name in EXPORT_MODULES if find_spec(name) is None]
+    both = versions["onnxruntime"] and versions["onnxruntime-gpu"]
+    return {
+        "run on ONNX Runtime, CPU": (
+            "onnxruntime and onnxruntime-gpu are both installed and break each other: uninstall both, install one"
+            if both
+            else ("" if "CPUExecutionProvider" in providers else "pip install 'cnpp-trt[cpu]'")
+        ),
+        "export checkpoints": f"pip install 'cnpp-trt[export]' (lacks {', '.join(lacking)})" if lacking else "",
+        "run on an NVIDIA GPU": ("not in this version: backends for CUDA are to come" if gpu else "no NVIDIA GPU here"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    except Exception as e:  # a broken native library must not hide the rest of the findings
+        print(f"onnxruntime cannot be imported: {e}", file=sys.stderr)
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def _gpu() -> str | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip().replace("\n", "; ") or None

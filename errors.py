@@ -1,0 +1,26 @@
+"""The error types of cnpp-trt.
+
+Every message is one line that says what is wrong and what to do. `UserError` is what the caller can mend (a bad
+argument, a wrong or damaged file, a full disk): the command exits with status 2. Any other `CnppError` is a failure:
+status 1.
+"""
+
+
+class CnppError(Exception):
+    """Something failed; the message says what and what to do."""
+
+
+class UserError(CnppError, ValueError):
+    """The request, a file or an argument cannot be used as given."""
+
+
+class BundleError(UserError):
+    """A bundle is missing, incomplete, damaged or of another version."""
+
+
+class ExportError(CnppError):
+    """A checkpoint could not be turned into a bundle that matches it."""
+
+
+class BackendError(CnppError):
+    """A backend cannot run here, or a graph failed while running."""

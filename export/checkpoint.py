@@ -1,0 +1,147 @@
+"""A checkpoint: PyTorch weights in the diffusers layout, opened one component at a time."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..bundle import sha256_of
+from ..conditions import CONDITIONS
+from ..errors import UserError
+
+MINIATURE = Path(__file__).parent.parent / "miniature" / "model"
+
+_T = TypeVar("_T")
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+class Checkpoint:
+    """A local folder of SD-1.x architecture in the diffusers layout, with its ControlNets.
+
+    Args:
+        model: `miniature`, or the path of a folder with `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`.
+        controlnets: ControlNet folders by condition; others are looked for in the model's own `controlnet/<condition>`.
+    Raises: UserError where the model is not such a folder.
+    """
+
+    def __init__(self, model: str, controlnets: Mapping[str, Path] | None = None) -> None:
+        self.name = model
+        self.folder = MINIATURE if model == "miniature" else Path(model)
+        self.controlnets = dict(controlnets or {})
+        if not self.folder.is_dir():
+            raise UserError(
+                f"no model {model!r}: give `miniature` or the path of a local diffusers folder "
+                "(hub ids are not supported yet: download the repository first)"
+            )
+        config = self.config("unet")
+        if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
+            raise UserError(f"{model} has a {config['_class_name']}; only SD-1.x models can be exported")
+        if config.get("addition_embed_type") or config.get("in_channels", 4) != 4:
+            raise UserError(f"{model} is not of SD-1.x architecture (SDXL or inpainting?); only SD-1.x can be exported")
+        if config.get("time_cond_proj_dim"):
+            raise UserError(f"{model} is a guidance-distilled UNet (time_cond_proj_dim), which is not supported yet")
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The component's `config.json` (the scheduler's `scheduler_config.json`)."""
+        name = "scheduler_config.json" if component == "scheduler" else "config.json"
+        return _read_json(self.folder / component / name, f"{self.name} has no {component}")
+
+    def unet(self, dtype: torch.dtype) -> nn.Module:
+        from diffusers import UNet2DConditionModel
+
+        return self._load("unet", lambda: UNet2DConditionModel.from_pretrained(self.folder / "unet", torch_dtype=dtype))
+
+    def vae(self, dtype: torch.dtype) -> nn.Module:
+        from diffusers import AutoencoderKL
+
+        return self._load("vae", lambda: AutoencoderKL.from_pretrained(self.folder / "vae", torch_dtype=dtype))
+
+    def text_encoder(self, dtype: torch.dtype) -> nn.Module:
+        from transformers import CLIPTextModel
+
+        folder = self.folder / "text_encoder"
+        return self._load("text_encoder", lambda: CLIPTextModel.from_pretrained(folder, dtype=dtype))
+
+    def tokenizer(self) -> Any:
+        from transformers import CLIPTokenizer
+
+        return self._load("tokenizer", lambda: CLIPTokenizer.from_pretrained(self.folder / "tokenizer"))
+
+    def controlnet_folder(self, condition: str) -> Path:
+        """Where the condition's ControlNet is.
+
+        Raises: UserError where the condition is unknown or no ControlNet was found.
+        """
+        if condition not in CONDITIONS:
+            raise UserError(f"unknown condition {condition!r}: choose from {', '.join(CONDITIONS)}")
+        folder = self.controlnets.get(condition, self.folder / "controlnet" / condition)
+        # Published ControlNet++ folders hold the model itself or one level down.
+        for candidate in (folder, folder / "controlnet"):
+            if (candidate / "config.json").is_file():
+                return candidate
+        raise UserError(f"no ControlNet for {condition!r} at {folder}: give one with --controlnet {condition}=PATH")
+
+    def controlnet(self, condition: str, dtype: torch.dtype) -> nn.Module:
+        """Raises: UserError where it does not fit the UNet."""
+        from diffusers import ControlNetModel
+
+        folder = self.controlnet_folder(condition)
+        model = self._load(
+            f"the {condition} ControlNet", lambda: ControlNetModel.from_pretrained(folder, torch_dtype=dtype)
+        )
+        unet = self.config("unet")
+        for key in ("block_out_channels", "cross_attention_dim", "layers_per_block", "down_block_types"):
+            ours, theirs = model.config[key], unet.get(key, model.config[key])
+            if (list(ours) if isinstance(ours, list | tuple) else ours) != theirs:
+                raise UserError(f"the ControlNet at {folder} does not fit this UNet: {key} is {ours}, not {theirs}")
+        if model.config.global_pool_conditions:
+            raise UserError(f"the ControlNet at {folder} has global_pool_conditions, which is not supported")
+        return model
+
+    def extractor_folder(self, condition: str) -> Path | None:
+        """Where the condition's extractor is, None where the model has none."""
+        folder = self.folder / "extractors" / condition
+        return folder if (folder / "config.json").is_file() else None
+
+    def examples(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The model's own defaults (`guidance_scale`, `num_inference_steps`) and its examples by condition."""
+        path = self.folder / "examples" / "examples.json"
+        if not path.is_file():
+            return {}, {}
+        content = _read_json(path, "")
+        return content.get("defaults", {}), content.get("examples", {})
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights that every condition shares: two bundles of one base model have the same."""
+        digest = hashlib.sha256()
+        for component in ("unet", "vae", "text_encoder"):
+            for pattern in _WEIGHTS:
+                for path in sorted((self.folder / component).glob(pattern)):
+                    digest.update(f"{component}/{path.name} {sha256_of(path)}\n".encode())
+        return digest.hexdigest()
+
+    def _load(self, what: str, load: Callable[[], _T]) -> _T:
+        try:
+            loaded = load()
+        except Exception as e:  # whatever diffusers, transformers or safetensors raise, the user needs one line
+            reason = " ".join(str(e).split())[:300]
+            raise UserError(
+                f"cannot load {what} of {self.name}: {reason or type(e).__name__}; check that its files are whole"
+            ) from e
+        return loaded.eval().requires_grad_(False) if isinstance(loaded, nn.Module) else loaded
+
+
+def _read_json(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{missing}: there is no {path}; is this a diffusers folder?") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot read {path}: {' '.join(str(e).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return content

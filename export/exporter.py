@@ -1,0 +1,133 @@
+"""checkpoint → bundle."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from ..bundle import MANIFEST, Bundle, Manifest, model_name, write_bundle
+from ..conditions import CONDITIONS
+from ..errors import UserError
+from .checkpoint import Checkpoint
+from .graphs import Geometry, Graphs, base_graphs, condition_graphs
+from .onnx_graph import export_graph
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+
+Report = Callable[[str], None]
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    conditions: Sequence[str],
+    out: Path,
+    *,
+    precision: str = "fp32",
+    size: tuple[int, int] | None = None,
+    report: Report = lambda line: None,
+) -> Bundle:
+    """Exports a checkpoint's graphs into the bundle `out`, each compared with its PyTorch module.
+
+    Where `out` is a bundle of the same checkpoint, size and precision already, only the graphs of conditions that it
+    lacks are exported. Nothing it has is written again.
+
+    Args:
+        conditions: of `CONDITIONS`, at least one.
+        size: (width, height) in pixels, multiples of 8, 64 to 2048; None takes the UNet's own sample size.
+        report: is told in one line what was done and how long it took.
+    Raises: UserError for an argument or checkpoint that cannot be used, ExportError where a graph differs from its
+        module or the disk is full. No bundle appears then.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}: choose fp32 or fp16")
+    if not conditions:
+        raise UserError(f"no condition given: choose from {', '.join(CONDITIONS)}")
+    for condition in (*conditions, *checkpoint.controlnets):
+        checkpoint.controlnet_folder(condition)
+    geometry = Geometry.of(checkpoint, *bundle_size(checkpoint, size), PRECISIONS[precision])
+
+    manifest = _manifest(checkpoint, precision, geometry)
+    if (out / MANIFEST).exists():
+        manifest = _existing(out, manifest)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is no bundle: choose another --out")
+    missing = [c for c in dict.fromkeys(conditions) if c not in manifest.conditions]
+    if not missing:
+        report(f"{out} has {', '.join(conditions)} already: nothing to export")
+        return Bundle.open(out)
+
+    start = time.perf_counter()
+    with write_bundle(out, manifest) as staging:
+        if not manifest.graphs:
+            checkpoint.tokenizer().save_pretrained(staging / "tokenizer")
+            _export(base_graphs(checkpoint, geometry), manifest, staging, precision, report)
+        _, examples = checkpoint.examples()
+        for condition in missing:
+            _export(condition_graphs(checkpoint, condition, geometry), manifest, staging, precision, report)
+            manifest.conditions[condition] = {}
+            if example := examples.get(condition):
+                folder = staging / "examples"
+                folder.mkdir(exist_ok=True)
+                shutil.copyfile(checkpoint.folder / "examples" / example["image"], folder / f"{condition}.png")
+                manifest.conditions[condition] = {**example, "image": f"examples/{condition}.png"}
+    bundle = Bundle.open(out)
+    report(f"bundle {out}: {', '.join(manifest.conditions)} in {time.perf_counter() - start:.1f} s")
+    return bundle
+
+
+def bundle_size(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(width, height) in pixels of the images: what was asked for, or the UNet's own sample size.
+
+    Raises: UserError where it cannot be used.
+    """
+    factor = 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1)
+    if size is None:
+        own = checkpoint.config("unet").get("sample_size") or 64
+        height, width = (own, own) if isinstance(own, int) else own
+        return width * factor, height * factor
+    if any(s % factor or not 64 <= s <= 2048 for s in size):
+        raise UserError(
+            f"size {size[0]}x{size[1]} cannot be used: width and height are multiples of {factor}, 64 to 2048"
+        )
+    return size
+
+
+def _export(graphs: Graphs, manifest: Manifest, folder: Path, precision: str, report: Report) -> None:
+    for name, source in graphs:
+        start = time.perf_counter()
+        # Extractors score images: they stay exact whatever the precision of the model.
+        spec = export_graph(source(), folder, "fp32" if name.startswith("extractor_") else precision)
+        manifest.graphs[name] = spec
+        report(
+            f"{name:<20} {time.perf_counter() - start:6.1f} s   largest difference to PyTorch "
+            f"{spec.max_abs_difference:.1e} ({spec.measure} {spec.difference:.1e}, allowed {spec.tolerance:.0e})"
+        )
+
+
+def _manifest(checkpoint: Checkpoint, precision: str, g: Geometry) -> Manifest:
+    packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+    return Manifest(
+        model=model_name(checkpoint.name),
+        base=checkpoint.fingerprint(),
+        precision=precision,
+        width=g.width,
+        height=g.height,
+        latent_channels=g.latent_channels,
+        vae_scale_factor=g.vae_scale_factor,
+        scheduler_config=checkpoint.config("scheduler"),
+        defaults=checkpoint.examples()[0],
+        exported_with={"cnpp-trt": __version__, **{p: version(p) for p in packages}},
+    )
+
+
+def _existing(out: Path, new: Manifest) -> Manifest:
+    found = Bundle.open(out).manifest
+    for key in ("base", "precision", "width", "height"):
+        if getattr(found, key) != getattr(new, key):
+            what = "base model's weights" if key == "base" else key
+            raise UserError(f"the bundle {out} has another {what}: choose another --out, or delete it first")
+    return found

@@ -1,0 +1,191 @@
+"""Which graphs a bundle has: for each its module, its example inputs and its free dimensions (docs/design.md)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..conditions import CONDITIONS
+from . import modules
+from .checkpoint import Checkpoint
+from .onnx_graph import GraphSource
+
+BATCH = {0: "batch"}
+IMAGES = {0: "images"}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes that every graph of a bundle shares; `dtype` is of weights and activations."""
+
+    width: int
+    height: int
+    latent_channels: int
+    vae_scale_factor: int
+    cross_attention_dim: int
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, width: int, height: int, dtype: torch.dtype) -> "Geometry":
+        unet, vae = checkpoint.config("unet"), checkpoint.config("vae")
+        return cls(
+            width,
+            height,
+            unet["in_channels"],
+            2 ** (len(vae["block_out_channels"]) - 1),
+            unet["cross_attention_dim"],
+            tuple(unet["block_out_channels"]),
+            unet["layers_per_block"],
+            dtype,
+        )
+
+    def latent(self, level: int = 0) -> tuple[int, int]:
+        """(h, w) of the latents after `level` downsamplings, each of which rounds up."""
+        h, w = self.height // self.vae_scale_factor, self.width // self.vae_scale_factor
+        for _ in range(level):
+            h, w = -(-h // 2), -(-w // 2)
+        return h, w
+
+    def residuals(self) -> dict[str, tuple[int, int, int]]:
+        """(channels, h, w) of what a ControlNet adds to the UNet's skip connections, by tensor name."""
+        channels = self.block_out_channels
+        shapes = [(channels[0], *self.latent())]
+        for level, c in enumerate(channels):
+            shapes += [(c, *self.latent(level))] * self.layers_per_block
+            if level < len(channels) - 1:
+                shapes.append((c, *self.latent(level + 1)))
+        named = {f"down_{i}": shape for i, shape in enumerate(shapes)}
+        return {**named, "mid": (channels[-1], *self.latent(len(channels) - 1))}
+
+    def randn(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(*shape).to(dtype or self.dtype)
+
+    def pixels(self, images: int) -> Tensor:
+        return torch.randint(0, 256, (images, self.height, self.width, 3), dtype=torch.uint8)
+
+
+# A graph is described when it is its turn, so that one component's weights are in memory at a time.
+Graphs = Iterator[tuple[str, Callable[[], GraphSource]]]
+
+
+def base_graphs(checkpoint: Checkpoint, g: Geometry) -> Graphs:
+    """The graphs that every condition shares, smallest first so that a broken checkpoint fails early."""
+    yield "update", lambda: _update(g)
+    yield "add_residuals", lambda: _add_residuals(g)
+    yield "text_encoder", lambda: _text_encoder(checkpoint, g)
+    yield "vae_decoder", lambda: _vae_decoder(checkpoint, g)
+    yield "vae_encoder", lambda: _vae_encoder(checkpoint, g)
+    yield "unet", lambda: _unet(checkpoint, g)
+
+
+def condition_graphs(checkpoint: Checkpoint, condition: str, g: Geometry) -> Graphs:
+    """The graphs that a condition adds: `hint_…`, `controlnet_…` and, where the model has one, `extractor_…`."""
+    extractor = checkpoint.extractor_folder(condition)
+    if CONDITIONS[condition].extractor_graph and extractor:
+        from .extractors import load_extractor
+
+        yield f"extractor_{condition}", lambda: _extractor(condition, load_extractor(extractor), g)
+    yield f"hint_{condition}", lambda: _hint(condition, checkpoint.controlnet(condition, g.dtype), g)
+    yield f"controlnet_{condition}", lambda: _controlnet(condition, checkpoint.controlnet(condition, g.dtype), g)
+
+
+def _text_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
+    config = checkpoint.config("text_encoder")
+    ids = torch.randint(0, config["vocab_size"], (2, config["max_position_embeddings"]))
+    # transformers pools at the end-of-text token; random ids might hold none, real prompts always do.
+    ids[:, -1] = config.get("eos_token_id", config["vocab_size"] - 1)
+    module = modules.TextEncoder(checkpoint.text_encoder(g.dtype))
+    return GraphSource(
+        "text_encoder", module, {"input_ids": ids}, ["prompt_embeds"], {}, _free("input_ids", "prompt_embeds")
+    )
+
+
+def _unet(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
+    residuals = g.residuals()
+    inputs = {**_step_inputs(g), "residuals": tuple(g.randn(2, *shape) for shape in residuals.values())}
+    free = _free("model_input", "prompt_embeds", "noise_pred", *residuals)
+    nested = {"residuals": list(residuals)}
+    return GraphSource("unet", modules.UNet(checkpoint.unet(g.dtype)), inputs, ["noise_pred"], nested, free)
+
+
+def _controlnet(condition: str, controlnet: nn.Module, g: Geometry) -> GraphSource:
+    inputs = {
+        **_step_inputs(g),
+        "hint": g.randn(1, g.block_out_channels[0], *g.latent()),
+        "scale": torch.tensor(0.75),
+    }
+    outputs = list(g.residuals())
+    free = _free("model_input", "prompt_embeds", *outputs)
+    return GraphSource(f"controlnet_{condition}", modules.ControlNet(controlnet), inputs, outputs, {}, free)
+
+
+def _hint(condition: str, controlnet: nn.Module, g: Geometry) -> GraphSource:
+    module = modules.Hint(controlnet)
+    return GraphSource(f"hint_{condition}", module, {"control_image": g.pixels(1)}, ["hint"], {}, {})
+
+
+def _add_residuals(g: Geometry) -> GraphSource:
+    names = list(g.residuals())
+    inputs: dict[str, Tensor | tuple[Tensor, ...]] = {
+        which: tuple(g.randn(2, *shape) for shape in g.residuals().values()) for which in ("residuals", "others")
+    }
+    nested = {"residuals": names, "others": [f"other_{name}" for name in names]}
+    outputs = [f"sum_{name}" for name in names]
+    free = _free(*nested["residuals"], *nested["others"], *outputs)
+    return GraphSource("add_residuals", modules.AddResiduals(), inputs, outputs, nested, free)
+
+
+def _update(g: Geometry) -> GraphSource:
+    c, (h, w) = g.latent_channels, g.latent()
+    inputs: dict[str, Tensor | tuple[Tensor, ...]] = {
+        "noise_pred": g.randn(2, 3, c, h, w),
+        "guidance": torch.randn(2),
+        "state": torch.randn(4, 3, c, h, w),
+        "coefficients": torch.randn(5, 6),
+        "noise": torch.randn(3, c, h, w),
+    }
+    both = {0: "guidance", 1: "images"}
+    free = {
+        "noise_pred": both,
+        "guidance": {0: "guidance"},
+        "state": {1: "images"},
+        "noise": IMAGES,
+        "new_state": {1: "images"},
+        "model_input": both,
+    }
+    return GraphSource("update", modules.Update(g.dtype), inputs, ["new_state", "model_input"], {}, free)
+
+
+def _vae_decoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
+    module = modules.VaeDecoder(checkpoint.vae(g.dtype))
+    inputs = {"latents": torch.randn(2, g.latent_channels, *g.latent())}
+    free = {"latents": IMAGES, "image": IMAGES}
+    return GraphSource("vae_decoder", module, inputs, ["image"], {}, free)
+
+
+def _vae_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
+    module = modules.VaeEncoder(checkpoint.vae(g.dtype))
+    inputs = {"image": g.pixels(2), "noise": torch.randn(2, g.latent_channels, *g.latent())}
+    free = {"image": IMAGES, "noise": IMAGES, "latents": IMAGES}
+    return GraphSource("vae_encoder", module, inputs, ["latents"], {}, free)
+
+
+def _extractor(condition: str, extractor: nn.Module, g: Geometry) -> GraphSource:
+    module = modules.Extractor(extractor, labels=condition == "seg")
+    free = {"image": IMAGES, "map": IMAGES}
+    return GraphSource(f"extractor_{condition}", module, {"image": g.pixels(2)}, ["map"], {}, free)
+
+
+def _step_inputs(g: Geometry) -> dict[str, Tensor | tuple[Tensor, ...]]:
+    return {
+        "model_input": g.randn(2, g.latent_channels, *g.latent()),
+        "timestep": torch.tensor([601.0]),
+        "prompt_embeds": g.randn(2, 77, g.cross_attention_dim),
+    }
+
+
+def _free(*names: str) -> dict[str, dict[int, str]]:
+    return {name: BATCH for name in names}

@@ -1,0 +1,160 @@
+"""One `nn.Module` per graph: the signature that a graph has, around diffusers' and transformers' own modules.
+
+Dimensions: B images, n = 2 with classifier-free guidance or 1 without, G = n·B; H×W pixels, h×w latents.
+Tensors named `timestep`, `scale` and everything of the sampler stay float32 in every precision.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class TextEncoder(nn.Module):
+    """input_ids int64 [G,77] → prompt_embeds [G,77,D], the last hidden state after the final layer norm."""
+
+    def __init__(self, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.text_encoder(input_ids, return_dict=False)[0]
+
+
+class Hint(nn.Module):
+    """control_image uint8 [1,H,W,3] → hint [1,C0,h,w]: the ControlNet's conditioning embedding.
+
+    It depends on nothing that changes from step to step, so it runs once per image instead of once per step.
+    """
+
+    def __init__(self, controlnet: nn.Module) -> None:
+        super().__init__()
+        self.embedding = controlnet.controlnet_cond_embedding
+        self.bgr = controlnet.config.controlnet_conditioning_channel_order == "bgr"
+
+    def forward(self, control_image: Tensor) -> Tensor:
+        image = control_image.to(torch.float32).div(255.0).permute(0, 3, 1, 2)
+        if self.bgr:
+            image = image.flip(1)
+        return self.embedding(image.to(self.embedding.conv_in.weight.dtype))
+
+
+class ControlNet(nn.Module):
+    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,77,D], hint [1,C0,h,w], scale [] → the residuals.
+
+    `hint` is broadcast over the batch. Residuals: `down_0` … `down_11` (in SD 1.5) and `mid`, each times `scale`.
+    """
+
+    def __init__(self, controlnet: nn.Module) -> None:
+        super().__init__()
+        # The hint comes in ready: diffusers' own forward then adds it as it is, in the order it is in.
+        controlnet.controlnet_cond_embedding = nn.Identity()
+        controlnet.register_to_config(controlnet_conditioning_channel_order="rgb")
+        self.controlnet = controlnet
+
+    def forward(
+        self, model_input: Tensor, timestep: Tensor, prompt_embeds: Tensor, hint: Tensor, scale: Tensor
+    ) -> tuple[Tensor, ...]:
+        down, mid = self.controlnet(
+            model_input,
+            timestep,
+            encoder_hidden_states=prompt_embeds,
+            controlnet_cond=hint,
+            conditioning_scale=scale.to(model_input.dtype),
+            return_dict=False,
+        )
+        return (*down, mid)
+
+
+class UNet(nn.Module):
+    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,77,D], residuals (down_0 … and mid) → noise_pred [G,4,h,w]."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, model_input: Tensor, timestep: Tensor, prompt_embeds: Tensor, residuals: tuple[Tensor, ...]
+    ) -> Tensor:
+        return self.unet(
+            model_input,
+            timestep,
+            encoder_hidden_states=prompt_embeds,
+            down_block_additional_residuals=residuals[:-1],
+            mid_block_additional_residual=residuals[-1],
+            return_dict=False,
+        )[0]
+
+
+class AddResiduals(nn.Module):
+    """Sums the residuals of two ControlNets, as diffusers' `MultiControlNetModel` does."""
+
+    def forward(self, residuals: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(a + b for a, b in zip(residuals, others, strict=True))
+
+
+class Update(nn.Module):
+    """One step of any sampler: guidance, the step itself, and the next model input.
+
+    noise_pred [n,B,4,h,w] (the UNet's [G,4,h,w], viewed), guidance float32 [n] (weights that sum to 1: `[1 - s, s]`
+    for guidance scale s, or `[1]`), state float32 [4,B,4,h,w] (x, the x before, the last two x0 predictions),
+    coefficients float32 [5,6], noise float32 [B,4,h,w] → new state float32 [4,B,4,h,w], model_input [n,B,4,h,w].
+
+    `runtime.schedulers` makes the coefficients.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(
+        self, noise_pred: Tensor, guidance: Tensor, state: Tensor, coefficients: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        guided = torch.tensordot(guidance, noise_pred.to(torch.float32), dims=1)
+        rows = torch.cat([state, guided.unsqueeze(0), noise.unsqueeze(0)])
+        new = torch.tensordot(coefficients, rows, dims=1)
+        return new[:4], new[4:].expand_as(noise_pred).to(self.dtype)
+
+
+class VaeDecoder(nn.Module):
+    """latents float32 [B,4,h,w] → image uint8 [B,H,W,3]: scaling, decoder, clamp and rounding.
+
+    Rounds half to even, as NumPy does in diffusers' `numpy_to_pil`. TensorRT accepts uint8 only as the very last cast.
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        latents = latents / self.vae.config.scaling_factor
+        image = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+        image = (image.to(torch.float32) / 2 + 0.5).clamp(0, 1)
+        return (image * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
+
+
+class VaeEncoder(nn.Module):
+    """image uint8 [B,H,W,3], noise float32 [B,4,h,w] → latents float32 [B,4,h,w]: a scaled sample of the posterior."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        pixels = image.to(torch.float32).div(127.5).sub(1.0).permute(0, 3, 1, 2)
+        posterior = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0]
+        sample = posterior.mean.to(torch.float32) + posterior.std.to(torch.float32) * noise
+        return sample * self.vae.config.scaling_factor
+
+
+class Extractor(nn.Module):
+    """image uint8 [B,H,W,3] → map uint8 [B,H,W]: ADE20K labels for seg, else grey levels (1.0 is 255)."""
+
+    def __init__(self, extractor: nn.Module, labels: bool) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.labels = labels
+
+    def forward(self, image: Tensor) -> Tensor:
+        found = self.extractor(image.to(torch.float32).div(255.0).permute(0, 3, 1, 2))
+        if not self.labels:
+            found = (found.clamp(0, 1) * 255).round()
+        return found.to(torch.uint8)

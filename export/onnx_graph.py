@@ -1,0 +1,209 @@
+"""A PyTorch module → one ONNX file that was compared with it."""
+
+import gc
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..bundle import GraphSpec, TensorSpec
+from ..errors import ExportError
+
+# Opset 23 has Attention as one operator, which ONNX Runtime's CPU provider runs in one kernel with less memory.
+# TensorRT fuses attention from opset 20's plain operators just as well, and TensorRT-RTX fails on an Attention node
+# that no kernel of its own fits.
+OPSET = {"fp32": 23, "fp16": 20}
+
+# Largest allowed relative L2 difference between a graph in ONNX Runtime and its module in PyTorch, both on CPU. fp32
+# is some 20 times what SD 1.5 was seen to need; fp16 is compared with the fp16 module, which rounds in other places.
+TOLERANCE = {"fp32": 2e-5, "fp16": 2e-2}
+# An fp32 graph that ends in uint8 (pixels, labels): the largest allowed share of values that differ at all. A value
+# that lies on the edge between two levels may fall either way.
+TOLERANCE_UINT8 = 5e-3
+
+_DTYPES = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.int64: "int64",
+    torch.uint8: "uint8",
+}
+
+
+@dataclass
+class GraphSource:
+    """What a graph is made from.
+
+    Attributes:
+        name: of the graph and its file.
+        module: in evaluation mode.
+        inputs: example tensors by name, all distinct objects: one tensor given for two inputs makes a silently wrong
+            graph. A tuple of tensors is a nested argument whose members are named in `nested`.
+        outputs: names of the outputs.
+        nested: for each nested argument, the names of its members.
+        free: for an input (or member) the dimensions that stay free: {index: name}.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor | tuple[Tensor, ...]]
+    outputs: Sequence[str]
+    nested: Mapping[str, Sequence[str]]
+    free: Mapping[str, Mapping[int, str]]
+
+    def flat(self) -> dict[str, Tensor]:
+        """The tensors by the name they have in the graph."""
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.inputs.items():
+            if isinstance(value, tuple):
+                tensors.update(zip(self.nested[name], value, strict=True))
+            else:
+                tensors[name] = value
+        if len({id(t) for t in tensors.values()}) != len(tensors):
+            raise AssertionError(f"{self.name}: two inputs share one tensor")
+        return tensors
+
+
+def export_graph(source: GraphSource, folder: Path, precision: str) -> GraphSpec:
+    """Writes `<name>.onnx` and `<name>.onnx.data` into `folder` and compares them with the module.
+
+    The module is released before ONNX Runtime loads the graph (`source.module` is replaced), so that the weights are
+    in memory once.
+
+    Raises: ExportError where the exporter fails, or the graph differs from its module beyond the tolerance.
+    """
+    tensors = source.flat()
+    with torch.inference_mode():
+        expected = source.module(**source.inputs)
+    expected = [expected] if isinstance(expected, Tensor) else list(expected)
+    file = f"{source.name}.onnx"
+    try:
+        _write(source, folder / file, OPSET[precision])
+    except Exception as e:
+        raise ExportError(f"PyTorch cannot export {source.name}: {' '.join(str(e).split())[:400]}") from e
+    source.module = nn.Identity()
+    gc.collect()
+
+    found = run_onnx(folder / file, {name: t.numpy() for name, t in tensors.items()})
+    rounded = precision == "fp32" and expected[0].dtype == torch.uint8
+    tolerance = TOLERANCE_UINT8 if rounded else TOLERANCE[precision]
+    max_abs, worst = 0.0, 0.0
+    for name, want, got in zip(source.outputs, expected, found, strict=True):
+        difference = compare(want.numpy(), got)
+        measured = difference.share if rounded else difference.relative_l2
+        max_abs, worst = max(max_abs, difference.max_abs), max(worst, measured)
+        if not measured <= tolerance:
+            raise ExportError(
+                f"{source.name} differs from PyTorch in {name}: {measured:.2e}, allowed {tolerance:.0e}; "
+                "the graph is wrong: please report it with what `cnpp-trt doctor` prints"
+            )
+    return GraphSpec(
+        file=file,
+        inputs=tuple(_spec(name, t, source.free.get(name, {})) for name, t in tensors.items()),
+        outputs=tuple(
+            _spec(name, t, source.free.get(name, {})) for name, t in zip(source.outputs, expected, strict=True)
+        ),
+        max_abs_difference=max_abs,
+        difference=worst,
+        measure="share of values that differ" if rounded else "relative L2",
+        tolerance=tolerance,
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """max |found - expected|, their relative L2 difference, and the share of values that differ at all."""
+
+    max_abs: float
+    relative_l2: float
+    share: float
+
+
+def compare(expected: NDArray[Any], found: NDArray[Any]) -> Difference:
+    """All infinite where shapes differ or `found` is not finite."""
+    infinite = float("inf")
+    if expected.shape != found.shape:
+        return Difference(infinite, infinite, infinite)
+    want, got = expected.astype(np.float64), found.astype(np.float64)
+    error = float(np.linalg.norm(got - want))
+    if not np.isfinite(error):
+        return Difference(infinite, infinite, infinite)
+    max_abs = float(np.max(np.abs(got - want), initial=0.0))
+    return Difference(max_abs, error / (float(np.linalg.norm(want)) or 1.0), float(np.mean(got != want)))
+
+
+def run_onnx(file: Path, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Runs a graph once on ONNX Runtime's CPU provider."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    outputs: list[NDArray[Any]] = session.run(None, dict(feeds))
+    return outputs
+
+
+def _write(source: GraphSource, path: Path, opset: int) -> None:
+    def dims(name: str) -> dict[int, Any]:
+        return {axis: torch.export.Dim.DYNAMIC for axis in source.free.get(name, {})}
+
+    dynamic = {
+        name: tuple(dims(member) for member in source.nested[name]) if isinstance(value, tuple) else dims(name)
+        for name, value in source.inputs.items()
+    }
+    with _quiet(), torch.inference_mode():
+        program = torch.onnx.export(
+            source.module,
+            (),
+            kwargs=source.inputs,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=dynamic,
+            input_names=list(source.flat()),
+            output_names=list(source.outputs),
+            optimize=True,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("the exporter returned nothing")
+    _name_free_dimensions(program.model, source)
+    program.save(str(path), external_data=True)
+
+
+def _name_free_dimensions(model: Any, source: GraphSource) -> None:
+    """Gives the free dimensions of inputs and outputs the names of `source.free`, not the exporter's `s77`."""
+    import onnx_ir as ir
+
+    names: dict[str, str] = {}
+    values = [*model.graph.inputs, *model.graph.outputs]
+    for value in values:
+        for axis, name in source.free.get(value.name, {}).items():
+            if value.shape is not None and not isinstance(value.shape[axis], int):
+                names[str(value.shape[axis].value)] = name
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([d if isinstance(d, int) else names.get(str(d.value), d.value) for d in value.shape])
+
+
+def _spec(name: str, tensor: Tensor, free: Mapping[int, str]) -> TensorSpec:
+    shape = tuple(free.get(axis, size) for axis, size in enumerate(tensor.shape))
+    return TensorSpec(name, _DTYPES[tensor.dtype], shape)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """The exporter logs its own inner workings at length; errors still come out as exceptions."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,226 @@
+"""Consistency: how well the condition re-extracted from a generated image matches the one given.
+
+The metrics of the ControlNet++ paper (arXiv 2404.07987, section 4.1; its `eval/` scripts) in NumPy, on the paper's
+scales:
+
+| condition    | metric | scale         | computed on                                              |
+|--------------|--------|---------------|----------------------------------------------------------|
+| seg          | mIoU ↑ | 0–100 percent | label maps; as mmsegmentation, unlabelled pixels ignored  |
+| canny        | F1 ↑   | 0–100 percent | edge / no edge per pixel; an edge is a value above 127    |
+| hed, lineart | SSIM ↑ | 0–1           | multi-scale SSIM of gray maps scaled to [0, 1]            |
+| depth        | RMSE ↓ | 0–255         | gray maps, each scaled so that its maximum is 255         |
+
+The paper pools the pixels of several images for mIoU and F1 and averages SSIM and RMSE over images.
+Where there is nothing to find and nothing is found (no labelled pixel, no edge in either map), the maps agree: 100.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..conditions import CONDITIONS
+from ..errors import UserError
+from .palette import CLASSES, UNLABELLED, labels_from_colors
+
+_Floats = NDArray[np.float64]
+
+# Wang, Simoncelli, Bovik: Multi-scale structural similarity for image quality assessment (2003), table 1.
+SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_C1, _C2 = 0.01**2, 0.03**2  # (k·L)² with the data range L = 1
+_RADIUS = 5
+_WINDOW = np.exp(-np.square(np.arange(-_RADIUS, _RADIUS + 1) / 1.5) / 2)
+_WINDOW /= _WINDOW.sum()
+
+
+@dataclass(frozen=True)
+class Score:
+    """A consistency score: the metric's name, its value on the paper's scale, and which direction is better."""
+
+    metric: str
+    value: float
+    higher_is_better: bool
+
+    def __str__(self) -> str:
+        """As the paper prints it: 'mIoU 43.64', 'F1 37.04', 'SSIM 0.8097', 'RMSE 28.32'."""
+        return f"{self.metric} {self.value:.{4 if self.metric == 'SSIM' else 2}f}"
+
+
+def score(condition: str, given: NDArray[np.uint8], extracted: NDArray[np.uint8]) -> Score:
+    """Score one image by its condition's metric.
+
+    Args:
+        condition: a name in `conditions.CONDITIONS`.
+        given: the condition image that steered the generation, uint8 [H, W, 3].
+        extracted: the condition image extracted from the generated image, uint8 [H, W, 3].
+
+    Raises:
+        UserError: an unknown condition, or images of different or too small size.
+    """
+    if condition not in CONDITIONS:
+        raise UserError(f"unknown condition {condition!r}; choose one of {', '.join(CONDITIONS)}")
+    if given.shape != extracted.shape or given.ndim != 3 or given.shape[2] != 3:
+        raise UserError(f"cannot compare condition images of shapes {given.shape} and {extracted.shape}; resize one")
+    row = CONDITIONS[condition]
+    match row.metric:
+        case "mIoU":
+            value = mean_iou(labels_from_colors(given)[0], labels_from_colors(extracted)[0])
+        case "F1":
+            value = f1(_gray(given) > 127, _gray(extracted) > 127)
+        case "SSIM":
+            value = ms_ssim(_gray(given) / 255, _gray(extracted) / 255)
+        case "RMSE":
+            value = rmse(_gray(given), _gray(extracted))
+    return Score(row.metric, value, row.higher_is_better)
+
+
+class MeanIoU:
+    """Mean intersection over union, with the confusion pooled over all images seen.
+
+    As mmsegmentation's `IoUMetric`: pixels that are unlabelled (255) in the given map are ignored; a class that
+    appears in neither map is left out of the mean. A labelled pixel that the extractor leaves unlabelled is a miss.
+    """
+
+    def __init__(self, classes: int = CLASSES) -> None:
+        self._classes = classes
+        self._intersection = np.zeros(classes, np.int64)
+        self._union = np.zeros(classes, np.int64)
+
+    def update(self, given: NDArray[np.integer], extracted: NDArray[np.integer]) -> None:
+        """Add a pair of label maps of equal shape, each label below `classes`, or 255 for unlabelled."""
+        if given.shape != extracted.shape:
+            raise UserError(f"cannot compare label maps of shapes {given.shape} and {extracted.shape}; resize one")
+        labelled = given != UNLABELLED
+        truth, guess = given[labelled], extracted[labelled]
+        matched = self._areas(truth[truth == guess])
+        self._intersection += matched
+        self._union += self._areas(truth) + self._areas(guess[guess != UNLABELLED]) - matched
+
+    def per_class(self) -> _Floats:
+        """IoU of each class, float64 [classes], 0–100; NaN where a class appears in neither map."""
+        present = self._union > 0
+        ious = np.full(self._classes, np.nan)
+        ious[present] = 100 * self._intersection[present] / self._union[present]
+        return ious
+
+    def value(self) -> float:
+        """mIoU in percent; 100 when nothing labelled has been seen."""
+        ious = self.per_class()
+        return float(np.nanmean(ious)) if np.isfinite(ious).any() else 100.0
+
+    def _areas(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
+        areas = np.bincount(labels, minlength=self._classes)
+        if len(areas) > self._classes:
+            raise UserError(f"label {len(areas) - 1} is not one of the {self._classes} classes; remap the labels")
+        return areas.astype(np.int64)
+
+
+def mean_iou(given: NDArray[np.integer], extracted: NDArray[np.integer]) -> float:
+    """mIoU, in percent, of one pair of label maps [H, W]; for several images pool them in a `MeanIoU`."""
+    metric = MeanIoU()
+    metric.update(given, extracted)
+    return metric.value()
+
+
+def f1(given: NDArray[np.bool_], extracted: NDArray[np.bool_]) -> float:
+    """F1 = 2·TP / (2·TP + FP + FN) of edge pixels, in percent.
+
+    Args:
+        given, extracted: bool, of one shape; [H, W], or several maps stacked to pool their pixels.
+
+    Returns:
+        0–100; 100 for two maps without any edge, 0 if only one of them has none.
+    """
+    hits = int(np.count_nonzero(given & extracted))
+    marked = int(np.count_nonzero(given)) + int(np.count_nonzero(extracted))
+    return 200.0 * hits / marked if marked else 100.0
+
+
+def ssim_scales(height: int, width: int) -> int:
+    """The number of scales that multi-scale SSIM can use: 5 from 176 pixels, 4 from 99, 3 from 44, 2 from 12.
+
+    The limits are torchmetrics': side // (scales − 1)² must exceed the window's 10 pixels.
+    """
+    side = min(height, width)
+    if side < 12:
+        raise UserError(f"multi-scale SSIM needs sides of at least 12 pixels, not {height}×{width}; use larger images")
+    return max(scales for scales in range(2, len(SSIM_BETAS) + 1) if side // (scales - 1) ** 2 > 2 * _RADIUS)
+
+
+def ms_ssim(given: NDArray[np.floating], extracted: NDArray[np.floating]) -> float:
+    """Multi-scale structural similarity.
+
+    With the settings of torchmetrics' `MultiScaleStructuralSimilarityIndexMeasure`, which the paper uses: Gaussian
+    window of 11×11 and sigma 1.5 with reflected borders, k₁ = 0.01, k₂ = 0.03, data range 1; contrast terms averaged
+    without the outer 5 pixels, negative terms set to 0, 2×2 average pooling between scales.
+
+    Images too small for five scales (a side below 176) use as many as `ssim_scales` says, with the betas of these
+    scales divided by their sum: 128×128 uses four. Such values compare with each other, not with values over five.
+
+    Args:
+        given, extracted: [H, W] in [0, 1].
+
+    Returns:
+        0–1; 1 for identical maps.
+    """
+    if given.shape != extracted.shape:
+        raise UserError(f"cannot compare maps of shapes {given.shape} and {extracted.shape}; resize one")
+    scales = ssim_scales(*given.shape)
+    betas = np.array(SSIM_BETAS[:scales])
+    betas /= betas.sum()
+    x, y = given.astype(np.float64), extracted.astype(np.float64)
+    result = 1.0
+    for scale, beta in enumerate(betas):
+        similarity, contrast = _similarity(x, y)
+        result *= max(similarity if scale == scales - 1 else contrast, 0.0) ** beta
+        x, y = _halve(x), _halve(y)
+    return float(result)
+
+
+def rmse(given: NDArray[np.number], extracted: NDArray[np.number]) -> float:
+    """Root mean squared error of two depth maps [H, W] (values ≥ 0), each first scaled so that its maximum is 255.
+
+    Depth networks predict up to an unknown scale, hence the paper's division by the maximum. An all-zero map stays
+    zero.
+
+    Returns:
+        0–255.
+    """
+    return float(np.sqrt(np.mean(np.square(_to_maximum(given) - _to_maximum(extracted)))))
+
+
+def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(pixels).convert("L"))
+
+
+def _to_maximum(depth: NDArray[np.number]) -> _Floats:
+    top = float(depth.max())
+    return depth.astype(np.float64) * (255 / top if top > 0 else 0)
+
+
+def _similarity(x: _Floats, y: _Floats) -> tuple[float, float]:
+    """Mean SSIM over the whole map, and mean contrast-structure term without its border. Both arguments [H, W]."""
+    mean_x, mean_y = _smooth(x), _smooth(y)
+    variance_x = np.maximum(_smooth(x * x) - mean_x**2, 0)
+    variance_y = np.maximum(_smooth(y * y) - mean_y**2, 0)
+    covariance = _smooth(x * y) - mean_x * mean_y
+    contrast = (2 * covariance + _C2) / (variance_x + variance_y + _C2)
+    luminance = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
+    inner = contrast[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS]
+    # The last scale may be too small to have an inner part; its contrast is not used.
+    return float((luminance * contrast).mean()), float(inner.mean()) if inner.size else 0.0
+
+
+def _smooth(x: _Floats) -> _Floats:
+    import cv2
+
+    smoothed: _Floats = cv2.sepFilter2D(x, cv2.CV_64F, _WINDOW, _WINDOW, borderType=cv2.BORDER_REFLECT_101)
+    return smoothed
+
+
+def _halve(x: _Floats) -> _Floats:
+    """2×2 average pooling; an odd last row or column is dropped."""
+    height, width = x.shape[0] // 2, x.shape[1] // 2
+    pooled: _Floats = x[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean((1, 3))
+    return pooled

@@ -1,0 +1,53 @@
+"""photo → control image, by the bundle's extractor graph (canny: by the algorithm)."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..conditions import CONDITIONS
+from ..errors import UserError
+from .backend import Backend
+
+
+def extract(bundle: Bundle, backend: Backend, condition: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The control image uint8 [H,W,3] of `image` uint8 [*,*,3], at the bundle's size.
+
+    Raises: UserError where the bundle has no extractor for the condition.
+    """
+    m = bundle.manifest
+    if image.shape[:2] != (m.height, m.width):
+        from .images import resize
+
+        image = resize(image, m.width, m.height, "lanczos")
+    if not CONDITIONS[condition].extractor_graph:
+        from .canny import canny
+
+        return _grey(canny(image))
+    graph = f"extractor_{condition}"
+    if graph not in m.graphs:
+        raise UserError(
+            f"the bundle {bundle.folder} has no extractor for {condition!r}: "
+            "give the control image itself, without --extract"
+        )
+    source = backend.allocate((1, m.height, m.width, 3), "uint8")
+    found = backend.allocate((1, m.height, m.width), "uint8")
+    launch = backend.load(graph).bind({"image": source, "map": found})
+    backend.upload(source, image[None])
+    launch()
+    values = backend.download(found)[0]
+    if condition == "seg":
+        from .palette import colors_from_labels
+
+        return colors_from_labels(values)
+    return _grey(values)
+
+
+def can_extract(bundle: Bundle, condition: str) -> bool:
+    """Whether `extract` works for this condition."""
+    return not CONDITIONS[condition].extractor_graph or f"extractor_{condition}" in bundle.manifest.graphs
+
+
+def _grey(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.repeat(values[:, :, None], 3, axis=2)

@@ -1,0 +1,182 @@
+"""bundle + request → images, without PyTorch."""
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..conditions import CONDITIONS
+from ..errors import UserError
+from .backend import Backend
+from .loop import Program, Structure, latent_shape, run
+from .noise import TorchGenerator
+from .request import Control, Request
+from .schedulers import SamplerTable, build_table
+from .tokenizer import Tokenizer
+
+BACKENDS = ("auto", "onnxruntime-cpu")
+# A structure's buffers are some hundred MB at full size: enough of them to alternate, not to pile up.
+MAX_PROGRAMS = 4
+
+OnStepEnd = Callable[[int, float, NDArray[np.float32]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Attributes:
+    images: uint8 [B,H,W,3].
+    latents: float32 [B,4,h,w], what the decoder was given (not divided by the scaling factor).
+    seed: of image 0; image i has seed + i.
+    timings: seconds by stage, `total` included.
+    controls: the control images as they were used, uint8 [H,W,3] each.
+    notes: what was changed or dropped on the way (resized conditions, truncated prompts), one line each.
+    """
+
+    images: NDArray[np.uint8]
+    latents: NDArray[np.float32]
+    seed: int
+    timings: dict[str, float]
+    controls: tuple[NDArray[np.uint8], ...]
+    notes: tuple[str, ...]
+
+
+class Pipeline:
+    """Runs requests on a bundle. Safe to call from several threads: requests run one after the other."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self._tokenizer = Tokenizer(bundle.folder / "tokenizer")
+        self._programs: OrderedDict[Structure, Program] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, bundle: str | Path | Bundle, backend: str = "auto", threads: int | None = None) -> "Pipeline":
+        """Opens a bundle on a backend. Graphs are loaded when a request first needs them.
+
+        Args:
+            backend: one of `BACKENDS`; `auto` takes the fastest that works here.
+            threads: of the CPU backend; None uses every physical core.
+        Raises: UserError, BundleError, BackendError
+        """
+        if backend not in BACKENDS:
+            raise UserError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
+        from .onnxruntime_cpu import OnnxRuntimeCpu
+
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        return cls(opened, OnnxRuntimeCpu(opened, threads))
+
+    def __call__(self, request: Request, callback_on_step_end: OnStepEnd | None = None) -> Result:
+        """Draws the images of a request.
+
+        Args:
+            callback_on_step_end: is given the step k, its timestep and a copy of the latents [B,4,h,w] after it.
+        Raises: UserError where the request asks for what this bundle has not, BackendError where a graph fails.
+        """
+        for control in request.controls:
+            self.bundle.require_condition(control.condition)
+        table = build_table(request.scheduler, self.bundle.manifest.scheduler_config, request.num_inference_steps)
+        with self._lock:
+            return self._run(request, table, callback_on_step_end)
+
+    def extract(self, condition: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The control image [H,W,3] of a photo [*,*,3], at the bundle's size.
+
+        Raises: UserError where the bundle has no extractor for the condition.
+        """
+        from .extraction import extract
+
+        self.bundle.require_condition(condition)
+        with self._lock:
+            return extract(self.bundle, self.backend, condition, image)
+
+    def _run(self, request: Request, table: SamplerTable, on_step_end: OnStepEnd | None) -> Result:
+        start = time.perf_counter()
+        notes: list[str] = []
+        program = self._program(request, table)
+        loaded = time.perf_counter()
+        seed = secrets.randbits(32) if request.seed is None else int(request.seed)
+        noise, step_noise = self._noise(seed, request.num_images_per_prompt, program.structure.noisy)
+        controls = tuple(self._fit(control, notes) for control in request.controls)
+        program.fill(
+            input_ids=self._input_ids(request, notes),
+            control_images=controls,
+            table=table,
+            guidance_scale=request.guidance_scale,
+            conditioning_scales=[c.controlnet_conditioning_scale for c in request.controls],
+            noise=noise,
+            step_noise=step_noise,
+        )
+        timings = {"load": loaded - start, "fill": time.perf_counter() - loaded}
+        run(program.prepare, timings)
+        if on_step_end is None:
+            run(program.denoise, timings)
+        else:
+            run(
+                program.denoise,
+                timings,
+                lambda k: on_step_end(k, float(table.timesteps[k]), program.latents_after(k)),
+            )
+        run(program.decode, timings)
+        images = self.backend.download(program.workspace.image)
+        latents = self.backend.download(program.workspace.latents)
+        timings["total"] = time.perf_counter() - start
+        return Result(images, latents, seed, timings, controls, tuple(notes))
+
+    def _program(self, request: Request, table: SamplerTable) -> Program:
+        n = request.num_inference_steps
+        structure = Structure(
+            images=request.num_images_per_prompt,
+            guided=request.guided,
+            steps=n,
+            controls=tuple((c.condition, c.active(n)) for c in request.controls),
+            noisy=tuple(bool(b) for b in table.uses_noise),
+        )
+        if structure not in self._programs:
+            while len(self._programs) >= MAX_PROGRAMS:
+                self._programs.popitem(last=False)
+            self._programs[structure] = Program(self.backend, self.bundle, structure)
+        self._programs.move_to_end(structure)
+        return self._programs[structure]
+
+    def _noise(
+        self, seed: int, images: int, noisy: tuple[bool, ...]
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.float32] | None]]:
+        """What `torch.Generator("cpu").manual_seed(seed + i)` gives image i, in the order in which diffusers draws it."""
+        shape = latent_shape(self.bundle.manifest)
+        generators = [TorchGenerator(seed + i) for i in range(images)]
+
+        def draw() -> NDArray[np.float32]:
+            return np.stack([g.randn(*shape) for g in generators])
+
+        return draw(), [draw() if needed else None for needed in noisy]
+
+    def _input_ids(self, request: Request, notes: list[str]) -> NDArray[np.int64]:
+        prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
+        rows = []
+        for prompt in prompts:
+            ids, dropped = self._tokenizer.encode(prompt)
+            if dropped:
+                notes.append(f"the prompt is longer than {len(ids)} tokens; dropped: {dropped!r}")
+            rows += [ids] * request.num_images_per_prompt
+        return np.stack(rows)
+
+    def _fit(self, control: Control, notes: list[str]) -> NDArray[np.uint8]:
+        m = self.bundle.manifest
+        height, width = control.image.shape[:2]
+        if (width, height) == (m.width, m.height):
+            return control.image
+        from .images import resize
+
+        resample = CONDITIONS[control.condition].resample
+        notes.append(
+            f"the {control.condition} image was resized from {width}x{height} to {m.width}x{m.height} ({resample})"
+        )
+        return resize(control.image, m.width, m.height, resample)

@@ -1,0 +1,118 @@
+"""What a user asks for. Names are diffusers'; everything is checked when the object is made."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..conditions import CONDITIONS
+from ..errors import UserError
+from .schedulers import SCHEDULERS
+
+MAX_IMAGES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A condition with its image.
+
+    Attributes:
+        condition: `seg`, `canny`, `hed`, `lineart` or `depth`.
+        image: the control image, uint8 [H,W,3] RGB; of another size than the bundle's it is resized.
+        controlnet_conditioning_scale: factor on the ControlNet's residuals.
+        control_guidance_start, control_guidance_end: share of the steps at which the ControlNet starts and stops
+            applying, 0 ≤ start < end ≤ 1.
+    Raises: UserError
+    """
+
+    condition: str
+    image: NDArray[np.uint8]
+    controlnet_conditioning_scale: float = 1.0
+    control_guidance_start: float = 0.0
+    control_guidance_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.condition not in CONDITIONS:
+            raise UserError(f"unknown condition {self.condition!r}: choose from {', '.join(CONDITIONS)}")
+        image = self.image
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise UserError(f"the {self.condition} image must be a uint8 array [height, width, 3], not {found}")
+        if 0 in image.shape:
+            raise UserError(f"the {self.condition} image is empty: {image.shape[1]}x{image.shape[0]} pixels")
+        _finite("controlnet_conditioning_scale", self.controlnet_conditioning_scale)
+        _finite("control_guidance_start", self.control_guidance_start)
+        _finite("control_guidance_end", self.control_guidance_end)
+        if not 0 <= self.control_guidance_start < self.control_guidance_end <= 1:
+            raise UserError(
+                f"control_guidance_start {self.control_guidance_start} and control_guidance_end "
+                f"{self.control_guidance_end} must satisfy 0 <= start < end <= 1"
+            )
+
+    def active(self, num_inference_steps: int) -> tuple[bool, ...]:
+        """At which steps the ControlNet applies: diffusers' `controlnet_keep`, step for step."""
+        n = num_inference_steps
+        start, end = self.control_guidance_start, self.control_guidance_end
+        return tuple(not (k / n < start or (k + 1) / n > end) for k in range(n))
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One call of a pipeline.
+
+    Attributes:
+        prompt, negative_prompt: the negative one counts only with guidance.
+        controls: none, one or several; their residuals add up.
+        num_inference_steps: 1 to 1000.
+        guidance_scale: 1 or less runs without guidance, at half the work.
+        scheduler: one of `SCHEDULERS`.
+        seed: 0 to 2**64 - 1; image i is drawn from `torch.Generator("cpu").manual_seed(seed + i)`, so that it is the
+            image which that seed gives alone. None: a random one, reported in the result.
+        num_images_per_prompt: 1 to 16.
+        guess_mode: not supported; True is refused.
+    Raises: UserError
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    controls: tuple[Control, ...] = field(default=())
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    scheduler: str = "unipc"
+    seed: int | None = None
+    num_images_per_prompt: int = 1
+    guess_mode: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name} must be a string, not {type(getattr(self, name)).__name__}")
+        object.__setattr__(self, "controls", tuple(self.controls))
+        if not all(isinstance(c, Control) for c in self.controls):
+            raise UserError("controls must be Control objects")
+        _integer("num_inference_steps", self.num_inference_steps, 1, 1000)
+        _integer("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
+        _finite("guidance_scale", self.guidance_scale)
+        if self.scheduler not in SCHEDULERS:
+            raise UserError(f"unknown scheduler {self.scheduler!r}: choose from {', '.join(SCHEDULERS)}")
+        if self.seed is not None:
+            _integer("seed", self.seed, 0, 2**64 - self.num_images_per_prompt)
+        if self.guess_mode:
+            raise UserError("guess_mode is not supported: lower guidance_scale and leave the prompt empty instead")
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance runs, as diffusers decides it."""
+        return self.guidance_scale > 1
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
+        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+
+def _finite(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, not {value!r}")

@@ -1,0 +1,286 @@
+"""Samplers as tables: a whole schedule of N steps is N small matrices, computed in NumPy before the first step.
+
+DDIM, Euler, DPM-Solver++(2M), UniPC with its corrector, and LCM are linear in their state and in the model's output.
+With the state as four rows, step k of any of them is one matrix product:
+
+    [x', x_last', m0', m1', model_input'] = coefficients[k] @ [x, x_last, m0, m1, noise_pred, noise]
+
+x is the sample, x_last the sample one step earlier (as corrected, for UniPC), m0 and m1 the last two predictions of the
+clean image x0, noise_pred the model's output after guidance (whatever its prediction type), noise fresh N(0, 1).
+
+The formulas are the papers'; the conventions (time steps, defaults, orders of the first and last steps) are those of
+diffusers 0.42's `TargetScheduler.from_config(scheduler_config.json)`, file by file:
+
+    ddim                        scheduling_ddim.py                 DDIM, arXiv 2010.02502, equation 12 with sigma = 0
+    euler                       scheduling_euler_discrete.py       EDM, arXiv 2206.00364, algorithm 2 without churn
+    dpmpp_2m, dpmpp_2m_karras   scheduling_dpmsolver_multistep.py  DPM-Solver++, arXiv 2211.01095, algorithm 2
+    unipc                       scheduling_unipc_multistep.py      UniPC, arXiv 2302.04867, algorithms 1 and 2
+    lcm                         scheduling_lcm.py                  LCM, arXiv 2310.04378, algorithm 3
+
+Betas, their cumulative product and sigmas are float32, as in diffusers (see noise_schedule.py); all that follows is
+float64, where diffusers goes on in float32. The only rounding that remains between the two is diffusers' own.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UserError
+from .noise_schedule import Floats, alphas_cumprod, euler_schedule, multistep_schedule, spaced_timesteps
+from .scheduler_config import Settings, from_config
+
+
+@dataclass(frozen=True)
+class SamplerTable:
+    """A schedule of N steps. The state starts as [init_noise_sigma · noise, 0, 0, 0].
+
+    Attributes:
+        timesteps: float32 [N], what the model is given at each step; whole numbers, except for Euler.
+        coefficients: float64 [N, 5, 6], the matrix of each step (see the module's docstring). The last step's model
+            input is read by nobody.
+        init_noise_sigma: standard deviation of the initial x.
+        input_scale: the first model input is input_scale · x; those of later steps come out of the matrices.
+        uses_noise: [N], whether the step adds fresh noise. Draw it only where it does: a draw advances the generator.
+    """
+
+    timesteps: npt.NDArray[np.float32]
+    coefficients: Floats
+    init_noise_sigma: float
+    input_scale: float
+    uses_noise: tuple[bool, ...]
+
+
+def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: int) -> SamplerTable:
+    """The table of `scheduler` for a checkpoint, as diffusers' `TargetScheduler.from_config(config)` would sample.
+
+    What of the config counts for a scheduler is told in scheduler_config.py.
+
+    Where diffusers breaks down, and this does not follow it: UniPC's last step between equal noise levels, or with
+    `bh1` to sigma 0, is NaN there and the formula's limit here; a schedule that begins with a repeated time step starts
+    at its first step here, while diffusers starts at its second and runs off the end.
+
+    Args:
+        scheduler: one of `SCHEDULERS`.
+        config: the contents of scheduler_config.json.
+        num_inference_steps: 1 … num_train_timesteps; for lcm at most original_inference_steps.
+
+    Raises:
+        UserError: an unknown scheduler; a number of steps out of range, or for which no schedule exists; something that
+            the config asks for and this module does not do.
+    """
+    if scheduler not in _SAMPLERS:
+        close = difflib.get_close_matches(str(scheduler).lower(), SCHEDULERS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"unknown scheduler {scheduler!r}: {hint}choose from {', '.join(SCHEDULERS)}")
+    build, target, overrides = _SAMPLERS[scheduler]
+    settings = from_config(target, config, **overrides)
+    train_steps, n = settings["num_train_timesteps"], num_inference_steps
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= train_steps:
+        raise UserError(f"num_inference_steps {n!r} cannot be used: give a whole number from 1 to {train_steps}")
+    with np.errstate(all="ignore"):  # lambda is infinite where sigma is 0; what is not finite in the end is refused
+        table = build(settings, int(n))
+    if not (np.isfinite(table.coefficients).all() and np.isfinite(table.init_noise_sigma)):
+        raise UserError(
+            f"{scheduler} has no finite coefficients for {n} steps of this scheduler_config.json: "
+            "check its betas and sigmas, or use another number of steps"
+        )
+    return table
+
+
+# The state as unit vectors: the papers' formulas, written with them, come out as rows of the matrix.
+X, X_LAST, M0, M1, NOISE_PRED, NOISE = np.eye(6)
+
+
+class _Step(NamedTuple):
+    """[6] each: x after the step, x before it (corrected, where there is a corrector), the step's prediction of x0."""
+
+    x_next: Floats
+    x: Floats
+    x0: Floats
+
+
+def _table(
+    timesteps: Floats,
+    steps: Iterable[_Step],
+    *,
+    init_noise_sigma: float = 1.0,
+    input_scales: Floats | None = None,
+    uses_noise: tuple[bool, ...] | None = None,
+) -> SamplerTable:
+    """input_scales: [N + 1], what x is multiplied with before the model sees it, at each step and after the last."""
+    n = len(timesteps)
+    scales = np.ones(n + 1) if input_scales is None else input_scales
+    rows = [[s.x_next, s.x, s.x0, M0, s.x_next * scale] for s, scale in zip(steps, scales[1:], strict=True)]
+    return SamplerTable(
+        timesteps=timesteps.astype(np.float32),
+        coefficients=np.array(rows),
+        init_noise_sigma=init_noise_sigma,
+        input_scale=float(scales[0]),
+        uses_noise=uses_noise or (False,) * n,
+    )
+
+
+def _x0_prediction(settings: Settings, x: Floats, alpha: np.float64, sigma: np.float64) -> Floats:
+    """The model's output as a prediction of x0, where x = alpha · x0 + sigma · noise is what the model was shown."""
+    if settings["prediction_type"] == "epsilon":
+        return (x - sigma * NOISE_PRED) / alpha
+    if settings["prediction_type"] == "v_prediction":  # progressive distillation, arXiv 2202.00512, appendix D
+        return alpha * x - sigma * NOISE_PRED
+    return NOISE_PRED
+
+
+def _alpha_sigma_lambda(sigmas: Floats) -> tuple[Floats, Floats, Floats]:
+    """sigma/alpha → alpha and sigma with alpha² + sigma² = 1, and lambda = log(alpha/sigma), infinite at sigma 0."""
+    alpha = 1 / np.sqrt(np.square(sigmas) + 1)
+    return alpha, sigmas * alpha, -np.log(sigmas)
+
+
+def _ddim(settings: Settings, n: int) -> SamplerTable:
+    train_steps, bar = settings["num_train_timesteps"], alphas_cumprod(settings).astype(np.float64)
+    timesteps = spaced_timesteps(settings, n, last=train_steps, points=n)
+    if timesteps[0] >= train_steps:
+        raise UserError(
+            f"ddim's first of {n} time steps is {timesteps[0]:.0f}, beyond {train_steps - 1}: use fewer steps"
+        )
+    final = 1.0 if settings["set_alpha_to_one"] else bar[0]
+
+    def step(t: int) -> _Step:
+        t_prev = t - train_steps // n
+        bar_t, bar_prev = bar[t], bar[t_prev] if t_prev >= 0 else final
+        if bar_t == 0 and settings["prediction_type"] == "epsilon":
+            raise UserError("rescale_betas_zero_snr leaves ddim no signal to predict from: use a v_prediction model")
+        alpha, sigma = np.sqrt(bar_t), np.sqrt(1 - bar_t)
+        x0 = _x0_prediction(settings, X, alpha, sigma)
+        epsilon = (X - alpha * x0) / sigma
+        return _Step(np.sqrt(bar_prev) * x0 + np.sqrt(1 - bar_prev) * epsilon, X, x0)
+
+    return _table(timesteps, [step(int(t)) for t in timesteps])
+
+
+def _euler(settings: Settings, n: int) -> SamplerTable:
+    timesteps, sigmas = euler_schedule(settings, n)
+    input_scales = 1 / np.sqrt(np.square(sigmas) + 1)
+
+    def step(k: int) -> _Step:
+        # Here x = x0 + sigma · noise; the model is shown it scaled to unit variance.
+        alpha, sigma = input_scales[k], sigmas[k]
+        x0 = _x0_prediction(settings, alpha * X, alpha, alpha * sigma)
+        return _Step(X + (sigmas[k + 1] - sigma) * (X - x0) / sigma, X, x0)
+
+    largest = float(sigmas.max())
+    initial = math.sqrt(largest**2 + 1) if settings["timestep_spacing"] == "leading" else largest
+    return _table(timesteps, map(step, range(n)), init_noise_sigma=initial, input_scales=input_scales)
+
+
+def _dpmpp_2m(settings: Settings, n: int) -> SamplerTable:
+    timesteps, sigmas = multistep_schedule(settings, n, unipc=False)
+    alpha, sigma, lam = _alpha_sigma_lambda(sigmas)
+    first_order_at_end = (
+        settings["euler_at_final"]
+        or (settings["lower_order_final"] and n < 15)
+        or settings["final_sigmas_type"] == "zero"
+    )
+
+    def step(k: int) -> _Step:
+        x0 = _x0_prediction(settings, X, alpha[k], sigma[k])
+        h = lam[k + 1] - lam[k]
+        x = sigma[k + 1] / sigma[k] * X - alpha[k + 1] * np.expm1(-h) * x0
+        if settings["solver_order"] == 1 or k == 0 or (k == n - 1 and first_order_at_end):
+            return _Step(x, X, x0)
+        slope = h / (lam[k] - lam[k - 1]) * (x0 - M0)
+        if settings["solver_type"] == "heun":
+            return _Step(x + alpha[k + 1] * (np.expm1(-h) / h + 1) * slope, X, x0)
+        return _Step(x - 0.5 * alpha[k + 1] * np.expm1(-h) * slope, X, x0)
+
+    return _table(timesteps, map(step, range(n)))
+
+
+def _unipc(settings: Settings, n: int) -> SamplerTable:
+    order = settings["solver_order"]
+    if n > 1 and order > 1 and not settings["lower_order_final"] and settings["final_sigmas_type"] == "zero":
+        raise UserError("unipc cannot end at sigma 0 with lower_order_final false: set final_sigmas_type 'sigma_min'")
+    timesteps, sigmas = multistep_schedule(settings, n, unipc=True)
+    alpha, sigma, lam = _alpha_sigma_lambda(sigmas)
+    orders = [min(order, k + 1, n - k if settings["lower_order_final"] else order) for k in range(n)]
+
+    def b(h: np.float64) -> np.float64:
+        return -h if settings["solver_type"] == "bh1" else np.expm1(-h)
+
+    def corrected(k: int, x0: Floats) -> Floats:
+        """UniC: x at step k once more from x_last, now that x0 at k is known."""
+        h = lam[k] - lam[k - 1]
+        x: Floats = sigma[k] / sigma[k - 1] * X_LAST - alpha[k] * np.expm1(-h) * M0
+        if orders[k - 1] == 1:
+            x -= alpha[k] * b(h) * 0.5 * (x0 - M0)
+            return x
+        r = (lam[k - 2] - lam[k - 1]) / h
+        phi_2 = np.expm1(-h) / -h - 1
+        phi_3 = phi_2 / -h - 0.5
+        rho = np.linalg.solve([[1.0, 1.0], [r, 1.0]], [phi_2 / b(h), 2 * phi_3 / b(h)])
+        x -= alpha[k] * b(h) * (rho[0] * (M1 - M0) / r + rho[1] * (x0 - M0))
+        return x
+
+    def step(k: int) -> _Step:
+        x0 = _x0_prediction(settings, X, alpha[k], sigma[k])
+        x = corrected(k, x0) if k > 0 and k - 1 not in settings["disable_corrector"] else X
+        h = lam[k + 1] - lam[k]
+        x_next = sigma[k + 1] / sigma[k] * x - alpha[k + 1] * np.expm1(-h) * x0  # UniP
+        if orders[k] == 2:
+            x_next = x_next - alpha[k + 1] * b(h) * 0.5 * h / (lam[k - 1] - lam[k]) * (M0 - x0)
+        return _Step(x_next, x, x0)
+
+    return _table(timesteps, map(step, range(n)))
+
+
+def _lcm(settings: Settings, n: int) -> SamplerTable:
+    train_steps, original = settings["num_train_timesteps"], settings["original_inference_steps"]
+    if not isinstance(original, int) or not 1 <= original <= train_steps:
+        raise UserError(f"original_inference_steps {original!r} must be a whole number from 1 to {train_steps}")
+    if n > original:
+        raise UserError(f"lcm takes at most original_inference_steps={original} steps, not {n}: 4 to 8 are usual")
+    bar = alphas_cumprod(settings).astype(np.float64)
+    distilled = np.arange(original, 0, -1) * (train_steps // original) - 1  # the time steps of distillation, descending
+    timesteps = distilled[np.floor(np.linspace(0, original, n, endpoint=False)).astype(np.int64)]
+
+    def step(k: int) -> _Step:
+        t = int(timesteps[k])
+        if bar[t] == 0 and settings["prediction_type"] == "epsilon":
+            raise UserError("rescale_betas_zero_snr leaves lcm no signal to predict from: use a v_prediction model")
+        x0 = _x0_prediction(settings, X, np.sqrt(bar[t]), np.sqrt(1 - bar[t]))
+        scaled, sigma_data = t * settings["timestep_scaling"], 0.5
+        c_skip = sigma_data**2 / (scaled**2 + sigma_data**2)
+        c_out = scaled / math.sqrt(scaled**2 + sigma_data**2)
+        denoised = c_skip * X + c_out * x0
+        if k == n - 1:
+            return _Step(denoised, X, x0)
+        bar_next = bar[timesteps[k + 1]]
+        return _Step(np.sqrt(bar_next) * denoised + np.sqrt(1 - bar_next) * NOISE, X, x0)
+
+    uses_noise = (True,) * (n - 1) + (False,)
+    return _table(timesteps.astype(np.float64), map(step, range(n)), uses_noise=uses_noise)
+
+
+class _Sampler(NamedTuple):
+    """target: the diffusers class. overrides: what the scheduler's name implies, whatever the config says."""
+
+    build: Callable[[Settings, int], SamplerTable]
+    target: str
+    overrides: Mapping[str, Any]
+
+
+_SAMPLERS: Mapping[str, _Sampler] = {
+    "ddim": _Sampler(_ddim, "DDIMScheduler", {}),
+    "euler": _Sampler(_euler, "EulerDiscreteScheduler", {}),
+    "dpmpp_2m": _Sampler(_dpmpp_2m, "DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_karras": _Sampler(_dpmpp_2m, "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": _Sampler(_unipc, "UniPCMultistepScheduler", {}),
+    "lcm": _Sampler(_lcm, "LCMScheduler", {}),
+}
+
+SCHEDULERS: tuple[str, ...] = tuple(_SAMPLERS)
+DEFAULT_SCHEDULER = "unipc"
