@@ -118,13 +118,17 @@ class Manifest:
             for name, g in fields["graphs"].items()
         }
         manifest = cls(**fields)
-        for file in manifest.files:
+        for file, entry in manifest.files.items():
             inside = PurePosixPath(file)
             if inside.is_absolute() or ".." in inside.parts:
                 raise ValueError(f"file outside the bundle: {file}")
-        missing = {g.file for g in manifest.graphs.values()} - manifest.files.keys()
+            if not (isinstance(entry["size"], int) and isinstance(entry["sha256"], str)):
+                raise ValueError(f"no size and digest of {file}")
+        # What the manifest points at must be listed too: nothing outside the bundle is ever read.
+        examples = {c["image"] for c in manifest.conditions.values() if "image" in c}
+        missing = ({g.file for g in manifest.graphs.values()} | examples) - manifest.files.keys()
         if missing:
-            raise ValueError(f"graphs without a file: {sorted(missing)}")
+            raise ValueError(f"not listed in files: {', '.join(sorted(missing))}")
         return manifest
 
 
@@ -162,7 +166,7 @@ class Bundle:
             raise BundleError(
                 f"{folder} has manifest format {e}, this version reads {FORMAT}: export the bundle again"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as e:
             raise BundleError(f"{path} cannot be read ({_line(e)}): export the bundle again") from None
         for name, entry in manifest.files.items():
             try:
@@ -221,7 +225,24 @@ def write_bundle(folder: Path, manifest: Manifest) -> Iterator[Path]:
     Where `folder` is a bundle already, the staged files are added to it (a file it has is kept as it is, so stage only
     new ones) and its manifest is replaced; `manifest.files` must hold the old entries then. Nothing that could pass
     for a bundle is left behind when the block raises or the process is killed. Leftovers of a killed export are
-    cleared by the next one. Two exports into one folder wait for each other.
+    cleared by the next one. Call it within `lock_bundle`.
+    """
+    folder = Path(folder).absolute()
+    for leftover in folder.parent.glob(f".{folder.name}{PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}{PARTIAL}", dir=folder.parent))
+    try:
+        yield staging
+        _finish(staging, folder, manifest)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def lock_bundle(folder: Path) -> Iterator[None]:
+    """Whoever writes the bundle at `folder` is alone: others wait, and then see what it wrote.
+
+    What a writer needs to know of the bundle that is there already, it must read within the lock.
 
     Raises: UserError when the disk is full or cannot be written.
     """
@@ -231,14 +252,7 @@ def write_bundle(folder: Path, manifest: Manifest) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            for leftover in folder.parent.glob(f".{folder.name}{PARTIAL}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}{PARTIAL}", dir=folder.parent))
-            try:
-                yield staging
-                _finish(staging, folder, manifest)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
+            yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left for {folder}: free some, or choose another --out") from e
@@ -315,7 +329,8 @@ def find_bundle(model: str, precision: str | None = None, size: tuple[int, int] 
         )
     if len(found) > 1:
         raise UserError(
-            f"several bundles of {model!r}: {', '.join(p.name for p in found)}; choose with --size, --precision or --bundle"
+            f"several bundles of {model!r}: {', '.join(p.name for p in found)}; "
+            "choose with --size, --precision or --bundle"
         )
     return found[0]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..bundle import MANIFEST, Bundle, Manifest, model_name, write_bundle
+from ..bundle import MANIFEST, Bundle, Manifest, lock_bundle, model_name, write_bundle
 from ..conditions import CONDITIONS
-from ..errors import UserError
+from ..errors import BundleError, UserError
 from .checkpoint import Checkpoint
 from .graphs import Geometry, Graphs, base_graphs, condition_graphs
 from .onnx_graph import export_graph
@@ -39,8 +39,8 @@ def export_bundle(
         conditions: of `CONDITIONS`, at least one.
         size: (width, height) in pixels, multiples of 8, 64 to 2048; None takes the UNet's own sample size.
         report: is told in one line what was done and how long it took.
-    Raises: UserError for an argument or checkpoint that cannot be used, ExportError where a graph differs from its
-        module or the disk is full. No bundle appears then.
+    Raises: UserError for an argument or checkpoint that cannot be used or a full disk, ExportError where a graph
+        differs from its module. No bundle appears then.
     """
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}: choose fp32 or fp16")
@@ -51,6 +51,13 @@ def export_bundle(
     geometry = Geometry.of(checkpoint, *bundle_size(checkpoint, size), PRECISIONS[precision])
 
     manifest = _manifest(checkpoint, precision, geometry)
+    with lock_bundle(out):
+        return _export_locked(checkpoint, conditions, out, manifest, geometry, report)
+
+
+def _export_locked(
+    checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest, geometry: Geometry, report: Report
+) -> Bundle:
     if (out / MANIFEST).exists():
         manifest = _existing(out, manifest)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -64,10 +71,10 @@ def export_bundle(
     with write_bundle(out, manifest) as staging:
         if not manifest.graphs:
             checkpoint.tokenizer().save_pretrained(staging / "tokenizer")
-            _export(base_graphs(checkpoint, geometry), manifest, staging, precision, report)
+            _export(base_graphs(checkpoint, geometry), manifest, staging, report)
         _, examples = checkpoint.examples()
         for condition in missing:
-            _export(condition_graphs(checkpoint, condition, geometry), manifest, staging, precision, report)
+            _export(condition_graphs(checkpoint, condition, geometry), manifest, staging, report)
             manifest.conditions[condition] = {}
             if example := examples.get(condition):
                 folder = staging / "examples"
@@ -96,11 +103,11 @@ def bundle_size(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[i
     return size
 
 
-def _export(graphs: Graphs, manifest: Manifest, folder: Path, precision: str, report: Report) -> None:
+def _export(graphs: Graphs, manifest: Manifest, folder: Path, report: Report) -> None:
     for name, source in graphs:
         start = time.perf_counter()
         # Extractors score images: they stay exact whatever the precision of the model.
-        spec = export_graph(source(), folder, "fp32" if name.startswith("extractor_") else precision)
+        spec = export_graph(source(), folder, "fp32" if name.startswith("extractor_") else manifest.precision)
         manifest.graphs[name] = spec
         report(
             f"{name:<20} {time.perf_counter() - start:6.1f} s   largest difference to PyTorch "
@@ -125,7 +132,11 @@ def _manifest(checkpoint: Checkpoint, precision: str, g: Geometry) -> Manifest:
 
 
 def _existing(out: Path, new: Manifest) -> Manifest:
-    found = Bundle.open(out).manifest
+    try:
+        found = Bundle.open(out).manifest
+    except BundleError as e:
+        # Its advice is to export again, which is what the user does.
+        raise BundleError(f"{str(e).rpartition('; ')[0] or e}; delete it first, or choose another --out") from None
     for key in ("base", "precision", "width", "height"):
         if getattr(found, key) != getattr(new, key):
             what = "base model's weights" if key == "base" else key

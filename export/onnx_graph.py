@@ -177,6 +177,9 @@ def _write(source: GraphSource, path: Path, opset: int) -> None:
         raise ExportError("the exporter returned nothing")
     _name_free_dimensions(program.model, source)
     program.save(str(path), external_data=True)
+    # The exporter's caches keep the graph alive; without this they would keep the module's weights alive with it.
+    for value in program.model.graph.initializers.values():
+        value.const_value = None
 
 
 def _name_free_dimensions(model: Any, source: GraphSource) -> None:

@@ -169,7 +169,7 @@ def _texts(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
         end = position + 12 + length
         if end > len(data):
             raise UserError(f"{name} is a truncated PNG file; fetch it again")
-        if kind in (b"tEXt", b"zTXt", b"iTXt") and data[position + 8 :].find(CHUNK.encode() + b"\0", 0, 80) == 0:
+        if kind in (b"tEXt", b"zTXt", b"iTXt") and data.startswith(CHUNK.encode() + b"\0", position + 8):
             body = data[position + 8 : end - 4]
             if zlib.crc32(kind + body) != struct.unpack_from(">I", data, end - 4)[0]:
                 raise UserError(f"{name} is a damaged PNG file (its {CHUNK} chunk fails its checksum); fetch it again")

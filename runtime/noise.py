@@ -10,7 +10,7 @@ The pieces, with the places in PyTorch's sources that they follow:
   float64, whose second value waits in the generator for the next short draw.
 
 The stream of raw numbers is PyTorch's to the bit. The values agree to a few float32 ulps, because PyTorch's vectorised
-`log`, `sin` and `cos` differ from NumPy's (and between its AVX2 and AVX-512 builds) in the last bits.
+`log`, `sin` and `cos` differ from NumPy's (and from its own on CPUs without AVX2) in the last bits.
 """
 
 import math

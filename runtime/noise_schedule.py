@@ -64,11 +64,12 @@ def spaced_timesteps(settings: Settings, n: int, *, last: int, points: int, whol
     """
     spacing = settings["timestep_spacing"]
     if spacing == "linspace":
-        timesteps: Floats = np.linspace(0, last - 1, points)[::-1][:n]
-        return np.round(timesteps) if whole else timesteps
+        linspace: Floats = np.linspace(0, last - 1, points)[::-1][:n]
+        return np.round(linspace) if whole else linspace
     if spacing == "leading":
-        return (np.arange(points) * (last // points))[::-1][:n].astype(np.float64) + settings["steps_offset"]
-    timesteps = np.arange(last, 0, -settings["num_train_timesteps"] / n).round() - 1
+        leading: Floats = np.arange(points, dtype=np.float64)[::-1][:n] * (last // points) + settings["steps_offset"]
+        return leading
+    timesteps: Floats = np.arange(float(last), 0, -settings["num_train_timesteps"] / n).round() - 1
     if len(timesteps) != n:
         # np.arange's rounding, for 61 steps of 1000 for one; diffusers then runs one more step, at a time step of −1.
         raise UserError(f"'trailing' timestep_spacing gives {len(timesteps)} steps for {n}: use {n - 1} or {n + 1}")

@@ -60,9 +60,9 @@ def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: 
 
     What of the config counts for a scheduler is told in scheduler_config.py.
 
-    Where diffusers breaks down, and this does not follow it: UniPC's last step between equal noise levels, or with
-    `bh1` to sigma 0, is NaN there and the formula's limit here; a schedule that begins with a repeated time step starts
-    at its first step here, while diffusers starts at its second and runs off the end.
+    Two schedules that diffusers has and cannot run are given their meaning: UniPC with `bh1` to sigma 0 ends in NaN
+    there, and at the formula's limit here; one that begins with a repeated time step (Karras sigmas from a `sigma_max`
+    beyond the training's) starts at its second step there and runs off the end, and starts at its first here.
 
     Args:
         scheduler: one of `SCHEDULERS`.

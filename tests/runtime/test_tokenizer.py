@@ -1,4 +1,4 @@
-"""The tokenizer against transformers' CLIPTokenizer, on a small vocabulary of the real kind (byte-level BPE, `</w>`)."""
+"""The tokenizer against transformers' CLIPTokenizer, on a small vocabulary of the real kind (byte-level BPE)."""
 
 import json
 import subprocess

@@ -1,0 +1,179 @@
+"""What the tests share: models with their bundles, exported once per session, and the command.
+
+Every bundle here comes out of the real export. The tiny checkpoint has random weights: what it draws means nothing, but
+it takes every path that real weights take, and parity does not depend on what the weights are.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cnpp_trt import Pipeline, cli
+from cnpp_trt.benchmarks.random_checkpoint import make_checkpoint
+from cnpp_trt.export.checkpoint import MINIATURE, Checkpoint
+from cnpp_trt.export.exporter import export_bundle
+
+SCRIPT = Path(sys.executable).parent / "cnpp-trt"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, its fp32 bundle with `seg` and `depth`, and that bundle opened on the CPU.
+
+    Compared by identity, so that fixtures and caches may be keyed by it.
+    """
+
+    name: str
+    checkpoint: Path
+    bundle: Path
+    pipeline: Pipeline
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)"""
+        return self.pipeline.bundle.manifest.width, self.pipeline.bundle.manifest.height
+
+
+@pytest.fixture(scope="session", autouse=True)
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the user's own artifacts, or depends on what is there."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CNPP_TRT_HOME", str(home))
+        patch.delenv("CNPP_TRT_DEBUG", raising=False)
+        yield home
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", tiny=True, conditions=("seg", "depth"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    bundle = tmp_path_factory.mktemp("bundles") / "tiny"
+    export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg", "depth"], bundle)
+    return Model("tiny", tiny_checkpoint, bundle, Pipeline.open(bundle, threads=1))
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    if not (MINIATURE / "unet" / "config.json").is_file():
+        pytest.skip("the miniature's weights are not in this checkout (miniature/model)")
+    bundle = tmp_path_factory.mktemp("bundles") / "miniature"
+    export_bundle(Checkpoint("miniature"), ["seg", "depth"], bundle)
+    return Model("miniature", MINIATURE, bundle, Pipeline.open(bundle))
+
+
+@pytest.fixture(scope="session")
+def model(request: pytest.FixtureRequest) -> Model:
+    """The miniature where it is there, else the tiny model."""
+    present = (MINIATURE / "unet" / "config.json").is_file()
+    found: Model = request.getfixturevalue("miniature" if present else "tiny")
+    return found
+
+
+@pytest.fixture
+def bundle_copy(tiny: Model, tmp_path: Path) -> Path:
+    """A bundle of its own for a test that damages it."""
+    return Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def checkpoint_copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint of its own for a test that damages it."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and everything it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """`command("run", "--steps", 3)`: the command in this process, with its exit status and both streams.
+
+    Streams are taken at the file descriptors: what a native library prints counts too.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: Any) -> Outcome:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["cnpp-trt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capfd.readouterr()
+        return Outcome(exit_.value.code if isinstance(exit_.value.code, int) else 1, captured.out, captured.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def refused(command: Command) -> Callable[..., str]:
+    """The command must refuse its arguments with one line and status 2; the line is returned."""
+
+    def call(*arguments: Any) -> str:
+        outcome = command(*arguments)
+        lines = outcome.err.splitlines()
+        assert outcome.status == 2, outcome
+        assert len(lines) == 1, outcome.err
+        assert outcome.out == ""
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+    return call
+
+
+def run_script(*arguments: Any, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The installed `cnpp-trt` in a process of its own."""
+    line = [str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})}, **options)
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    return run_script
+
+
+def blocks(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """A control image of random coloured blocks: uint8 [H,W,3]."""
+    cells = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    return np.ascontiguousarray(cells[rows][:, columns])
+
+
+@pytest.fixture(scope="session")
+def control_image() -> Callable[..., np.ndarray]:
+    return blocks
+
+
+@pytest.fixture(scope="session")
+def v_prediction(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A v-prediction checkpoint with `seg`, at a size that its UNet's downsampling does not divide.
+
+    It is exported by the command, in a process of its own.
+    """
+    folder = tmp_path_factory.mktemp("v")
+    checkpoint = make_checkpoint(folder / "checkpoint", tiny=True, prediction="v_prediction", seed=1)
+    bundle = folder / "bundle"
+    exported = run_script("export", "--model", checkpoint, "--cond", "seg", "--size", "72x104", "--out", bundle)
+    assert exported.returncode == 0, exported.stderr
+    return Model("v_prediction", checkpoint, bundle, Pipeline.open(bundle, threads=1))

@@ -1,0 +1,253 @@
+"""The metadata of written pictures."""
+
+import copy
+import hashlib
+import json
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cnpp_trt import __version__
+from cnpp_trt.errors import UserError
+from cnpp_trt.runtime.images import save_png
+from cnpp_trt.runtime.metadata import (
+    a1111_parameters,
+    image_from_base64,
+    image_to_base64,
+    pack,
+    parse_record,
+    pixels_sha256,
+    read_record,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+RNG = np.random.default_rng(0)
+CONDITION = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+PIXELS = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def record(**request: Any) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "request": {
+            "prompt": "a red house by a lake, at dusk",
+            "negative_prompt": "worst quality, low quality",
+            "num_inference_steps": 20,
+            "guidance_scale": 7.5,
+            "scheduler": "unipc",
+            "seed": 1,
+            "num_images_per_prompt": 4,
+            "controls": [
+                {
+                    "condition": "seg",
+                    "controlnet_conditioning_scale": 1.0,
+                    "control_guidance_start": 0.0,
+                    "control_guidance_end": 0.75,
+                    "image": image_to_base64(CONDITION),
+                }
+            ],
+            **request,
+        },
+        "image_index": 2,
+        "bundle": {"model": "miniature", "digest": "ab" * 32, "precision": "fp32", "width": 512, "height": 384},
+        "backend": "onnxruntime-cpu",
+        "versions": {"numpy": np.__version__},
+        "pixels_sha256": pixels_sha256(PIXELS),
+    }
+
+
+def parse_a1111(text: str) -> tuple[str, str, dict[str, str]]:
+    """How AUTOMATIC1111's web UI reads its `parameters` (modules/infotext_utils.py, parse_generation_parameters)."""
+    parameter = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+    *lines, last = text.strip().split("\n")
+    if len(parameter.findall(last)) < 3:
+        lines.append(last)
+        last = ""
+    prompt, negative, in_negative = "", "", False
+    for line in map(str.strip, lines):
+        if line.startswith("Negative prompt:"):
+            in_negative, line = True, line[16:].strip()
+        if in_negative:
+            negative += ("" if negative == "" else "\n") + line
+        else:
+            prompt += ("" if prompt == "" else "\n") + line
+    values = {key: json.loads(value) if value[:1] == '"' else value for key, value in parameter.findall(last)}
+    return prompt, negative, values
+
+
+def test_a1111_text() -> None:
+    assert a1111_parameters(record()) == (
+        "a red house by a lake, at dusk\n"
+        "Negative prompt: worst quality, low quality\n"
+        "Steps: 20, Sampler: UniPC, CFG scale: 7.5, Seed: 3, Size: 512x384, Model: miniature, "
+        'ControlNet 0: "Module: none, Model: seg, Weight: 1, Guidance Start: 0, Guidance End: 0.75", '
+        f"Version: cnpp-trt {__version__}"
+    )
+    assert "Negative prompt" not in a1111_parameters(record(negative_prompt=""))
+    assert "Sampler: DPM++ 2M, Schedule type: Karras, " in a1111_parameters(record(scheduler="dpmpp_2m_karras"))
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompt=WORDS, negative=WORDS, model=WORDS.filter(str.strip), steps=st.integers(1, 1000))
+def test_a1111_text_is_read_back_by_its_own_parser(prompt: str, negative: str, model: str, steps: int) -> None:
+    def lines(text: str) -> str:
+        return "\n".join(line.strip() for line in text.strip().split("\n"))
+
+    if "Negative prompt:" in prompt + negative:
+        return  # ambiguous by design; the JSON chunk is what counts
+    source = record(prompt=prompt, negative_prompt=negative, num_inference_steps=steps)
+    source["bundle"]["model"] = model.strip()
+    read_prompt, read_negative, values = parse_a1111(a1111_parameters(source))
+    assert lines(read_prompt) == lines(prompt) and lines(read_negative) == lines(negative)
+    assert values["Steps"] == str(steps) and values["Seed"] == "3"
+    assert values["Version"] == f"cnpp-trt {__version__}"
+    if not re.search(r'^"|[\\"]', model):
+        assert values["Model"] == model.strip()
+
+
+@settings(max_examples=50, deadline=None)
+@given(prompt=st.text(max_size=200), seed=st.integers(0, 2**64 - 1), guidance=st.floats(-100, 100))
+def test_any_record_round_trips_through_its_chunk(prompt: str, seed: int, guidance: float) -> None:
+    source = record(prompt=prompt, seed=seed, guidance_scale=guidance)
+    assert parse_record(pack(source)["cnpp_trt"], "x") == source
+
+
+def test_record_round_trips_through_a_file(tmp_path: Path) -> None:
+    source = record(prompt="Zoë and 猫, \ud800 \0 and\nmore")
+    save_png(tmp_path / "x.png", PIXELS, pack(source))
+    back = read_record(tmp_path / "x.png")
+    assert back == source
+    np.testing.assert_array_equal(image_from_base64(back["request"]["controls"][0]["image"]), CONDITION)
+    with Image.open(tmp_path / "x.png") as image:  # as other readers see it
+        assert json.loads(image.text["cnpp_trt"]) == source
+        assert image.text["parameters"].startswith("Zoë and 猫")
+        assert hashlib.sha256(image.tobytes()).hexdigest() == back["pixels_sha256"]
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_record(path)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def insert(path: Path, data: bytes) -> Path:
+    """Write a small PNG with chunks after its header."""
+    save_png(path, PIXELS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + data + whole[33:])
+    return path
+
+
+def test_files_without_a_record(tmp_path: Path) -> None:
+    refused(tmp_path / "none.png", "no such file")
+    Image.fromarray(PIXELS).save(tmp_path / "x.jpg")
+    refused(tmp_path / "x.jpg", "not a PNG")
+    save_png(tmp_path / "bare.png", PIXELS, {"parameters": "Steps: 20"})
+    refused(tmp_path / "bare.png", "was not written by cnpp-trt")
+    save_png(tmp_path / "whole.png", PIXELS, pack(record()))
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[:500])
+    refused(tmp_path / "cut.png", "truncated")
+    at = data.index(b"guidance_scale")
+    (tmp_path / "flipped.png").write_bytes(data[:at] + b"X" + data[at + 1 :])
+    refused(tmp_path / "flipped.png", "damaged", "checksum")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2", "nope", "[" * 100_000, '{"version": NaN}', "9" * 10_000, "\udc00"])
+def test_damaged_json(tmp_path: Path, text: str) -> None:
+    body = text.encode("utf-8", "surrogatepass")
+    refused(insert(tmp_path / "x.png", chunk(b"tEXt", b"cnpp_trt\0" + body)), "damaged")
+
+
+def test_compressed_chunks(tmp_path: Path) -> None:
+    packed = zlib.compress(json.dumps(record()).encode())
+    assert read_record(insert(tmp_path / "z.png", chunk(b"zTXt", b"cnpp_trt\0\0" + packed))) == record()
+    assert read_record(insert(tmp_path / "i.png", chunk(b"iTXt", b"cnpp_trt\0\1\0en\0key\0" + packed))) == record()
+    bomb = zlib.compress(b" " * (65 * 1024 * 1024))
+    refused(insert(tmp_path / "bomb.png", chunk(b"zTXt", b"cnpp_trt\0\0" + bomb)), "longer than")
+    refused(insert(tmp_path / "bad.png", chunk(b"zTXt", b"cnpp_trt\0\0nothing")), "damaged")
+
+
+def test_versions() -> None:
+    major, minor = (int(part) for part in __version__.split(".")[:2])
+    for version in (f"{major}.{minor + 1}.0", f"{major + 1}.0.0"):
+        # of a newer version, whatever its schema
+        with pytest.raises(UserError, match=f"newer than this {__version__}; update cnpp-trt"):
+            parse_record(json.dumps({"version": version, "anything": 1}), "x")
+    parse_record(json.dumps({**record(), "version": f"{major}.{minor}.99"}), "x")
+    for version in ("", "one", "1", "1.x", "-1.0", 3, None, "9" * 90 + ".0"):
+        with pytest.raises(UserError, match="damaged"):
+            parse_record(json.dumps({**record(), "version": version}), "x")
+
+
+WRONG: list[tuple[tuple[Any, ...], Any]] = [
+    (("request",), []),
+    (("request", "prompt"), 3),
+    (("request", "prompt"), "x" * 100_001),
+    (("request", "negative_prompt"), None),
+    (("request", "num_inference_steps"), 0),
+    (("request", "num_inference_steps"), 1001),
+    (("request", "num_inference_steps"), 20.0),
+    (("request", "num_inference_steps"), True),
+    (("request", "guidance_scale"), "7.5"),
+    (("request", "guidance_scale"), 10**400),
+    (("request", "scheduler"), 1),
+    (("request", "seed"), -1),
+    (("request", "seed"), 2**64),
+    (("request", "num_images_per_prompt"), 0),
+    (("request", "controls"), {}),
+    (("request", "controls"), [{}] * 17),
+    (("request", "controls", 0), "seg"),
+    (("request", "controls", 0, "condition"), None),
+    (("request", "controls", 0, "control_guidance_start"), -0.1),
+    (("request", "controls", 0, "control_guidance_end"), 1.1),
+    (("request", "controls", 0, "image"), None),
+    (("image_index",), -1),
+    (("bundle",), None),
+    (("bundle", "width"), 0),
+    (("bundle", "height"), 1e9),
+    (("bundle", "digest"), "x" * 201),
+    (("backend",), {}),
+    (("versions",), {"numpy": 2}),
+    (("pixels_sha256",), 5),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG, ids=lambda v: "-".join(map(str, v)) if isinstance(v, tuple) else "")
+def test_schema(path: tuple[Any, ...], value: Any) -> None:
+    """Each wrong or missing value is refused by its place."""
+    damaged = copy.deepcopy(record())
+    inner: Any = damaged
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    place = re.escape("record." + ".".join(map(str, path))).replace(r"\.0", r"\[0\]")
+    with pytest.raises(UserError, match=place) as caught:
+        parse_record(json.dumps(damaged), "x")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+    if isinstance(path[-1], str):
+        del inner[path[-1]]
+        with pytest.raises(UserError, match=place + " is missing"):
+            parse_record(json.dumps(damaged), "x")
+
+
+def test_condition_images_are_untrusted_too() -> None:
+    with pytest.raises(UserError, match="base64"):
+        image_from_base64("né")
+    with pytest.raises(UserError, match="not an image"):
+        image_from_base64("aGVsbG8=")
+    assert image_from_base64(image_to_base64(CONDITION)).tobytes() == CONDITION.tobytes()
