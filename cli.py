@@ -16,13 +16,17 @@ from .errors import CnppError, UserError
 
 app = typer.Typer(
     help="ControlNet++ as ONNX graphs and TensorRT engines, and a runtime without PyTorch.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Model = Annotated[str, typer.Option(help="`miniature`, or a local diffusers folder of SD-1.x architecture.")]
+# Typer's base of "no such option", "missing option" and the like; it has no public name.
+_UsageError: Any = typer.BadParameter.__base__
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+_INTERRUPTED = 130
 
 
 def main() -> NoReturn:
@@ -32,28 +36,33 @@ def main() -> NoReturn:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
+        # Not standalone: Typer would frame a usage error in a box of several lines.
+        status = app(standalone_mode=False) or 0
+    except _UsageError as e:
+        _say(f"error: {' '.join(e.format_message().split()).rstrip('.')}: see `cnpp-trt --help`")
+        sys.exit(2)
     except CnppError as e:
         if debug:
             raise
         _say(f"error: {e}")
         sys.exit(2 if isinstance(e, UserError) else 1)
-    except KeyboardInterrupt:
+    if status == _INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
         _say("interrupted: nothing half-made is left")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
-    sys.exit(0)
+    sys.exit(status)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks; may stand anywhere.")] = False,
 ) -> None:
     if version:
         print(f"cnpp-trt {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command("export")
@@ -161,7 +170,8 @@ def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], a
         print(json.dumps({"bundle": str(bundle), "bytes": size, "digest": opened.digest}))
     else:
         print(
-            f"{bundle} is whole: {len(opened.manifest.files)} files, {size / 2**20:.1f} MiB, digest {opened.digest[:16]}"
+            f"{bundle} is whole: {len(opened.manifest.files)} files, {size / 2**20:.1f} MiB, "
+            f"digest {opened.digest[:16]}"
         )
 
 
@@ -205,7 +215,8 @@ def _controls(
         raise UserError("--extract needs a photo: give one with --image FILE")
     if extract and len(images) == 1:
         images = images * n  # several conditions of one photo
-    if images and len(images) != n:
+    files: list[Path | None] = [*images] or [None] * n
+    if len(files) != n:
         raise UserError(f"{n} --cond and {len(images)} --image: give one image for each condition, or none at all")
 
     def each(name: str, values: list[float] | None, default: float) -> list[float]:
@@ -218,7 +229,7 @@ def _controls(
         ControlOption(*row)
         for row in zip(
             conditions,
-            images or [None] * n,
+            files,
             each("--control-scale", scales, 1.0),
             each("--control-start", starts, 0.0),
             each("--control-end", ends, 1.0),

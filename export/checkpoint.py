@@ -50,6 +50,13 @@ class Checkpoint:
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
         return _read_json(self.folder / component / name, f"{self.name} has no {component}")
 
+    def setting(self, component: str, key: str) -> Any:
+        """A value of the component's config that no model of SD-1.x architecture is without."""
+        value = self.config(component).get(key)
+        if value is None:
+            raise UserError(f"{self.folder / component / 'config.json'} has no {key}: is this an SD-1.x model?")
+        return value
+
     def unet(self, dtype: torch.dtype) -> nn.Module:
         from diffusers import UNet2DConditionModel
 
@@ -113,7 +120,11 @@ class Checkpoint:
         if not path.is_file():
             return {}, {}
         content = _read_json(path, "")
-        return content.get("defaults", {}), content.get("examples", {})
+        examples = content.get("examples", {})
+        for condition, example in examples.items():
+            if not (path.parent / example.get("image", "")).is_file():
+                raise UserError(f"{path} names no image for {condition!r} that is there: correct it")
+        return content.get("defaults", {}), examples
 
     def fingerprint(self) -> str:
         """SHA-256 over the weights that every condition shares: two bundles of one base model have the same."""

@@ -91,7 +91,7 @@ def bundle_size(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[i
 
     Raises: UserError where it cannot be used.
     """
-    factor = 2 ** (len(checkpoint.config("vae")["block_out_channels"]) - 1)
+    factor = 2 ** (len(checkpoint.setting("vae", "block_out_channels")) - 1)
     if size is None:
         own = checkpoint.config("unet").get("sample_size") or 64
         height, width = (own, own) if isinstance(own, int) else own
@@ -136,7 +136,8 @@ def _existing(out: Path, new: Manifest) -> Manifest:
         found = Bundle.open(out).manifest
     except BundleError as e:
         # Its advice is to export again, which is what the user does.
-        raise BundleError(f"{str(e).rpartition('; ')[0] or e}; delete it first, or choose another --out") from None
+        instead = "delete it first, or choose another --out"
+        raise BundleError(str(e).replace("export the bundle again", instead)) from None
     for key in ("base", "precision", "width", "height"):
         if getattr(found, key) != getattr(new, key):
             what = "base model's weights" if key == "base" else key

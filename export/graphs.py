@@ -30,15 +30,15 @@ class Geometry:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, width: int, height: int, dtype: torch.dtype) -> "Geometry":
-        unet, vae = checkpoint.config("unet"), checkpoint.config("vae")
+        setting = checkpoint.setting
         return cls(
             width,
             height,
-            unet["in_channels"],
-            2 ** (len(vae["block_out_channels"]) - 1),
-            unet["cross_attention_dim"],
-            tuple(unet["block_out_channels"]),
-            unet["layers_per_block"],
+            setting("unet", "in_channels"),
+            2 ** (len(setting("vae", "block_out_channels")) - 1),
+            setting("unet", "cross_attention_dim"),
+            tuple(setting("unet", "block_out_channels")),
+            setting("unet", "layers_per_block"),
             dtype,
         )
 

@@ -1,8 +1,11 @@
 """One `nn.Module` per graph: the signature that a graph has, around diffusers' and transformers' own modules.
 
 Dimensions: B images, n = 2 with classifier-free guidance or 1 without, G = n·B; H×W pixels, h×w latents.
-Tensors named `timestep`, `scale` and everything of the sampler stay float32 in every precision.
+Tensors named `timestep`, `scale` and everything of the sampler stay float32 in every precision. What is wrapped is
+of type Any, because neither diffusers nor transformers says what its modules' attributes are.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 class TextEncoder(nn.Module):
     """input_ids int64 [G,77] → prompt_embeds [G,77,D], the last hidden state after the final layer norm."""
 
-    def __init__(self, text_encoder: nn.Module) -> None:
+    def __init__(self, text_encoder: Any) -> None:
         super().__init__()
         self.text_encoder = text_encoder
 
@@ -25,7 +28,7 @@ class Hint(nn.Module):
     It depends on nothing that changes from step to step, so it runs once per image instead of once per step.
     """
 
-    def __init__(self, controlnet: nn.Module) -> None:
+    def __init__(self, controlnet: Any) -> None:
         super().__init__()
         self.embedding = controlnet.controlnet_cond_embedding
         self.bgr = controlnet.config.controlnet_conditioning_channel_order == "bgr"
@@ -43,7 +46,7 @@ class ControlNet(nn.Module):
     `hint` is broadcast over the batch. Residuals: `down_0` … `down_11` (in SD 1.5) and `mid`, each times `scale`.
     """
 
-    def __init__(self, controlnet: nn.Module) -> None:
+    def __init__(self, controlnet: Any) -> None:
         super().__init__()
         # The hint comes in ready: diffusers' own forward then adds it as it is, in the order it is in.
         controlnet.controlnet_cond_embedding = nn.Identity()
@@ -65,9 +68,9 @@ class ControlNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,77,D], residuals (down_0 … and mid) → noise_pred [G,4,h,w]."""
+    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,77,D], residuals (down_0 … mid) → noise_pred [G,4,h,w]."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
 
@@ -120,7 +123,7 @@ class VaeDecoder(nn.Module):
     Rounds half to even, as NumPy does in diffusers' `numpy_to_pil`. TensorRT accepts uint8 only as the very last cast.
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
 
@@ -134,7 +137,7 @@ class VaeDecoder(nn.Module):
 class VaeEncoder(nn.Module):
     """image uint8 [B,H,W,3], noise float32 [B,4,h,w] → latents float32 [B,4,h,w]: a scaled sample of the posterior."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
 
@@ -148,7 +151,7 @@ class VaeEncoder(nn.Module):
 class Extractor(nn.Module):
     """image uint8 [B,H,W,3] → map uint8 [B,H,W]: ADE20K labels for seg, else grey levels (1.0 is 255)."""
 
-    def __init__(self, extractor: nn.Module, labels: bool) -> None:
+    def __init__(self, extractor: Any, labels: bool) -> None:
         super().__init__()
         self.extractor = extractor
         self.labels = labels

@@ -54,7 +54,7 @@ class GraphSource:
 
     name: str
     module: nn.Module
-    inputs: dict[str, Tensor | tuple[Tensor, ...]]
+    inputs: Mapping[str, Tensor | tuple[Tensor, ...]]
     outputs: Sequence[str]
     nested: Mapping[str, Sequence[str]]
     free: Mapping[str, Mapping[int, str]]
@@ -87,6 +87,8 @@ def export_graph(source: GraphSource, folder: Path, precision: str) -> GraphSpec
     file = f"{source.name}.onnx"
     try:
         _write(source, folder / file, OPSET[precision])
+    except OSError:
+        raise  # a full disk is no fault of the graph's
     except Exception as e:
         raise ExportError(f"PyTorch cannot export {source.name}: {' '.join(str(e).split())[:400]}") from e
     source.module = nn.Identity()
@@ -164,7 +166,7 @@ def _write(source: GraphSource, path: Path, opset: int) -> None:
         program = torch.onnx.export(
             source.module,
             (),
-            kwargs=source.inputs,
+            kwargs=dict(source.inputs),
             dynamo=True,
             opset_version=opset,
             dynamic_shapes=dynamic,

@@ -148,7 +148,7 @@ class Program:
                 put(w.noises[k], fresh)
         for rows, scale in zip(w.scales, conditioning_scales, strict=True):
             for row in rows:
-                put(row, np.float32(scale))
+                put(row, np.array(scale, np.float32))
         x = noise * np.float32(table.init_noise_sigma)
         put(w.states[0], np.stack([x, *[np.zeros_like(x)] * 3]))
         put(w.model_input, np.concatenate([x * np.float32(table.input_scale)] * n))

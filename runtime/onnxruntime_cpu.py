@@ -93,4 +93,4 @@ class _Launch:
 
 def _view(buffer: Buffer) -> NDArray[Any]:
     raw = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer.address)
-    return np.frombuffer(raw, buffer.dtype).reshape(buffer.shape)
+    return np.ndarray(buffer.shape, buffer.dtype, memoryview(raw))

@@ -47,6 +47,18 @@ class Result:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A program that is ready for its first step, with what `Result` takes over."""
+
+    program: Program
+    table: SamplerTable
+    seed: int
+    controls: tuple[NDArray[np.uint8], ...]
+    notes: tuple[str, ...]
+    timings: dict[str, float]
+
+
 class Pipeline:
     """Runs requests on a bundle. Safe to call from several threads: requests run one after the other."""
 
@@ -80,24 +92,29 @@ class Pipeline:
             callback_on_step_end: is given the step k, its timestep and a copy of the latents [B,4,h,w] after it.
         Raises: UserError where the request asks for what this bundle has not, BackendError where a graph fails.
         """
+        with self._lock:
+            start = time.perf_counter()
+            ready = self.prepare(request)
+            program, timings = ready.program, ready.timings
+            if callback_on_step_end is None:
+                run(program.denoise, timings)
+            else:
+                steps, tell = ready.table.timesteps, callback_on_step_end
+                run(program.denoise, timings, lambda k: tell(k, float(steps[k]), program.latents_after(k)))
+            run(program.decode, timings)
+            images = self.backend.download(program.workspace.image)
+            latents = self.backend.download(program.workspace.latents)
+            timings["total"] = time.perf_counter() - start
+            return Result(images, latents, ready.seed, timings, ready.controls, ready.notes)
+
+    def prepare(self, request: Request) -> "Prepared":
+        """Everything before the first step: the program is built, filled, and prompt and conditions are encoded.
+
+        Not locked against other threads: for measuring and for stepping through a program by hand.
+        """
         for control in request.controls:
             self.bundle.require_condition(control.condition)
         table = build_table(request.scheduler, self.bundle.manifest.scheduler_config, request.num_inference_steps)
-        with self._lock:
-            return self._run(request, table, callback_on_step_end)
-
-    def extract(self, condition: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The control image [H,W,3] of a photo [*,*,3], at the bundle's size.
-
-        Raises: UserError where the bundle has no extractor for the condition.
-        """
-        from .extraction import extract
-
-        self.bundle.require_condition(condition)
-        with self._lock:
-            return extract(self.bundle, self.backend, condition, image)
-
-    def _run(self, request: Request, table: SamplerTable, on_step_end: OnStepEnd | None) -> Result:
         start = time.perf_counter()
         notes: list[str] = []
         program = self._program(request, table)
@@ -116,19 +133,18 @@ class Pipeline:
         )
         timings = {"load": loaded - start, "fill": time.perf_counter() - loaded}
         run(program.prepare, timings)
-        if on_step_end is None:
-            run(program.denoise, timings)
-        else:
-            run(
-                program.denoise,
-                timings,
-                lambda k: on_step_end(k, float(table.timesteps[k]), program.latents_after(k)),
-            )
-        run(program.decode, timings)
-        images = self.backend.download(program.workspace.image)
-        latents = self.backend.download(program.workspace.latents)
-        timings["total"] = time.perf_counter() - start
-        return Result(images, latents, seed, timings, controls, tuple(notes))
+        return Prepared(program, table, seed, controls, tuple(notes), timings)
+
+    def extract(self, condition: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The control image [H,W,3] of a photo [*,*,3], at the bundle's size.
+
+        Raises: UserError where the bundle has no extractor for the condition.
+        """
+        from .extraction import extract
+
+        self.bundle.require_condition(condition)
+        with self._lock:
+            return extract(self.bundle, self.backend, condition, image)
 
     def _program(self, request: Request, table: SamplerTable) -> Program:
         n = request.num_inference_steps
@@ -149,7 +165,7 @@ class Pipeline:
     def _noise(
         self, seed: int, images: int, noisy: tuple[bool, ...]
     ) -> tuple[NDArray[np.float32], list[NDArray[np.float32] | None]]:
-        """What `torch.Generator("cpu").manual_seed(seed + i)` gives image i, in the order in which diffusers draws it."""
+        """What `torch.Generator("cpu").manual_seed(seed + i)` gives image i, in the order that diffusers draws in."""
         shape = latent_shape(self.bundle.manifest)
         generators = [TorchGenerator(seed + i) for i in range(images)]
 

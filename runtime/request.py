@@ -1,6 +1,5 @@
 """What a user asks for. Names are diffusers'; everything is checked when the object is made."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,8 @@ from ..errors import UserError
 from .schedulers import SCHEDULERS
 
 MAX_IMAGES = 16
+# Scales beyond this overflow float16, and long before that every picture is noise.
+MAX_SCALE = 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Control:
     control_guidance_end: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.condition not in CONDITIONS:
+        if not isinstance(self.condition, str) or self.condition not in CONDITIONS:
             raise UserError(f"unknown condition {self.condition!r}: choose from {', '.join(CONDITIONS)}")
         image = self.image
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -42,9 +43,8 @@ class Control:
             raise UserError(f"the {self.condition} image must be a uint8 array [height, width, 3], not {found}")
         if 0 in image.shape:
             raise UserError(f"the {self.condition} image is empty: {image.shape[1]}x{image.shape[0]} pixels")
-        _finite("controlnet_conditioning_scale", self.controlnet_conditioning_scale)
-        _finite("control_guidance_start", self.control_guidance_start)
-        _finite("control_guidance_end", self.control_guidance_end)
+        for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not 0 <= self.control_guidance_start < self.control_guidance_end <= 1:
             raise UserError(
                 f"control_guidance_start {self.control_guidance_start} and control_guidance_end "
@@ -89,16 +89,18 @@ class Request:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name} must be a string, not {type(getattr(self, name)).__name__}")
+        if not isinstance(self.controls, list | tuple) or not all(isinstance(c, Control) for c in self.controls):
+            raise UserError("controls must be a list of Control objects")
         object.__setattr__(self, "controls", tuple(self.controls))
-        if not all(isinstance(c, Control) for c in self.controls):
-            raise UserError("controls must be Control objects")
-        _integer("num_inference_steps", self.num_inference_steps, 1, 1000)
-        _integer("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
-        _finite("guidance_scale", self.guidance_scale)
-        if self.scheduler not in SCHEDULERS:
+        steps = _integer("num_inference_steps", self.num_inference_steps, 1, 1000)
+        images = _integer("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
+        object.__setattr__(self, "num_inference_steps", steps)
+        object.__setattr__(self, "num_images_per_prompt", images)
+        object.__setattr__(self, "guidance_scale", _number("guidance_scale", self.guidance_scale))
+        if not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS:
             raise UserError(f"unknown scheduler {self.scheduler!r}: choose from {', '.join(SCHEDULERS)}")
         if self.seed is not None:
-            _integer("seed", self.seed, 0, 2**64 - self.num_images_per_prompt)
+            object.__setattr__(self, "seed", _integer("seed", self.seed, 0, 2**64 - images))
         if self.guess_mode:
             raise UserError("guess_mode is not supported: lower guidance_scale and leave the prompt empty instead")
 
@@ -108,11 +110,16 @@ class Request:
         return self.guidance_scale > 1
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    """`value` as Python's own int: NumPy's overflow in sums and cannot be written as JSON."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= int(value) <= high:
         raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+    return int(value)
 
 
-def _finite(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number, not {value!r}")
+def _number(name: str, value: Any) -> float:
+    # The comparison is false for NaN as well.
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not abs(value) <= MAX_SCALE:
+        raise UserError(f"{name} must be a number from {-MAX_SCALE:.0f} to {MAX_SCALE:.0f}, not {value!r}")
+    return float(value)

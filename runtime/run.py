@@ -241,11 +241,13 @@ def _seg_notes(file: ImageFile) -> list[str]:
     inexact = labels_from_colors(file.pixels)[1]
     if file.lossy:
         return [
-            f"{file.path} is a {file.format}: its compression corrupts segmentation colours ({inexact:.0%} inexact); use PNG"
+            f"{file.path} is a {file.format}: its compression corrupts segmentation colours ({inexact:.0%} inexact); "
+            "use PNG"
         ]
     if inexact > 0.01:
         return [
-            f"{inexact:.0%} of {file.path} is in none of ADE20K's colours: is it a segmentation map? (--extract takes photos)"
+            f"{inexact:.0%} of {file.path} is in none of ADE20K's colours: is it a segmentation map? "
+            "(--extract takes photos)"
         ]
     return []
 

@@ -1,0 +1,191 @@
+"""Full-size SD 1.5 with random weights on this CPU: what export costs, and one guided step against PyTorch.
+
+    python -m cnpp_trt.benchmarks.full_size export --work DIR
+    python -m cnpp_trt.benchmarks.full_size step --work DIR --threads 2
+
+Both make what they need in DIR (2.7 GB checkpoint, 6.5 GB bundle). They print Markdown.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+app = typer.Typer(pretty_exceptions_enable=False)
+Work = Annotated[Path, typer.Option(help="Where checkpoint and bundle are kept.")]
+
+WORK = Path("artifacts/full-size")
+SEED, PROMPT, SCALE, GUIDANCE = 0, "a photo", 0.8, 7.5
+
+
+@app.command("export")
+def export_command(work: Work = WORK) -> None:
+    """Exports UNet, one ControlNet, VAE and text encoder into DIR/bundle anew and prints time and peak memory."""
+    import shutil
+
+    _checkpoint(work)
+    shutil.rmtree(work / "bundle", ignore_errors=True)
+    start = time.perf_counter()
+    _export(work)
+    seconds = time.perf_counter() - start
+    # Linux counts in KiB; the children are the export alone.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(_machine())
+    print(f"\nexport, fp32, 512x512: {seconds:.0f} s, peak memory {peak:.1f} GiB")
+
+
+@app.command()
+def step(work: Work = WORK, threads: int = 2, rounds: int = 5) -> None:
+    """One guided ControlNet + UNet step: this runtime and PyTorch eager, in turn, the same inputs."""
+    _checkpoint(work)
+    if not (work / "bundle").is_dir():
+        _export(work)
+    contenders = {name: _start(name, work, threads) for name in ("pytorch", "runtime")}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, process in contenders.items():
+            seconds = _ask(process)
+            if turn:  # the first run pays for page faults
+                times[name].append(seconds)
+    for process in contenders.values():
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+    expected, found = (np.load(work / f"{name}.npy") for name in contenders)
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    ratios = [a / b for a, b in zip(times["pytorch"], times["runtime"], strict=True)]
+    print(_machine())
+    print(f"\n| one guided step, 512x512, fp32, {threads} threads | seconds, median of {rounds} (min–max) |\n|---|---|")
+    for name, title in (("pytorch", "PyTorch eager (diffusers)"), ("runtime", "cnpp-trt, ONNX Runtime")):
+        t = times[name]
+        print(f"| {title} | {statistics.median(t):.2f} ({min(t):.2f}–{max(t):.2f}) |")
+    print(f"| **faster by** | **{statistics.median(ratios):.2f}x** ({min(ratios):.2f}–{max(ratios):.2f}) |")
+    print(f"\nlatents after the step differ by {error:.1e} (relative L2)")
+
+
+@app.command(hidden=True)
+def contend(name: str, work: Work, threads: int) -> None:
+    """One contender in its own process: for each line on stdin takes a step, prints the seconds; the last result stays."""
+    take = {"pytorch": _pytorch, "runtime": _runtime}[name](work, threads)
+    latents = None
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        latents = take()
+        print(time.perf_counter() - start, flush=True)
+    np.save(work / f"{name}.npy", latents)
+
+
+def _runtime(work: Path, threads: int) -> Any:
+    from ..runtime.loop import run
+    from ..runtime.pipeline import Pipeline
+    from ..runtime.request import Control, Request
+
+    pipeline = Pipeline.open(work / "bundle", "onnxruntime-cpu", threads)
+    control = Control("seg", _control_image(), SCALE)
+    request = Request(PROMPT, "", (control,), 2, GUIDANCE, "ddim", SEED)
+    program = pipeline.prepare(request).program
+    first = [s for s in program.denoise if s.stage in ("controlnet", "unet", "update")][:3]
+
+    def take() -> Any:
+        run(first, {})
+        return program.latents_after(0)
+
+    return take
+
+
+def _pytorch(work: Path, threads: int) -> Any:
+    import torch
+    from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    torch.set_num_threads(threads)
+    folder = work / "checkpoint"
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    ids = tokenizer(["", PROMPT], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    controlnet = ControlNetModel.from_pretrained(folder / "controlnet" / "seg", torch_dtype=torch.float32)
+    scheduler = DDIMScheduler.from_config(json.loads((folder / "scheduler" / "scheduler_config.json").read_text()))
+    scheduler.set_timesteps(2)
+    control = torch.from_numpy(_control_image()).float().div(255).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        embeds = text_encoder(ids)[0]
+        start = torch.randn(1, 4, 64, 64, generator=torch.Generator("cpu").manual_seed(SEED))
+
+        def take() -> Any:
+            with torch.inference_mode():
+                both, t = torch.cat([start, start]), scheduler.timesteps[0]
+                image = torch.cat([control, control])
+                down, mid = controlnet(both, t, embeds, image, SCALE, return_dict=False)
+                noise_pred = unet(
+                    both, t, embeds, down_block_additional_residuals=down, mid_block_additional_residual=mid
+                ).sample
+                without, with_prompt = noise_pred.chunk(2)
+                guided = without + GUIDANCE * (with_prompt - without)
+                return scheduler.step(guided, t, start, return_dict=False)[0].numpy()
+
+    return take
+
+
+def _control_image() -> np.ndarray:
+    blocks = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return np.kron(blocks, np.ones((32, 32, 1), np.uint8))
+
+
+def _checkpoint(work: Path) -> None:
+    if not (work / "checkpoint" / "model_index.json").is_file():
+        from .random_checkpoint import make_checkpoint
+
+        make_checkpoint(work / "checkpoint")
+
+
+def _export(work: Path) -> None:
+    command = [sys.executable, "-m", "cnpp_trt.cli", "export", "--cond", "seg"]
+    subprocess.run([*command, "--model", str(work / "checkpoint"), "--out", str(work / "bundle")], check=True)
+
+
+def _start(name: str, work: Path, threads: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "cnpp_trt.benchmarks.full_size", "contend", name, "--work", str(work)]
+    process = subprocess.Popen(
+        [*command, "--threads", str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) != "ready\n":
+        if not line:
+            raise SystemExit(f"{name} died while loading")
+    return process
+
+
+def _ask(process: "subprocess.Popen[str]") -> float:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def _machine() -> str:
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "onnxruntime"))
+    return f"{_cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    app()
