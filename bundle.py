@@ -100,7 +100,8 @@ class Manifest:
     exported_with: dict[str, str] = field(default_factory=dict)
 
     def dumps(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+        # Unsorted: conditions stay in the order in which they were exported, and the first is the default of `run`.
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def loads(cls, text: str) -> "Manifest":

@@ -75,9 +75,9 @@ def step(work: Work = WORK, threads: int = 2, rounds: int = 5) -> None:
 
 @app.command(hidden=True)
 def contend(name: str, work: Work, threads: int) -> None:
-    """One contender in its own process: for each line on stdin takes a step, prints the seconds; the last result stays."""
+    """One contender in its own process: a step per line on stdin, its seconds on stdout, the last result in DIR."""
     take = {"pytorch": _pytorch, "runtime": _runtime}[name](work, threads)
-    latents = None
+    latents: Any = None
     print("ready", flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()

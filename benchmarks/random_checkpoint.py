@@ -6,13 +6,14 @@ For measuring and testing where the real weights cannot be had: time, memory and
 weights are. The images mean nothing. The tokenizer knows single bytes only.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+
+from ..miniature.diffusion import SCHEDULER_CONFIG, write_json
 
 # Sizes of stable-diffusion-v1-5's own config.json files; what they leave out is the default in diffusers.
 _FULL: dict[str, Any] = {
@@ -50,20 +51,6 @@ _TINY: dict[str, Any] = {
     "vocab_size": 600,
     "sample_size": 8,
     "hint": (8, 8, 16, 16),
-}
-
-SCHEDULER_CONFIG = {
-    "_class_name": "PNDMScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
 }
 
 
@@ -111,7 +98,7 @@ def make_checkpoint(
     )
     CLIPTextModel(text).half().save_pretrained(folder / "text_encoder")
     write_byte_tokenizer(folder / "tokenizer")
-    _write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER_CONFIG, "prediction_type": prediction})
+    write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER_CONFIG, "prediction_type": prediction})
     components = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
@@ -119,7 +106,7 @@ def make_checkpoint(
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", "PNDMScheduler"],
     }
-    _write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **components})
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **components})
     return folder
 
 
@@ -129,16 +116,11 @@ def write_byte_tokenizer(folder: Path) -> None:
 
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    _write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
+    write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
     (folder / "merges.txt").write_text("#version: 0.2\n", "utf-8")
     end = "<|endoftext|>"
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": end, "eos_token": end}
-    _write_json(folder / "tokenizer_config.json", {**config, "bos_token": "<|startoftext|>", "unk_token": end})
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    write_json(folder / "tokenizer_config.json", {**config, "bos_token": "<|startoftext|>", "unk_token": end})
 
 
 def _main(

@@ -3,7 +3,8 @@
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -105,18 +106,19 @@ def bundle_size(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[i
 
 def _export(graphs: Graphs, manifest: Manifest, folder: Path, report: Report) -> None:
     for name, source in graphs:
+        report(f"{name}: exporting and comparing with PyTorch")
         start = time.perf_counter()
         # Extractors score images: they stay exact whatever the precision of the model.
         spec = export_graph(source(), folder, "fp32" if name.startswith("extractor_") else manifest.precision)
         manifest.graphs[name] = spec
         report(
-            f"{name:<20} {time.perf_counter() - start:6.1f} s   largest difference to PyTorch "
+            f"{name}: {time.perf_counter() - start:.1f} s, largest difference "
             f"{spec.max_abs_difference:.1e} ({spec.measure} {spec.difference:.1e}, allowed {spec.tolerance:.0e})"
         )
 
 
 def _manifest(checkpoint: Checkpoint, precision: str, g: Geometry) -> Manifest:
-    packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+    packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
     return Manifest(
         model=model_name(checkpoint.name),
         base=checkpoint.fingerprint(),
@@ -127,8 +129,17 @@ def _manifest(checkpoint: Checkpoint, precision: str, g: Geometry) -> Manifest:
         vae_scale_factor=g.vae_scale_factor,
         scheduler_config=checkpoint.config("scheduler"),
         defaults=checkpoint.examples()[0],
-        exported_with={"cnpp-trt": __version__, **{p: version(p) for p in packages}},
+        exported_with={"cnpp-trt": __version__, **_versions(packages)},
     )
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed: there is one onnxruntime or the other."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _existing(out: Path, new: Manifest) -> Manifest:

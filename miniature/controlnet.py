@@ -1,7 +1,8 @@
 """Trains ControlNets: plain first, then on with a consistency reward (ControlNet++) or without (its control group).
 
-The reward follows ControlNet++ (arXiv 2404.07987, section 3.2): a lightly noised training image is denoised in a single
-step, decoded, and its condition is extracted again; the difference to the condition given is a loss beside the usual one.
+The reward follows ControlNet++ (arXiv 2404.07987, section 3.2): a lightly noised training image is denoised in a
+single step, decoded, and its condition is extracted again; the difference to the condition given is a loss beside the
+usual one.
 """
 
 import time

@@ -23,7 +23,7 @@ FILTERS = {
 
 @dataclass
 class Scenes:
-    """image uint8 [N,3,128,128], index int64-able uint8 [N,128,128] (position in `LABELS`), depth float32 [N,128,128]."""
+    """image uint8 [N,3,128,128], index uint8 [N,128,128] (place in `LABELS`), depth float32 [N,128,128]."""
 
     image: Tensor
     index: Tensor

@@ -5,6 +5,7 @@ ControlNet was trained against, with the runtime's own metrics.
 """
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,17 +87,18 @@ class Sampler:
         with torch.no_grad():
             self.embeds = text_encoder(ids)[0]
 
-    @torch.no_grad()
-    def draw(self, controlnet: Any, control: Tensor | None, seed: int, guidance: float = GUIDANCE) -> Tensor:
+    def draw(self, controlnet: Any, control: Tensor | None, seed: int) -> Tensor:
         """One image uint8 [N,3,128,128] for each scene, by UniPC; the same noise for every ControlNet."""
         noise = torch.randn(len(self.scenes), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
         images = []
         for part in torch.arange(len(self.scenes)).split(BATCH):
             own = None if control is None else control[part]
-            images.append(self._draw(controlnet, own, noise[part], part, guidance))
+            images.append(self.sample(controlnet, own, noise[part], part))
         return torch.cat(images)
 
-    def _draw(self, controlnet: Any, control: Tensor | None, latents: Tensor, which: Tensor, guidance: float) -> Tensor:
+    @torch.no_grad()
+    def sample(self, controlnet: Any, control: Tensor | None, latents: Tensor, which: Tensor) -> Tensor:
+        """Images uint8 [B,3,128,128] of the scenes `which` [B] from noise [B,4,16,16]; control [B,3,128,128]."""
         from diffusers import UniPCMultistepScheduler
 
         scheduler = UniPCMultistepScheduler.from_config(SCHEDULER_CONFIG)
@@ -109,7 +111,7 @@ class Sampler:
                 down, mid = controlnet(both, t, embeds, torch.cat([control, control]), return_dict=False)
                 residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
             without, with_prompt = self.unet(both, t, embeds, **residuals).sample.chunk(2)
-            guided = without + guidance * (with_prompt - without)
+            guided = without + GUIDANCE * (with_prompt - without)
             latents = scheduler.step(guided, t, latents, return_dict=False)[0]
         return self._decode(latents)
 
@@ -168,7 +170,9 @@ def uncontrolled(work: Path, sampler: Sampler, seed: int) -> Tensor:
     """The UNet alone; the same images serve every condition, so they are drawn once."""
     path = work / f"uncontrolled-{seed}.pt"
     if not path.exists():
-        torch.save(sampler.draw(None, None, seed), path)
+        partial = path.with_suffix(f".{os.getpid()}")
+        torch.save(sampler.draw(None, None, seed), partial)
+        partial.replace(path)
     images: Tensor = torch.load(path, weights_only=True)
     return images
 

@@ -33,12 +33,12 @@ def train_extractor(work: Path, condition: str, role: str) -> Path:
     config: dict[str, object] = {"type": "depth_network", "width": WIDTHS[role]}
     if condition == "seg":
         config = {"type": "segmentation_network", "width": WIDTHS[role], "labels": list(LABELS.values())}
-    model = make_extractor(config).to(memory_format=torch.channels_last)
+    model = make_extractor(config)
     trainer = Trainer([model], STEPS, lr=5e-3)
     start = time.perf_counter()
     for step in range(STEPS):
         which = torch.randint(first, first + half, (16,))
-        image = disturb(scenes.pixels(which)).contiguous(memory_format=torch.channels_last)
+        image = disturb(scenes.pixels(which))
         loss = _loss(model, condition, image, scenes, which)
         trainer.step(loss)
         if step % 100 == 99:

@@ -68,7 +68,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * rate
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.vectors:
             nn.utils.clip_grad_norm_(self.vectors, 1.0)
         decay = min(self.ema, (1 + self.done) / (10 + self.done))

@@ -52,8 +52,12 @@ def package(work: Path, out: Path, plus: str = "controlnet-reward-0") -> Path:
         write_json(new / "extractors" / condition / "config.json", config)
     write_json(new / "model_index.json", _INDEX)
     _examples(new / "examples")
-    shutil.rmtree(out, ignore_errors=True)
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
     new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
     return out
 
 

@@ -174,8 +174,10 @@ def _paint_ground(canvas: _Canvas, rng: np.random.Generator, kind: str, horizon:
 def _paint_water(canvas: _Canvas, rng: np.random.Generator, kind: str, time: str, horizon: float, depth: Array) -> None:
     rows = np.arange(_S, dtype=np.float32)[:, None]
     if kind == "by the sea":
-        shore = horizon + rng.uniform(0.25, 0.5) * (_S - horizon) + rng.uniform(4, 12) * np.sin(
-            np.linspace(0, rng.uniform(2, 6), _S) + rng.uniform(0, 6)
+        shore = (
+            horizon
+            + rng.uniform(0.25, 0.5) * (_S - horizon)
+            + rng.uniform(4, 12) * np.sin(np.linspace(0, rng.uniform(2, 6), _S) + rng.uniform(0, 6))
         )
         mask = (rows >= horizon) & (rows < shore[None, :])
     else:
@@ -319,7 +321,8 @@ def draw_scene(seed: int) -> Scene:
 
     things = [f"a {house} house"] if house else []
     if trees:
-        things.append(("an " if tree in ("oak", "autumn") else "a ") + f"{tree} tree" if trees == 1 else f"{tree} trees")
+        article = "an" if tree in ("oak", "autumn") else "a"
+        things.append(f"{article} {tree} tree" if trees == 1 else f"{tree} trees")
     subject = " and ".join(things) or "an empty landscape"
     caption = ", ".join(part for part in (f"{subject} {ground} {surface}".strip(), mountains, time) if part)
 

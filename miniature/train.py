@@ -3,7 +3,7 @@
     python -m cnpp_trt.miniature.train --work DIR [--threads N] [STAGE …]
 
 Each stage reads what earlier ones left in DIR and may be run alone, so independent ones (`reward:seg`, `reward:depth`)
-can run side by side. Without stages all run, in order. `package` writes `DIR/model`.
+can run side by side. Without stages all run, in order. `package` writes `DIR/model`, `picture` `DIR/miniature.png`.
 """
 
 import json
@@ -24,6 +24,7 @@ STAGES = [
     "decoder",
     *(f"{kind}:{condition}" for kind in ("plain", "reward", "evaluate") for condition in CONDITIONS),
     "package",
+    "picture",
 ]
 
 
@@ -66,6 +67,10 @@ def run_stage(stage: str, work: Path) -> None:
         evaluate(work, condition)
         found = {c: work / "results" / f"{c}.json" for c in CONDITIONS}
         print(table({c: json.loads(p.read_text("utf-8")) for c, p in found.items() if p.is_file()}))
+    elif kind == "picture":
+        from .picture import draw_picture
+
+        print(draw_picture(work, work / "miniature.png"))
     else:
         from .package import package
 

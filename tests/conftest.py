@@ -145,7 +145,9 @@ def refused(command: Command) -> Callable[..., str]:
 def run_script(*arguments: Any, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """The installed `cnpp-trt` in a process of its own."""
     line = [str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})}, **options)
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})}, **options
+    )
 
 
 @pytest.fixture(scope="session")

@@ -241,7 +241,11 @@ def test_a_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_failed_addition_leaves_the_old_bundle_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     old = make(folder, f="x")
-    with pytest.raises(RuntimeError), lock_bundle(folder), write_bundle(folder, Bundle.open(folder).manifest) as staging:
+    with (
+        pytest.raises(RuntimeError),
+        lock_bundle(folder),
+        write_bundle(folder, Bundle.open(folder).manifest) as staging,
+    ):
         (staging / "g").write_text("y")
         raise RuntimeError
     assert Bundle.open(folder).digest == old.digest

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from cnpp_trt.conditions import CONDITIONS
 from cnpp_trt.export.checkpoint import MINIATURE
 from cnpp_trt.export.extractors import load_extractor
 from cnpp_trt.miniature.evaluate import table
+from PIL import Image
 
 ROOM = MINIATURE.parent
 

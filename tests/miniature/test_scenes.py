@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-
 from cnpp_trt.miniature.scenes import LABELS, SIZE, Scene, draw_scene
 
 SEEDS = range(40)
@@ -32,7 +31,7 @@ def test_shapes_and_ranges(scenes: list[Scene]) -> None:
     for s in scenes:
         assert s.image.shape == (SIZE, SIZE, 3) and s.image.dtype == np.uint8
         assert s.labels.shape == (SIZE, SIZE) and set(np.unique(s.labels)) <= set(LABELS.values())
-        assert s.depth.shape == (SIZE, SIZE) and 0 <= s.depth.min() and s.depth.max() <= 1
+        assert s.depth.shape == (SIZE, SIZE) and s.depth.min() >= 0 and s.depth.max() <= 1
 
 
 def test_sky_is_far_and_above(scenes: list[Scene]) -> None:
@@ -52,7 +51,8 @@ def test_ground_comes_nearer_downwards(scenes: list[Scene]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "label"), [(r"\bhouse\b", "house"), (r"\btrees?\b", "tree"), ("mountains", "mountain"), ("road", "road")]
+    ("pattern", "label"),
+    [(r"\bhouse\b", "house"), (r"\btrees?\b", "tree"), ("mountains", "mountain"), ("road", "road")],
 )
 def test_caption_names_what_is_there(scenes: list[Scene], pattern: str, label: str) -> None:
     named = [bool(re.search(pattern, s.caption)) for s in scenes]

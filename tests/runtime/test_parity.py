@@ -44,7 +44,9 @@ class Reference:
         self.components = {
             "unet": diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", **fp32),
             "vae": diffusers.AutoencoderKL.from_pretrained(checkpoint / "vae", **fp32),
-            "text_encoder": transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32),
+            "text_encoder": transformers.CLIPTextModel.from_pretrained(
+                checkpoint / "text_encoder", dtype=torch.float32
+            ),
             "tokenizer": transformers.CLIPTokenizer.from_pretrained(checkpoint / "tokenizer"),
         }
         self.controlnets = {
@@ -146,9 +148,7 @@ def make(control_image: Callable[..., np.ndarray]) -> Callable[..., Request]:
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_images_are_those_of_diffusers(tiny, tiny_reference, make, scheduler, guidance_scale, controls, images):
-    request = make(
-        tiny, controls, scheduler=scheduler, guidance_scale=guidance_scale, num_images_per_prompt=images
-    )
+    request = make(tiny, controls, scheduler=scheduler, guidance_scale=guidance_scale, num_images_per_prompt=images)
     assert_same(ours(tiny.pipeline, request), tiny_reference(request))
 
 
@@ -215,9 +215,7 @@ def test_control_start_and_end(tiny, tiny_reference, make, windows):
 @pytest.mark.parametrize("scales", [(0.0,), (1.7,), (-0.5,), (0.3, 1.2), (1.0, 0.0)])
 def test_control_scales(tiny, tiny_reference, make, scales):
     request = make(tiny, len(scales), num_inference_steps=6)
-    controls = [
-        replace(c, controlnet_conditioning_scale=s) for c, s in zip(request.controls, scales, strict=True)
-    ]
+    controls = [replace(c, controlnet_conditioning_scale=s) for c, s in zip(request.controls, scales, strict=True)]
     request = replace(request, controls=controls)
     assert_same(ours(tiny.pipeline, request), tiny_reference(request))
 

@@ -98,9 +98,7 @@ def test_control_images(image: Any) -> None:
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
-@pytest.mark.parametrize(
-    "name", ["controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"]
-)
+@pytest.mark.parametrize("name", ["controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"])
 def test_numbers_of_a_control(name: str, value: Any) -> None:
     refused(Control, name, condition="seg", image=IMAGE, **{name: value})
 

@@ -1,0 +1,93 @@
+# Everything from a fresh clone: `make run` makes .venv, exports the bundle and draws. `make help` lists the rest.
+
+MODEL ?= miniature
+# One or several of seg canny hed lineart depth, or all. Each is drawn on its own.
+COND ?= seg
+# 512 or WxH; empty takes the model's own size. Empty STEPS takes the model's own number.
+SIZE ?=
+STEPS ?=
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+export CNPP_TRT_HOME ?= $(CURDIR)/artifacts
+
+# onnxruntime and onnxruntime-gpu break each other, so exactly one of the extras is ever installed.
+DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+# Pinned on the command line too: pip would else take a newer build, and with it gigabytes of CUDA packages.
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+SIZED := $(if $(SIZE),--size $(SIZE))
+STEPPED := $(if $(STEPS),--steps $(STEPS))
+
+# Fails where the model has no bundle of this size with all these conditions. It needs no PyTorch, so that a second
+# `make run` starts at once.
+define HAS_BUNDLE
+import sys
+from cnpp_trt.bundle import Bundle, find_bundle
+from cnpp_trt.cli import _size
+from cnpp_trt.conditions import CONDITIONS
+from cnpp_trt.errors import UserError
+
+model, size, *wanted = sys.argv[1:]
+wanted = list(CONDITIONS) if wanted == ["all"] else wanted
+try:
+    found = Bundle.open(find_bundle(model, "fp32", _size(size or None))).manifest.conditions
+except UserError as e:
+    sys.exit(1)
+sys.exit(not set(wanted) <= set(found))
+endef
+export HAS_BUNDLE
+
+.PHONY: run bundle test test-gpu lint engines clean help
+
+run: $(VENV)/run.stamp  ## export the bundle where it is missing, then draw MODEL's example of each COND
+	@$(BIN)/python -c "$$HAS_BUNDLE" "$(MODEL)" "$(SIZE)" $(COND) || $(MAKE) --no-print-directory bundle
+	@conditions="$(COND)"; \
+	if [ "$$conditions" = all ]; then \
+		conditions=$$($(BIN)/python -c "from cnpp_trt.conditions import CONDITIONS; print(*CONDITIONS)"); \
+	fi; \
+	for condition in $$conditions; do \
+		$(BIN)/cnpp-trt run --model "$(MODEL)" --cond "$$condition" --precision fp32 $(SIZED) $(STEPPED) || exit $$?; \
+	done
+
+bundle: $(VENV)/run.stamp  ## export MODEL with each COND (and SIZE) into artifacts/bundles
+	$(BIN)/cnpp-trt export --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)
+
+test: $(VENV)/test.stamp  ## every test that needs no GPU
+	@$(BIN)/python -m pytest
+
+test-gpu:  ## tests on an NVIDIA GPU
+	@echo "test-gpu: skipped, the CUDA backends come with TensorRT support"
+
+lint: $(VENV)/test.stamp  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+engines:  ## bundle -> TensorRT plans
+	@echo "engines: not in this version, they come with TensorRT support" >&2; exit 2
+
+clean:  ## remove artifacts, build outputs and caches (not .venv)
+	rm -rf artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo "Variables: MODEL=$(MODEL) COND=\"$(COND)\" SIZE=$(SIZE) STEPS=$(STEPS) PYTHON=$(PYTHON)"
+
+# What running needs comes first and alone: the tests' packages would make a first `make run` wait for nothing.
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing cnpp-trt[$(DEVICE),export] into $(VENV)"
+	@$(PIP) $(TORCH)
+	@$(PIP) --editable '.[$(DEVICE),export]'
+	@touch $@
+
+# mypy knows a package by its folder's name, which a clone may have changed: the link has the right one.
+$(VENV)/test.stamp: $(VENV)/run.stamp
+	@echo "installing cnpp-trt[test,lint] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE),export,test,lint]'
+	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/cnpp_trt
+	@touch $@

@@ -1,0 +1,412 @@
+"""checkpoint → bundle: what it writes, that it is checked, and that nothing half-made is ever left."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from cnpp_trt import Control, Pipeline, Request
+from cnpp_trt.bundle import Bundle, sha256_of
+from cnpp_trt.errors import ExportError, UserError
+from cnpp_trt.export import exporter, onnx_graph
+from cnpp_trt.export.checkpoint import Checkpoint
+from cnpp_trt.export.exporter import export_bundle
+from cnpp_trt.export.graphs import Geometry, base_graphs
+from cnpp_trt.export.onnx_graph import GraphSource, compare, export_graph
+from torch import Tensor, nn
+
+SCRIPT = Path(sys.executable).parent / "cnpp-trt"
+
+
+def left(parent: Path) -> list[str]:
+    """What is there besides lock files."""
+    return sorted(p.name for p in parent.iterdir() if not p.name.endswith(".lock")) if parent.exists() else []
+
+
+def state(folder: Path) -> dict[str, tuple[int, str]]:
+    """Time of change and digest of every file."""
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, sha256_of(p)) for p in files}
+
+
+# ------------------------------------------------------------------------------------------------------ one graph
+
+
+class Affine(nn.Module):
+    """2x + 3y: a graph that confuses its inputs is found out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return 2 * x @ self.weight + 3 * y, x - y
+
+
+def affine(**changes: Any) -> GraphSource:
+    fields: dict[str, Any] = {
+        "name": "affine",
+        "module": Affine().eval(),
+        "inputs": {"x": torch.randn(3, 8), "y": torch.randn(3, 8)},
+        "outputs": ["sum", "difference"],
+        "nested": {},
+        "free": dict.fromkeys(("x", "y", "sum", "difference"), {0: "batch"}),
+    }
+    return GraphSource(**{**fields, **changes})
+
+
+def test_a_graph_computes_what_its_module_does_at_other_sizes_too(tmp_path):
+    source = affine()
+    module = source.module
+    spec = export_graph(source, tmp_path, "fp32")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["affine.onnx", "affine.onnx.data"]
+    x, y = torch.randn(5, 8), torch.randn(5, 8)
+    found = onnx_graph.run_onnx(tmp_path / "affine.onnx", {"x": x.numpy(), "y": y.numpy()})
+    with torch.inference_mode():
+        for a, b in zip(found, module(x, y), strict=True):
+            np.testing.assert_allclose(a, b.numpy(), rtol=1e-5, atol=1e-5)
+    assert [t.shape for t in (*spec.inputs, *spec.outputs)] == [("batch", 8)] * 4
+    assert spec.difference <= spec.tolerance
+    assert isinstance(source.module, nn.Identity), "the weights would be in memory twice"
+
+
+def test_one_tensor_for_two_inputs_is_refused(tmp_path):
+    """torch.onnx.export makes a silently wrong graph of it: 2x + 3y becomes 5y."""
+    same = torch.randn(3, 8)
+    with pytest.raises(AssertionError, match="two inputs share one tensor"):
+        export_graph(affine(inputs={"x": same, "y": same}), tmp_path, "fp32")
+
+
+def test_a_graph_that_differs_from_its_module_is_refused(tmp_path):
+    source = affine()
+    real = source.module
+
+    class Drifting(nn.Module):
+        """Gives the reference one result and the exporter, which traces it later, another."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.real, self.calls = real, 0
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            self.calls += 1
+            first, second = self.real(x, y)
+            return (first, second) if self.calls == 1 else (first, second * 1.001)
+
+    source.module = Drifting()
+    with pytest.raises(ExportError, match=r"affine differs from PyTorch in difference: 1\.0\de-03, allowed 2e-05"):
+        export_graph(source, tmp_path, "fp32")
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path):
+    class DataDependent(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return x[: int(y.sum())], y
+
+    with pytest.raises(ExportError, match="PyTorch cannot export affine") as error:
+        export_graph(affine(module=DataDependent()), tmp_path, "fp32")
+    assert "\n" not in str(error.value)
+
+
+def test_differences():
+    a = np.array([3.0, 4.0], np.float32)
+    assert compare(a, a) == onnx_graph.Difference(0.0, 0.0, 0.0)
+    found = compare(a, a + np.float32([0.5, 0]))
+    assert (found.max_abs, found.relative_l2, found.share) == (0.5, 0.1, 0.5)
+    infinite = onnx_graph.Difference(*[float("inf")] * 3)
+    assert compare(a, np.array([3.0, np.nan], np.float32)) == infinite
+    assert compare(a, a[:1]) == infinite
+    assert compare(np.array([250], np.uint8), np.array([5], np.uint8)).max_abs == 245  # no wrap around
+    assert compare(np.zeros(2), np.zeros(2)).relative_l2 == 0
+
+
+# ----------------------------------------------------------------------------------------------------- the bundle
+
+
+def test_what_a_bundle_holds(tiny):
+    m = tiny.pipeline.bundle.manifest
+    base = {"update", "add_residuals", "text_encoder", "vae_decoder", "vae_encoder", "unet"}
+    own = {f"{graph}_{c}" for graph in ("hint", "controlnet") for c in ("seg", "depth")}
+    assert m.graphs.keys() == base | own
+    assert list(m.conditions) == ["seg", "depth"]
+    assert m.scheduler_config == json.loads((tiny.checkpoint / "scheduler" / "scheduler_config.json").read_text())
+    on_disk = {p.relative_to(tiny.bundle).as_posix() for p in tiny.bundle.rglob("*") if p.is_file()}
+    assert on_disk == m.files.keys() | {"manifest.json"}
+    assert m.exported_with["torch"] == torch.__version__
+    Bundle.open(tiny.bundle).verify()
+    assert tiny.bundle.stat().st_mode & 0o055 == 0o055, "others may read it"
+
+
+def test_every_graph_was_compared_and_is_what_the_manifest_says(tiny):
+    """Signatures and opset as ONNX itself reads them; external data lies beside each graph under its own name."""
+    kinds = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64, "uint8": onnx.TensorProto.UINT8}
+    for name, spec in tiny.pipeline.bundle.manifest.graphs.items():
+        assert 0 <= spec.difference <= spec.tolerance
+        graph = onnx.load(tiny.bundle / spec.file, load_external_data=False)
+        assert {e.version for e in graph.opset_import if e.domain == ""} == {23}
+        for values, tensors in ((graph.graph.input, spec.inputs), (graph.graph.output, spec.outputs)):
+            assert [v.name for v in values] == [t.name for t in tensors], name
+            for value, tensor in zip(values, tensors, strict=True):
+                shape = tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+                assert shape == tensor.shape, f"{name}.{tensor.name}"
+                assert value.type.tensor_type.elem_type == kinds[tensor.dtype]
+        free = {d for t in (*spec.inputs, *spec.outputs) for d in t.shape if isinstance(d, str)}
+        assert free <= {"batch", "images", "guidance"}
+        locations = {e.value for i in graph.graph.initializer for e in i.external_data if e.key == "location"}
+        assert locations <= {f"{spec.file}.data"}
+
+
+def test_examples_of_a_batch_share_no_tensor(tiny_checkpoint):
+    """The guard against wrong graphs sees nested inputs too."""
+    geometry = Geometry.of(Checkpoint(str(tiny_checkpoint)), 64, 64, torch.float32)
+    for name, make in base_graphs(Checkpoint(str(tiny_checkpoint)), geometry):
+        if name == "add_residuals":
+            source = make()
+            residuals = source.inputs["residuals"]
+            source.inputs = {"residuals": residuals, "others": residuals}
+            with pytest.raises(AssertionError, match="share one tensor"):
+                source.flat()
+
+
+def test_adding_a_condition_exports_only_its_own_graphs(tiny, checkpoint_copy, tmp_path):
+    bundle = Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
+    before = state(bundle)
+    controlnet = Path(shutil.move(checkpoint_copy / "controlnet" / "depth", tmp_path / "lineart"))
+    told: list[str] = []
+    checkpoint = Checkpoint(str(checkpoint_copy), {"lineart": controlnet})
+    export_bundle(checkpoint, ["lineart", "seg"], bundle, report=told.append)
+    after = state(bundle)
+    assert [line.split()[0] for line in told[:-1]] == ["hint_lineart", "controlnet_lineart"]
+    assert all("largest difference to PyTorch" in line for line in told[:-1])
+    assert {k: v for k, v in after.items() if k in before and k != "manifest.json"} == {
+        k: v for k, v in before.items() if k != "manifest.json"
+    }
+    new = {f"{graph}_lineart.onnx{end}" for graph in ("hint", "controlnet") for end in ("", ".data")}
+    assert after.keys() - before.keys() <= new
+    opened = Bundle.open(bundle)
+    opened.verify()
+    assert list(opened.manifest.conditions) == ["seg", "depth", "lineart"]
+    # depth's weights under another name: the same picture.
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    drawn = [
+        Pipeline.open(bundle, threads=1)(Request("", "", [Control(c, image)], 2, seed=0)).latents
+        for c in ("depth", "lineart")
+    ]
+    np.testing.assert_array_equal(*drawn)
+
+    told.clear()
+    export_bundle(checkpoint, ["lineart", "seg"], bundle, report=told.append)
+    assert told == [f"{bundle} has lineart, seg already: nothing to export"]
+    assert state(bundle) == after
+
+
+@pytest.mark.parametrize(
+    ("what", "fields"),
+    [("width", {"size": (72, 64)}), ("height", {"size": (64, 72)}), ("precision", {"precision": "fp16"})],
+)
+def test_another_size_or_precision_is_refused(tiny, what, fields):
+    before = state(tiny.bundle)
+    with pytest.raises(UserError, match=f"has another {what}: choose another --out"):
+        export_bundle(Checkpoint(str(tiny.checkpoint)), ["seg"], tiny.bundle, **fields)
+    assert state(tiny.bundle) == before
+
+
+def test_another_base_model_is_refused(tiny, v_prediction):
+    with pytest.raises(UserError, match="has another base model's weights"):
+        export_bundle(Checkpoint(str(v_prediction.checkpoint)), ["seg"], tiny.bundle)
+
+
+def test_a_damaged_bundle_is_not_added_to(bundle_copy, tiny_checkpoint):
+    (bundle_copy / "unet.onnx").unlink()
+    before = state(bundle_copy)
+    with pytest.raises(UserError, match=r"unet\.onnx is missing; delete it first, or choose another --out"):
+        export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], bundle_copy)
+    (bundle_copy / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="delete it first, or choose another --out"):
+        export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], bundle_copy)
+    assert state(bundle_copy).keys() == before.keys()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_no_bundle_is_not_touched(tiny_checkpoint, tmp_path, kind):
+    out = tmp_path / "mine"
+    if kind == "folder":
+        out.mkdir()
+        (out / "thesis.txt").write_text("dear")
+    else:
+        out.write_text("dear")
+    with pytest.raises(UserError, match="exists and is no bundle: choose another --out"):
+        export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], out)
+    assert (out / "thesis.txt" if kind == "folder" else out).read_text() == "dear"
+    assert left(tmp_path) == ["mine"]
+
+
+def test_beyond_the_tolerance_no_bundle_appears(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(onnx_graph.TOLERANCE, "fp32", 0.0)
+    with pytest.raises(ExportError, match="differs from PyTorch in .*allowed 0e"):
+        export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], tmp_path / "bundle")
+    assert left(tmp_path) == []
+
+
+def test_a_failed_addition_changes_nothing(bundle_copy, checkpoint_copy, monkeypatch):
+    shutil.move(checkpoint_copy / "controlnet" / "depth", checkpoint_copy / "controlnet" / "hed")
+    before = state(bundle_copy)
+    monkeypatch.setitem(onnx_graph.TOLERANCE, "fp32", 0.0)
+    with pytest.raises(ExportError):
+        export_bundle(Checkpoint(str(checkpoint_copy)), ["hed"], bundle_copy)
+    assert state(bundle_copy) == before
+    assert "hed" not in Bundle.open(bundle_copy).manifest.conditions
+
+
+def test_fp16(tiny, tmp_path, control_image):
+    """Half precision is for TensorRT; on the CPU it runs too, and draws nearly the same picture."""
+    bundle = export_bundle(Checkpoint(str(tiny.checkpoint)), ["seg"], tmp_path / "fp16", precision="fp16")
+    m = bundle.manifest
+    assert m.precision == "fp16"
+    unet = m.graphs["unet"]
+    assert {t.dtype for t in unet.inputs if t.name != "timestep"} == {"float16"}
+    assert {e.version for e in onnx.load(bundle.folder / unet.file, load_external_data=False).opset_import} == {20}
+    half = sum(e["size"] for name, e in m.files.items() if name.endswith(".data"))
+    full = sum(
+        e["size"] for n, e in tiny.pipeline.bundle.manifest.files.items() if n.endswith(".data") and "depth" not in n
+    )
+    assert 0.4 < half / full < 0.7
+    request = Request("a house", "", [Control("seg", control_image(64, 64))], 4, seed=1)
+    found, expected = Pipeline.open(bundle, threads=1)(request), tiny.pipeline(request)
+    difference = np.linalg.norm(found.latents - expected.latents) / np.linalg.norm(expected.latents)
+    assert 0 < difference < 0.05
+
+
+# -------------------------------------------------------------------------------------------------- interruptions
+
+
+@pytest.fixture
+def exporting(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command, exporting into `tmp_path / "bundles" / "b"`, its second graph under way."""
+    (tmp_path / "bundles").mkdir()
+    line = [SCRIPT, "export", "--model", tiny_checkpoint, "--cond", "seg", "--out", tmp_path / "bundles" / "b"]
+    with subprocess.Popen(
+        [str(a) for a in line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr
+        assert process.stderr.readline().startswith("update ")
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "line"),
+    [
+        (signal.SIGTERM, 143, "terminated: nothing half-made is left\n"),
+        (signal.SIGINT, 130, "interrupted: nothing half-made is left\n"),
+    ],
+)
+def test_interrupted(exporting, tmp_path, kind, status, line):
+    exporting.send_signal(kind)
+    out, err = exporting.communicate(timeout=120)
+    assert exporting.returncode == status
+    # Graphs that were ready before the signal was served may still be told of.
+    assert [e for e in err.splitlines(keepends=True) if "largest difference" not in e] == [line]
+    assert out == ""
+    assert left(tmp_path / "bundles") == []
+
+
+def test_killed(exporting, tiny, tmp_path):
+    """What a killed export leaves is no bundle, and the next export clears it."""
+    bundles = tmp_path / "bundles"
+    exporting.kill()
+    exporting.wait(timeout=60)
+    leftovers = left(bundles)
+    assert len(leftovers) == 1
+    assert leftovers[0].startswith(".b.partial-")
+    with pytest.raises(UserError):
+        Bundle.open(bundles / "b")
+    with pytest.raises(UserError):
+        Bundle.open(bundles / leftovers[0])
+    # The next one, which here fails at once, so as not to export it all.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ExportError):
+        patch.setitem(onnx_graph.TOLERANCE, "fp32", -1.0)
+        export_bundle(Checkpoint(str(tiny.checkpoint)), ["seg"], bundles / "b")
+    assert left(bundles) == []
+
+
+def test_two_exports_into_one_folder(tiny, tmp_path, monkeypatch):
+    """Both wait for each other and neither's condition is lost: the second sees what the first wrote.
+
+    One is in a process of its own and adds `lineart`; this one adds `hed` meanwhile.
+    """
+    checkpoint = Path(shutil.copytree(tiny.checkpoint, tmp_path / "checkpoint"))
+    for condition in ("lineart", "hed"):
+        shutil.copytree(checkpoint / "controlnet" / "seg", checkpoint / "controlnet" / condition)
+    bundle = Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
+    line = [SCRIPT, "export", "--model", checkpoint, "--cond", "lineart", "--out", bundle]
+    with subprocess.Popen([str(a) for a in line], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(".bundle.partial-*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        export_bundle(Checkpoint(str(checkpoint)), ["hed"], bundle)
+        _, err = other.communicate(timeout=120)
+    assert other.returncode == 0, err
+    opened = Bundle.open(bundle)
+    assert sorted(opened.manifest.conditions) == ["depth", "hed", "lineart", "seg"]
+    opened.verify()
+    assert left(tmp_path) == ["bundle", "checkpoint"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 KiB, less than the tiny bundle needs."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if os.name != "posix" or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk, tiny_checkpoint, script):
+    ended = script("export", "--model", tiny_checkpoint, "--cond", "seg", "--out", small_disk / "bundle")
+    assert ended.returncode == 2, ended.stderr
+    last = [line for line in ended.stderr.splitlines() if "largest difference" not in line]
+    assert last == [f"error: no space left for {small_disk / 'bundle'}: free some, or choose another --out"]
+    assert ended.stdout == ""
+    assert left(small_disk) == []
+
+
+def test_a_disk_that_fills_up_while_a_graph_is_written(tiny_checkpoint, tmp_path, monkeypatch):
+    """The same without root: writing the second graph's weights fails."""
+    real, calls = onnx_graph._write, []
+
+    def write(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(onnx_graph, "_write", write)
+    with pytest.raises(UserError, match=r"no space left for .*bundle: free some"):
+        export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], tmp_path / "bundle")
+    assert left(tmp_path) == []
+
+
+def test_progress_is_told(tiny_checkpoint, tmp_path, monkeypatch):
+    """Each graph with its seconds and its difference, as it is made."""
+    told: list[str] = []
+    real = exporter.base_graphs
+    monkeypatch.setattr(exporter, "base_graphs", lambda *a: list(real(*a))[:2])
+    export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], tmp_path / "bundle", report=told.append)
+    assert [line.split()[0] for line in told] == ["update", "add_residuals", "hint_seg", "controlnet_seg", "bundle"]
+    for line in told[:-1]:
+        assert " s   largest difference to PyTorch " in line
+        assert "allowed 2e-05" in line
