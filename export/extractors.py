@@ -1,4 +1,4 @@
-"""The miniature's condition extractors as modules: two small networks (seg, depth) and two fixed filters (hed, lineart).
+"""The miniature's extractors as modules: small networks for seg and depth, fixed filters for hed and lineart.
 
 Every module takes image float [B,3,H,W] in [0,1], H and W multiples of 8. All are differentiable up to their last
 rounding or argmax, so training can look through them.

@@ -76,9 +76,11 @@ class Sampler:
     """The base model with weights as they are published: rounded to fp16, computed in fp32."""
 
     def __init__(self, work: Path) -> None:
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers import AutoencoderKL, UNet2DConditionModel, UniPCMultistepScheduler
         from transformers import CLIPTextModel, CLIPTokenizer
 
+        self.steps, self.guidance = STEPS, GUIDANCE
+        self.scheduler: Any = UniPCMultistepScheduler.from_config(SCHEDULER_CONFIG)
         self.scenes = load_scenes(work, TEST)
         self.unet: Any = rounded(UNet2DConditionModel.from_pretrained(work / "unet"))
         self.vae: Any = rounded(AutoencoderKL.from_pretrained(work / "vae"))
@@ -88,7 +90,7 @@ class Sampler:
             self.embeds = text_encoder(ids)[0]
 
     def draw(self, controlnet: Any, control: Tensor | None, seed: int) -> Tensor:
-        """One image uint8 [N,3,128,128] for each scene, by UniPC; the same noise for every ControlNet."""
+        """One image uint8 [N,3,128,128] for each scene; the same noise for every ControlNet."""
         noise = torch.randn(len(self.scenes), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
         images = []
         for part in torch.arange(len(self.scenes)).split(BATCH):
@@ -99,20 +101,17 @@ class Sampler:
     @torch.no_grad()
     def sample(self, controlnet: Any, control: Tensor | None, latents: Tensor, which: Tensor) -> Tensor:
         """Images uint8 [B,3,128,128] of the scenes `which` [B] from noise [B,4,16,16]; control [B,3,128,128]."""
-        from diffusers import UniPCMultistepScheduler
-
-        scheduler = UniPCMultistepScheduler.from_config(SCHEDULER_CONFIG)
-        scheduler.set_timesteps(STEPS)
+        self.scheduler.set_timesteps(self.steps)
         embeds = torch.cat([self.embeds[-1:].expand(len(which), -1, -1), self.embeds[which]])
-        for t in scheduler.timesteps:
+        for t in self.scheduler.timesteps:
             both = torch.cat([latents, latents])
             residuals: dict[str, Any] = {}
             if control is not None:
                 down, mid = controlnet(both, t, embeds, torch.cat([control, control]), return_dict=False)
                 residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
             without, with_prompt = self.unet(both, t, embeds, **residuals).sample.chunk(2)
-            guided = without + GUIDANCE * (with_prompt - without)
-            latents = scheduler.step(guided, t, latents, return_dict=False)[0]
+            guided = without + self.guidance * (with_prompt - without)
+            latents = self.scheduler.step(guided, t, latents, return_dict=False)[0]
         return self._decode(latents)
 
     def _decode(self, latents: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ STAGES = [
     "diffusion",
     "decoder",
     *(f"{kind}:{condition}" for kind in ("plain", "reward", "evaluate") for condition in CONDITIONS),
+    "few-steps",
     "package",
     "picture",
 ]
@@ -67,6 +68,11 @@ def run_stage(stage: str, work: Path) -> None:
         evaluate(work, condition)
         found = {c: work / "results" / f"{c}.json" for c in CONDITIONS}
         print(table({c: json.loads(p.read_text("utf-8")) for c, p in found.items() if p.is_file()}))
+    elif kind == "few-steps":
+        from .few_steps import compare, distill
+
+        distill(work)
+        compare(work)
     elif kind == "picture":
         from .picture import draw_picture
 
