@@ -69,7 +69,9 @@ class Checkpoint:
 
     def text_encoder(self, dtype: torch.dtype) -> nn.Module:
         from transformers import CLIPTextModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # it would stand in the middle of the export's own lines
         folder = self.folder / "text_encoder"
         return self._load("text_encoder", lambda: CLIPTextModel.from_pretrained(folder, dtype=dtype))
 

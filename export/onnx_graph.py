@@ -3,6 +3,7 @@
 import gc
 import io
 import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -90,7 +91,8 @@ def export_graph(source: GraphSource, folder: Path, precision: str) -> GraphSpec
     except OSError:
         raise  # a full disk is no fault of the graph's
     except Exception as e:
-        raise ExportError(f"PyTorch cannot export {source.name}: {' '.join(str(e).split())[:400]}") from e
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(e))  # torch colours its messages
+        raise ExportError(f"PyTorch cannot export {source.name}: {' '.join(reason.split())[:400]}") from e
     source.module = nn.Identity()
     gc.collect()
 

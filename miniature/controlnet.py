@@ -33,7 +33,7 @@ class Reward:
             where that image is almost right by itself.
     """
 
-    steps: int = 300
+    steps: int = 200
     batch: int = 16
     lr: float = 5e-4
     weight: float = 2.0

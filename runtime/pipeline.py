@@ -80,6 +80,8 @@ class Pipeline:
         """
         if backend not in BACKENDS:
             raise UserError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise UserError(f"threads must be a whole number above 0, not {threads!r}")
         from .onnxruntime_cpu import OnnxRuntimeCpu
 
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)

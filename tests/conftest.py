@@ -4,6 +4,7 @@ Every bundle here comes out of the real export. The tiny checkpoint has random w
 it takes every path that real weights take, and parity does not depend on what the weights are.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,12 @@ from cnpp_trt import Pipeline, cli
 from cnpp_trt.benchmarks.random_checkpoint import make_checkpoint
 from cnpp_trt.export.checkpoint import MINIATURE, Checkpoint
 from cnpp_trt.export.exporter import export_bundle
+from PIL import Image
 
+EXAMPLES = {
+    "defaults": {"guidance_scale": 3.0, "num_inference_steps": 2},
+    "examples": {"seg": {"image": "mine.png", "prompt": "a house of blocks", "seed": 4}},
+}
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 
 
@@ -169,12 +175,15 @@ def control_image() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def v_prediction(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A v-prediction checkpoint with `seg`, at a size that its UNet's downsampling does not divide.
+    """A v-prediction checkpoint with `seg` and an example, at a size that its UNet's downsampling does not divide.
 
     It is exported by the command, in a process of its own.
     """
     folder = tmp_path_factory.mktemp("v")
     checkpoint = make_checkpoint(folder / "checkpoint", tiny=True, prediction="v_prediction", seed=1)
+    (checkpoint / "examples").mkdir()
+    Image.fromarray(blocks(40, 40)).save(checkpoint / "examples" / "mine.png")
+    (checkpoint / "examples" / "examples.json").write_text(json.dumps(EXAMPLES))
     bundle = folder / "bundle"
     exported = run_script("export", "--model", checkpoint, "--cond", "seg", "--size", "72x104", "--out", bundle)
     assert exported.returncode == 0, exported.stderr

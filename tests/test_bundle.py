@@ -275,7 +275,7 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*choose another --out"):
+    with pytest.raises(UserError, match=r"cannot write .*choose another --out"):
         make(tmp_path / "file" / "bundle", f="x")
 
 
@@ -308,7 +308,7 @@ def test_names_of_models() -> None:
 
 def test_finding_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="no bundle of 'm' under .*cnpp-trt export --model m --cond"):
+    with pytest.raises(UserError, match=r"no bundle of 'm' under .*cnpp-trt export --model m --cond"):
         find_bundle("m")
     for precision, size in (("fp32", (64, 64)), ("fp16", (64, 96))):
         bundle_folder("m", precision, *size).mkdir(parents=True)

@@ -80,27 +80,11 @@ main()
 def test_help_names_every_option_and_choice(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     text = command("run", "--help").out
-    for option in [
-        "--model",
-        "--bundle",
-        "--cond",
-        "--image",
-        "--extract",
-        "--prompt",
-        "--negative-prompt",
-        "--steps",
-        "--scheduler",
-        "--guidance-scale",
-        "--control-scale",
-        "--control-start",
-        "--control-end",
-        "--seed",
-        "--images",
-        "--backend",
-        "--out",
-        "--repeat",
-        "--json",
-    ]:
+    options = """
+        --model --bundle --cond --image --extract --prompt --negative-prompt --steps --scheduler --guidance-scale --seed
+        --control-scale --control-start --control-end --images --backend --out --repeat --json
+    """
+    for option in options.split():
         assert option in text, option
     assert all(name in text for name in SCHEDULERS)
     assert all(name in command("export", "--help").out for name in CONDITIONS)
@@ -220,6 +204,27 @@ def test_the_models_bundle_is_found_under_the_home(
     outcome = command(*arguments, "--model", "mine")
     assert outcome.status == 0, outcome.err
     assert outcome.out.startswith(str(tmp_path / "home" / "runs" / "run-0001"))
+
+
+def test_with_nothing_said_the_models_own_example_is_drawn(
+    command: Any, v_prediction: Any, control_image: Any, tmp_path: Path
+) -> None:
+    outcome = command("run", "--bundle", v_prediction.bundle, "--out", tmp_path, "--json")
+    assert outcome.status == 0, outcome.err
+    request = json.loads(outcome.out)["request"]
+    assert (request["prompt"], request["seed"]) == ("a house of blocks", 4)
+    assert (request["guidance_scale"], request["num_inference_steps"]) == (3.0, 2)
+    assert "note: the seg image was resized from 40x40 to 72x104 (nearest)" in outcome.err
+    example = v_prediction.bundle / v_prediction.pipeline.bundle.manifest.conditions["seg"]["image"]
+    with Image.open(example) as shipped:
+        np.testing.assert_array_equal(np.asarray(shipped), control_image(40, 40))
+    # What is said goes before the example.
+    said = ["--prompt", "", "--seed", 0, "--guidance-scale", 0, "--steps", 1]
+    request = json.loads(command("run", "--bundle", v_prediction.bundle, "--out", tmp_path, "--json", *said).out)[
+        "request"
+    ]
+    assert (request["prompt"], request["seed"]) == ("", 0)
+    assert (request["guidance_scale"], request["num_inference_steps"]) == (0.0, 1)
 
 
 def test_the_miniatures_examples(command: Any, miniature: Any, tmp_path: Path) -> None:
@@ -625,14 +630,15 @@ print(describe(examine()))
 def test_interrupted_while_running(
     run: list[Any], tmp_path: Path, kind: signal.Signals, status: int, word: str
 ) -> None:
-    arguments = [str(a) for a in [SCRIPT, *without(run, "--steps"), "--steps", 1000, "--images", 16]]
+    long = ["--scheduler", "euler", "--steps", 1000, "--images", 16]
+    arguments = [str(a) for a in [SCRIPT, *without(run, "--steps"), *long]]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         # It is in its loop once it has loaded the native libraries and used some CPU time.
         import psutil
 
         watched = psutil.Process(process.pid)
         deadline = time.monotonic() + 60
-        while watched.cpu_times().user < 2 and time.monotonic() < deadline:
+        while process.poll() is None and watched.cpu_times().user < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(kind)
         out, err = process.communicate(timeout=60)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,26 @@ def test_a_missing_component(refuse, checkpoint_copy, component):
     assert component in refuse(checkpoint_copy)
 
 
-@pytest.mark.parametrize("component", ["unet", "vae"])
-def test_missing_weights(refuse, checkpoint_copy, component):
-    for file in (checkpoint_copy / component).glob("*.safetensors"):
-        file.unlink()
-    assert f"cannot load {component}" in refuse(checkpoint_copy)
+def test_damaged_weights_found_while_exporting(refuse, checkpoint_copy):
+    file = next((checkpoint_copy / "text_encoder").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "cannot load text_encoder" in refuse(checkpoint_copy)
 
 
-@pytest.mark.parametrize("component", ["vae", "text_encoder", "unet"])
-@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
-def test_truncated_weights(refuse, checkpoint_copy, component, kept):
-    file = next((checkpoint_copy / component).glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * kept)])
-    assert f"cannot load {component}" in refuse(checkpoint_copy)
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "unet", "controlnet"])
+@pytest.mark.parametrize("kept", [None, 0, 0.5, 0.99])
+def test_missing_and_truncated_weights(checkpoint_copy, component, kept):
+    folder = checkpoint_copy / component / ("seg" if component == "controlnet" else "")
+    file = next(folder.glob("*.safetensors"))
+    content = file.read_bytes()
+    file.unlink()
+    if kept is not None:
+        file.write_bytes(content[: int(len(content) * kept)])
+    checkpoint = Checkpoint(str(checkpoint_copy))
+    load = partial(checkpoint.controlnet, "seg") if component == "controlnet" else getattr(checkpoint, component)
+    with pytest.raises(UserError, match=rf"cannot load (the seg ControlNet|{component}) of .*files are whole") as error:
+        load(torch.float32)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"unet"', "\x00"])

@@ -1,6 +1,7 @@
 """The list of launches: its order, what each launch is bound to, and how long buffers live."""
 
 import gc
+import itertools
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,7 +89,7 @@ def test_a_sum_never_reads_what_it_writes(tiny):
 def test_every_step_reads_the_state_that_the_last_one_wrote(tiny):
     backend = record(tiny.pipeline.bundle, ("seg", ALWAYS))
     updates = [buffers for name, buffers in backend.launched if name == "update"]
-    for before, after in zip(updates, updates[1:], strict=False):
+    for before, after in itertools.pairwise(updates):
         assert after["state"].address == before["new_state"].address
         assert after["state"].address != after["new_state"].address
         assert after["coefficients"].address != before["coefficients"].address

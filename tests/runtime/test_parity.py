@@ -41,12 +41,11 @@ class Reference:
 
     def __init__(self, checkpoint: Any) -> None:
         fp32 = {"torch_dtype": torch.float32}
+        text_encoder = transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
         self.components = {
             "unet": diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", **fp32),
             "vae": diffusers.AutoencoderKL.from_pretrained(checkpoint / "vae", **fp32),
-            "text_encoder": transformers.CLIPTextModel.from_pretrained(
-                checkpoint / "text_encoder", dtype=torch.float32
-            ),
+            "text_encoder": text_encoder,
             "tokenizer": transformers.CLIPTokenizer.from_pretrained(checkpoint / "tokenizer"),
         }
         self.controlnets = {
@@ -127,6 +126,11 @@ def tiny_reference(tiny: Any) -> Reference:
 @pytest.fixture(scope="module")
 def miniature_reference(miniature: Any) -> Reference:
     return Reference(miniature.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def v_reference(v_prediction: Any) -> Reference:
+    return Reference(v_prediction.checkpoint)
 
 
 @pytest.fixture
@@ -321,19 +325,9 @@ def test_a_batch_of_three_is_three_single_images(tiny, make, scheduler):
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
-def test_v_prediction_at_an_odd_size(v_prediction, make, scheduler, guidance_scale):
+def test_v_prediction_at_an_odd_size(v_prediction, v_reference, make, scheduler, guidance_scale):
     request = make(v_prediction, scheduler=scheduler, guidance_scale=guidance_scale)
-    expected = v_reference(v_prediction)(request)
-    assert_same(ours(v_prediction.pipeline, request), expected)
-
-
-_V_REFERENCES: dict[str, Reference] = {}
-
-
-def v_reference(model: Any) -> Reference:
-    if model.name not in _V_REFERENCES:
-        _V_REFERENCES[model.name] = Reference(model.checkpoint)
-    return _V_REFERENCES[model.name]
+    assert_same(ours(v_prediction.pipeline, request), v_reference(request))
 
 
 @pytest.mark.parametrize(("guidance_scale", "batch"), [(1.0, 1), (0.0, 1), (1.5, 2)])

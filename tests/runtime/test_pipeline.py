@@ -90,7 +90,7 @@ def test_a_scheduler_that_cannot_take_so_many_steps(tiny, request_):
 
 @pytest.mark.parametrize("backend", ["", "tensorrt", "cuda", "ONNXRuntime-cpu"])
 def test_unknown_backends(tiny, backend):
-    with pytest.raises(UserError, match="unknown backend .*: choose from auto, onnxruntime-cpu"):
+    with pytest.raises(UserError, match=r"unknown backend .*: choose from auto, onnxruntime-cpu"):
         Pipeline.open(tiny.bundle, backend)
 
 
