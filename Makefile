@@ -21,29 +21,9 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 SIZED := $(if $(SIZE),--size $(SIZE))
 STEPPED := $(if $(STEPS),--steps $(STEPS))
 
-# Fails where the model has no bundle of this size with all these conditions. It needs no PyTorch, so that a second
-# `make run` starts at once.
-define HAS_BUNDLE
-import sys
-from cnpp_trt.bundle import Bundle, find_bundle
-from cnpp_trt.cli import _size
-from cnpp_trt.conditions import CONDITIONS
-from cnpp_trt.errors import UserError
-
-model, size, *wanted = sys.argv[1:]
-wanted = list(CONDITIONS) if wanted == ["all"] else wanted
-try:
-    found = Bundle.open(find_bundle(model, "fp32", _size(size or None))).manifest.conditions
-except UserError as e:
-    sys.exit(1)
-sys.exit(not set(wanted) <= set(found))
-endef
-export HAS_BUNDLE
-
 .PHONY: run bundle test test-gpu lint engines clean help
 
-run: $(VENV)/run.stamp  ## export the bundle where it is missing, then draw MODEL's example of each COND
-	@$(BIN)/python -c "$$HAS_BUNDLE" "$(MODEL)" "$(SIZE)" $(COND) || $(MAKE) --no-print-directory bundle
+run: bundle  ## export the bundle where it is missing, then draw MODEL's example of each COND
 	@conditions="$(COND)"; \
 	if [ "$$conditions" = all ]; then \
 		conditions=$$($(BIN)/python -c "from cnpp_trt.conditions import CONDITIONS; print(*CONDITIONS)"); \

@@ -80,7 +80,8 @@ class Manifest:
         scheduler_config: the checkpoint's `scheduler_config.json`.
         defaults: the model's own `guidance_scale` and `num_inference_steps`.
         graphs: by name.
-        conditions: by name, each with its `example` (image, prompt, seed) or an empty mapping.
+        conditions: by name, each with the digest of its `controlnet` and, where the model has an example, its
+            `image`, `prompt` and `seed`.
         files: size in bytes and SHA-256 of every file.
         exported_with: versions of the packages that made it.
     """

@@ -76,18 +76,17 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Checkpoint → bundle of ONNX graphs, each compared with PyTorch. A bundle that exists gains new conditions."""
-    try:
-        from .export.checkpoint import Checkpoint
-        from .export.exporter import bundle_size, export_bundle
-    except ModuleNotFoundError as e:
-        raise CnppError(f"export needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
+    from .export.checkpoint import Checkpoint
+    from .export.exporter import export_bundle
 
-    controlnets = _pairs(controlnet or [])
-    checkpoint = Checkpoint(model, controlnets)
-    pixels = bundle_size(checkpoint, _size(size))
+    checkpoint = Checkpoint(model, _pairs(controlnet or []))
+    pixels = checkpoint.size(_size(size))
     folder = out or bundle_folder(model, precision, *pixels)
     conditions = list(CONDITIONS) if cond == ["all"] else cond
-    bundle = export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, report=_say)
+    try:
+        bundle = export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, report=_say)
+    except ModuleNotFoundError as e:
+        raise CnppError(f"export needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
     if as_json:
         print(
             json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest, **json.loads(bundle.manifest.dumps())})

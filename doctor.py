@@ -5,6 +5,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
@@ -35,7 +37,7 @@ EXPORT_MODULES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "s
 def examine() -> dict[str, Any]:
     """Versions, providers, GPU, TensorRT flavours, folders, and what works here. Nothing heavier than onnxruntime is
     imported."""
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: installed([name]).get(name) for name in PACKAGES}
     providers = _providers()
     gpu = _gpu()
     flavours = [name for name in ("tensorrt", "tensorrt-rtx") if versions[name]]
@@ -62,7 +64,7 @@ def describe(found: dict[str, Any]) -> str:
     """`examine`'s findings as text, one fact a line."""
     lines = [
         f"cnpp-trt {found['cnpp-trt']}, Python {found['python']}, {found['platform']}, {found['cpus']} CPUs",
-        *(f"  {name} {installed or 'not installed'}" for name, installed in found["versions"].items()),
+        *(f"  {name} {there or 'not installed'}" for name, there in found["versions"].items()),
         f"ONNX Runtime providers: {', '.join(found['onnxruntime_providers']) or 'none'}",
         f"GPU: {found['gpu'] or 'none found (nvidia-smi does not answer)'}",
         f"TensorRT flavours: {', '.join(found['tensorrt_flavours']) or 'none'}",
@@ -89,11 +91,13 @@ def _works(versions: dict[str, str | None], providers: list[str], gpu: str | Non
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    """The versions of those of `packages` that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _providers() -> list[str]:

@@ -4,18 +4,19 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..bundle import sha256_of
 from ..conditions import CONDITIONS
 from ..errors import UserError
 
+if TYPE_CHECKING:
+    # Only for types: to look at a checkpoint without loading its weights takes no PyTorch, which is slow to import.
+    import torch
+    from torch import nn
+
 MINIATURE = Path(__file__).parent.parent / "miniature" / "model"
 
-_T = TypeVar("_T")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -57,17 +58,17 @@ class Checkpoint:
             raise UserError(f"{self.folder / component / 'config.json'} has no {key}: is this an SD-1.x model?")
         return value
 
-    def unet(self, dtype: torch.dtype) -> nn.Module:
+    def unet(self, dtype: "torch.dtype") -> "nn.Module":
         from diffusers import UNet2DConditionModel
 
         return self._load("unet", lambda: UNet2DConditionModel.from_pretrained(self.folder / "unet", torch_dtype=dtype))
 
-    def vae(self, dtype: torch.dtype) -> nn.Module:
+    def vae(self, dtype: "torch.dtype") -> "nn.Module":
         from diffusers import AutoencoderKL
 
         return self._load("vae", lambda: AutoencoderKL.from_pretrained(self.folder / "vae", torch_dtype=dtype))
 
-    def text_encoder(self, dtype: torch.dtype) -> nn.Module:
+    def text_encoder(self, dtype: "torch.dtype") -> "nn.Module":
         from transformers import CLIPTextModel
         from transformers.utils import logging
 
@@ -94,7 +95,7 @@ class Checkpoint:
                 return candidate
         raise UserError(f"no ControlNet for {condition!r} at {folder}: give one with --controlnet {condition}=PATH")
 
-    def controlnet(self, condition: str, dtype: torch.dtype) -> nn.Module:
+    def controlnet(self, condition: str, dtype: "torch.dtype") -> "nn.Module":
         """Raises: UserError where it does not fit the UNet."""
         from diffusers import ControlNetModel
 
@@ -130,14 +131,35 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """SHA-256 over the weights that every condition shares: two bundles of one base model have the same."""
-        digest = hashlib.sha256()
-        for component in ("unet", "vae", "text_encoder"):
-            for pattern in _WEIGHTS:
-                for path in sorted((self.folder / component).glob(pattern)):
-                    digest.update(f"{component}/{path.name} {sha256_of(path)}\n".encode())
-        return digest.hexdigest()
+        return _digest(*(self.folder / component for component in ("unet", "vae", "text_encoder")))
 
-    def _load(self, what: str, load: Callable[[], _T]) -> _T:
+    def controlnet_fingerprint(self, condition: str) -> str:
+        """SHA-256 over the weights of the condition's ControlNet."""
+        return _digest(self.controlnet_folder(condition))
+
+    def size(self, asked: tuple[int, int] | None) -> tuple[int, int]:
+        """(width, height) in pixels of the images: what was asked for, or the UNet's own sample size.
+
+        Raises: UserError where it cannot be used.
+        """
+        factor = self.vae_scale_factor
+        if asked is None:
+            own = self.config("unet").get("sample_size") or 64
+            height, width = (own, own) if isinstance(own, int) else own
+            return width * factor, height * factor
+        if any(s % factor or not 64 <= s <= 2048 for s in asked):
+            raise UserError(
+                f"size {asked[0]}x{asked[1]} cannot be used: width and height are multiples of {factor}, 64 to 2048"
+            )
+        return asked
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent in each direction."""
+        factor: int = 2 ** (len(self.setting("vae", "block_out_channels")) - 1)
+        return factor
+
+    def _load(self, what: str, load: Callable[[], Any]) -> Any:
         try:
             loaded = load()
         except Exception as e:  # whatever diffusers, transformers or safetensors raise, the user needs one line
@@ -145,7 +167,18 @@ class Checkpoint:
             raise UserError(
                 f"cannot load {what} of {self.name}: {reason or type(e).__name__}; check that its files are whole"
             ) from e
-        return loaded.eval().requires_grad_(False) if isinstance(loaded, nn.Module) else loaded
+        if hasattr(loaded, "requires_grad_"):  # a module, not the tokenizer
+            loaded.eval().requires_grad_(False)
+        return loaded
+
+
+def _digest(*folders: Path) -> str:
+    digest = hashlib.sha256()
+    for folder in folders:
+        for pattern in _WEIGHTS:
+            for path in sorted(folder.glob(pattern)):
+                digest.update(f"{folder.name}/{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:

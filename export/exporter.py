@@ -3,21 +3,20 @@
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..bundle import MANIFEST, Bundle, Manifest, lock_bundle, model_name, write_bundle
 from ..conditions import CONDITIONS
+from ..doctor import installed
 from ..errors import BundleError, UserError
 from .checkpoint import Checkpoint
-from .graphs import Geometry, Graphs, base_graphs, condition_graphs
-from .onnx_graph import export_graph
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+if TYPE_CHECKING:
+    from .graphs import Graphs
+
+PRECISIONS = ("fp32", "fp16")
 
 Report = Callable[[str], None]
 
@@ -49,25 +48,32 @@ def export_bundle(
         raise UserError(f"no condition given: choose from {', '.join(CONDITIONS)}")
     for condition in (*conditions, *checkpoint.controlnets):
         checkpoint.controlnet_folder(condition)
-    geometry = Geometry.of(checkpoint, *bundle_size(checkpoint, size), PRECISIONS[precision])
-
-    manifest = _manifest(checkpoint, precision, geometry)
+    manifest = _manifest(checkpoint, precision, *checkpoint.size(size))
     with lock_bundle(out):
-        return _export_locked(checkpoint, conditions, out, manifest, geometry, report)
+        return _export_locked(checkpoint, conditions, out, manifest, report)
 
 
 def _export_locked(
-    checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest, geometry: Geometry, report: Report
+    checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest, report: Report
 ) -> Bundle:
     if (out / MANIFEST).exists():
         manifest = _existing(out, manifest)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no bundle: choose another --out")
-    missing = [c for c in dict.fromkeys(conditions) if c not in manifest.conditions]
+    missing = []
+    for condition in dict.fromkeys(conditions):
+        if condition not in manifest.conditions:
+            missing.append(condition)
+        elif manifest.conditions[condition].get("controlnet") != checkpoint.controlnet_fingerprint(condition):
+            raise UserError(f"the bundle {out} has another ControlNet for {condition}: choose another --out")
     if not missing:
         report(f"{out} has {', '.join(conditions)} already: nothing to export")
         return Bundle.open(out)
 
+    # Not before there is something to export: PyTorch is slow to import.
+    from .graphs import Geometry, base_graphs, condition_graphs
+
+    geometry = Geometry.of(checkpoint, manifest)
     start = time.perf_counter()
     with write_bundle(out, manifest) as staging:
         if not manifest.graphs:
@@ -76,35 +82,20 @@ def _export_locked(
         _, examples = checkpoint.examples()
         for condition in missing:
             _export(condition_graphs(checkpoint, condition, geometry), manifest, staging, report)
-            manifest.conditions[condition] = {}
+            manifest.conditions[condition] = {"controlnet": checkpoint.controlnet_fingerprint(condition)}
             if example := examples.get(condition):
                 folder = staging / "examples"
                 folder.mkdir(exist_ok=True)
                 shutil.copyfile(checkpoint.folder / "examples" / example["image"], folder / f"{condition}.png")
-                manifest.conditions[condition] = {**example, "image": f"examples/{condition}.png"}
+                manifest.conditions[condition] |= {**example, "image": f"examples/{condition}.png"}
     bundle = Bundle.open(out)
     report(f"bundle {out}: {', '.join(manifest.conditions)} in {time.perf_counter() - start:.1f} s")
     return bundle
 
 
-def bundle_size(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(width, height) in pixels of the images: what was asked for, or the UNet's own sample size.
+def _export(graphs: "Graphs", manifest: Manifest, folder: Path, report: Report) -> None:
+    from .onnx_graph import export_graph
 
-    Raises: UserError where it cannot be used.
-    """
-    factor = 2 ** (len(checkpoint.setting("vae", "block_out_channels")) - 1)
-    if size is None:
-        own = checkpoint.config("unet").get("sample_size") or 64
-        height, width = (own, own) if isinstance(own, int) else own
-        return width * factor, height * factor
-    if any(s % factor or not 64 <= s <= 2048 for s in size):
-        raise UserError(
-            f"size {size[0]}x{size[1]} cannot be used: width and height are multiples of {factor}, 64 to 2048"
-        )
-    return size
-
-
-def _export(graphs: Graphs, manifest: Manifest, folder: Path, report: Report) -> None:
     for name, source in graphs:
         report(f"{name}: exporting and comparing with PyTorch")
         start = time.perf_counter()
@@ -117,29 +108,20 @@ def _export(graphs: Graphs, manifest: Manifest, folder: Path, report: Report) ->
         )
 
 
-def _manifest(checkpoint: Checkpoint, precision: str, g: Geometry) -> Manifest:
+def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -> Manifest:
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
     return Manifest(
         model=model_name(checkpoint.name),
         base=checkpoint.fingerprint(),
         precision=precision,
-        width=g.width,
-        height=g.height,
-        latent_channels=g.latent_channels,
-        vae_scale_factor=g.vae_scale_factor,
+        width=width,
+        height=height,
+        latent_channels=checkpoint.setting("unet", "in_channels"),
+        vae_scale_factor=checkpoint.vae_scale_factor,
         scheduler_config=checkpoint.config("scheduler"),
         defaults=checkpoint.examples()[0],
-        exported_with={"cnpp-trt": __version__, **_versions(packages)},
+        exported_with={"cnpp-trt": __version__, **installed(packages)},
     )
-
-
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of those that are installed: there is one onnxruntime or the other."""
-    found = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _existing(out: Path, new: Manifest) -> Manifest:

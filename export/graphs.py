@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..bundle import Manifest
 from ..conditions import CONDITIONS
 from . import modules
 from .checkpoint import Checkpoint
 from .onnx_graph import GraphSource
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BATCH = {0: "batch"}
 IMAGES = {0: "images"}
 
@@ -29,17 +31,17 @@ class Geometry:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, width: int, height: int, dtype: torch.dtype) -> "Geometry":
+    def of(cls, checkpoint: Checkpoint, manifest: Manifest) -> "Geometry":
         setting = checkpoint.setting
         return cls(
-            width,
-            height,
-            setting("unet", "in_channels"),
-            2 ** (len(setting("vae", "block_out_channels")) - 1),
+            manifest.width,
+            manifest.height,
+            manifest.latent_channels,
+            manifest.vae_scale_factor,
             setting("unet", "cross_attention_dim"),
             tuple(setting("unet", "block_out_channels")),
             setting("unet", "layers_per_block"),
-            dtype,
+            DTYPES[manifest.precision],
         )
 
     def latent(self, level: int = 0) -> tuple[int, int]:

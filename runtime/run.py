@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..bundle import Bundle, bundle_folder, find_bundle
 from ..conditions import CONDITIONS
+from ..doctor import installed
 from ..errors import UserError
 from . import metadata
 from .consistency import Score, score
@@ -295,7 +295,7 @@ def _records(pipeline: Pipeline, request: Request, result: Result) -> list[dict[
             "height": m.height,
         },
         "backend": pipeline.backend.name,
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **installed(_RUNTIME_PACKAGES)},
     }
     return [
         {**shared, "image_index": i, "pixels_sha256": metadata.pixels_sha256(image)}
@@ -303,6 +303,7 @@ def _records(pipeline: Pipeline, request: Request, result: Result) -> list[dict[
     ]
 
 
+_RUNTIME_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 _RECORDED = (
     "prompt",
     "negative_prompt",
@@ -311,16 +312,6 @@ _RECORDED = (
     "scheduler",
     "num_images_per_prompt",
 )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _first(*values: Any) -> Any:

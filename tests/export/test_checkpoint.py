@@ -12,7 +12,7 @@ import torch
 from cnpp_trt.benchmarks.random_checkpoint import make_checkpoint
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
-from cnpp_trt.export.exporter import bundle_size, export_bundle
+from cnpp_trt.export.exporter import export_bundle
 
 
 @pytest.fixture
@@ -146,10 +146,10 @@ def test_sizes_that_cannot_be_used(refuse, checkpoint_copy, size):
 
 
 def test_the_default_size_is_the_unets_own(checkpoint_copy):
-    assert bundle_size(Checkpoint(str(checkpoint_copy)), None) == (64, 64)
+    assert Checkpoint(str(checkpoint_copy)).size(None) == (64, 64)
     edit(checkpoint_copy / "unet" / "config.json", sample_size=[16, 24])  # height and width, of the latents
-    assert bundle_size(Checkpoint(str(checkpoint_copy)), None) == (192, 128)
-    assert bundle_size(Checkpoint(str(checkpoint_copy)), (72, 2048)) == (72, 2048)
+    assert Checkpoint(str(checkpoint_copy)).size(None) == (192, 128)
+    assert Checkpoint(str(checkpoint_copy)).size((72, 2048)) == (72, 2048)
 
 
 @pytest.fixture(scope="module")

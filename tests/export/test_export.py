@@ -19,7 +19,7 @@ import torch
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundle import Bundle, sha256_of
 from cnpp_trt.errors import ExportError, UserError
-from cnpp_trt.export import exporter, onnx_graph
+from cnpp_trt.export import graphs, onnx_graph
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.graphs import Geometry, base_graphs
@@ -173,10 +173,11 @@ def test_every_graph_was_compared_and_is_what_the_manifest_says(tiny):
         assert locations <= {f"{spec.file}.data"}
 
 
-def test_examples_of_a_batch_share_no_tensor(tiny_checkpoint):
+def test_examples_of_a_batch_share_no_tensor(tiny):
     """The guard against wrong graphs sees nested inputs too."""
-    geometry = Geometry.of(Checkpoint(str(tiny_checkpoint)), 64, 64, torch.float32)
-    for name, make in base_graphs(Checkpoint(str(tiny_checkpoint)), geometry):
+    checkpoint = Checkpoint(str(tiny.checkpoint))
+    geometry = Geometry.of(checkpoint, tiny.pipeline.bundle.manifest)
+    for name, make in base_graphs(checkpoint, geometry):
         if name == "add_residuals":
             source = make()
             residuals = source.inputs["residuals"]
@@ -230,6 +231,23 @@ def test_another_size_or_precision_is_refused(tiny, what, fields):
 def test_another_base_model_is_refused(tiny, v_prediction):
     with pytest.raises(UserError, match="has another base model's weights"):
         export_bundle(Checkpoint(str(v_prediction.checkpoint)), ["seg"], tiny.bundle)
+
+
+def test_another_controlnet_is_refused(tiny):
+    other = Checkpoint(str(tiny.checkpoint), {"seg": tiny.checkpoint / "controlnet" / "depth"})
+    with pytest.raises(UserError, match="has another ControlNet for seg: choose another --out"):
+        export_bundle(other, ["seg"], tiny.bundle)
+
+
+def test_looking_at_a_bundle_that_has_all_takes_no_pytorch(tiny):
+    """So that a second `make run` starts at once."""
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path;"
+        "from cnpp_trt.export.checkpoint import Checkpoint; from cnpp_trt.export.exporter import export_bundle;"
+        f"export_bundle(Checkpoint({str(tiny.checkpoint)!r}), ['seg'], Path({str(tiny.bundle)!r}), report=print)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "nothing to export" in done.stdout, done.stderr
 
 
 def test_a_damaged_bundle_is_not_added_to(bundle_copy, tiny_checkpoint):
@@ -410,8 +428,8 @@ def test_a_disk_that_fills_up_while_a_graph_is_written(tiny_checkpoint, tmp_path
 def test_progress_is_told(tiny_checkpoint, tmp_path, monkeypatch):
     """Each graph with its seconds and its difference, as it is made."""
     told: list[str] = []
-    real = exporter.base_graphs
-    monkeypatch.setattr(exporter, "base_graphs", lambda *a: list(real(*a))[:2])
+    real = graphs.base_graphs
+    monkeypatch.setattr(graphs, "base_graphs", lambda *a: list(real(*a))[:2])
     export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], tmp_path / "bundle", report=told.append)
     assert [line.split(":")[0] for line in compared(told)] == ["update", "add_residuals", "hint_seg", "controlnet_seg"]
     assert all(re.search(r": \d+\.\d s, .*allowed 2e-05", line) for line in compared(told))
