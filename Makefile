@@ -7,6 +7,9 @@ COND ?= seg
 SIZE ?=
 STEPS ?=
 PYTHON ?= python3
+# Where torch comes from; empty is pip's own index, whose Linux build brings gigabytes of CUDA packages along.
+# Without an NVIDIA GPU: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -61,7 +64,7 @@ help:  ## this list
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing cnpp-trt[$(DEVICE),export] into $(VENV)"
-	@$(PIP) $(TORCH)
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@$(PIP) --editable '.[$(DEVICE),export]'
 	@touch $@
 

@@ -22,7 +22,7 @@ CONFIG: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-STEPS, CROP_STEPS, CROP = 1800, 1250, 64
+STEPS, CROP_STEPS, CROP = 1730, 1115, 64
 REFINE_STEPS = 1500
 # Small things carry the picture: without weights the sky is learned first and houses last.
 _WEIGHTS = {"house": 3.0, "tree": 2.5, "sky": 0.5}

@@ -34,12 +34,11 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import UserError
 from .images import decode_image, encode_png, read_bytes
+from .request import MAX_CONTROLS, MAX_PROMPT
 
 CHUNK = "cnpp_trt"
 PARAMETERS = "parameters"
 MAX_RECORD_BYTES = 64 * 1024 * 1024
-MAX_CONTROLS = 16
-MAX_TEXT = 100_000
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Names as AUTOMATIC1111's sampler menu has them, and its schedule type.
@@ -255,8 +254,8 @@ _CONTROL: dict[str, Any] = {
     "image": _string(MAX_RECORD_BYTES),
 }
 _REQUEST: dict[str, Any] = {
-    "prompt": _string(MAX_TEXT),
-    "negative_prompt": _string(MAX_TEXT),
+    "prompt": _string(MAX_PROMPT),
+    "negative_prompt": _string(MAX_PROMPT),
     "num_inference_steps": _integer(1, 1000),
     "guidance_scale": _real(-1e6, 1e6),
     "scheduler": _NAME,

@@ -67,7 +67,8 @@ class Pipeline:
         self.backend = backend
         self._tokenizer = Tokenizer(bundle.folder / "tokenizer")
         self._programs: OrderedDict[Structure, Program] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a callback may extract while its own thread draws
+        self._drawing = False
 
     @classmethod
     def open(cls, bundle: str | Path | Bundle, backend: str = "auto", threads: int | None = None) -> "Pipeline":
@@ -95,19 +96,15 @@ class Pipeline:
         Raises: UserError where the request asks for what this bundle has not, BackendError where a graph fails.
         """
         with self._lock:
-            start = time.perf_counter()
-            ready = self.prepare(request)
-            program, timings = ready.program, ready.timings
-            if callback_on_step_end is None:
-                run(program.denoise, timings)
-            else:
-                steps, tell = ready.table.timesteps, callback_on_step_end
-                run(program.denoise, timings, lambda k: tell(k, float(steps[k]), program.latents_after(k)))
-            run(program.decode, timings)
-            images = self.backend.download(program.workspace.image)
-            latents = self.backend.download(program.workspace.latents)
-            timings["total"] = time.perf_counter() - start
-            return Result(images, latents, ready.seed, timings, ready.controls, ready.notes)
+            if self._drawing:
+                raise UserError(
+                    "a pipeline cannot be called from its own callback: it would write over the image it draws"
+                )
+            self._drawing = True
+            try:
+                return self._draw(request, callback_on_step_end)
+            finally:
+                self._drawing = False
 
     def prepare(self, request: Request) -> "Prepared":
         """Everything before the first step: the program is built, filled, and prompt and conditions are encoded.
@@ -147,6 +144,21 @@ class Pipeline:
         self.bundle.require_condition(condition)
         with self._lock:
             return extract(self.bundle, self.backend, condition, image)
+
+    def _draw(self, request: Request, on_step_end: OnStepEnd | None) -> Result:
+        start = time.perf_counter()
+        ready = self.prepare(request)
+        program, timings = ready.program, ready.timings
+        if on_step_end is None:
+            run(program.denoise, timings)
+        else:
+            steps = ready.table.timesteps
+            run(program.denoise, timings, lambda k: on_step_end(k, float(steps[k]), program.latents_after(k)))
+        run(program.decode, timings)
+        images = self.backend.download(program.workspace.image)
+        latents = self.backend.download(program.workspace.latents)
+        timings["total"] = time.perf_counter() - start
+        return Result(images, latents, ready.seed, timings, ready.controls, ready.notes)
 
     def _program(self, request: Request, table: SamplerTable) -> Program:
         n = request.num_inference_steps

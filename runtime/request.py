@@ -11,6 +11,8 @@ from ..errors import UserError
 from .schedulers import SCHEDULERS
 
 MAX_IMAGES = 16
+MAX_CONTROLS = 16
+MAX_PROMPT = 100_000
 # Scales beyond this overflow float16, and long before that every picture is noise.
 MAX_SCALE = 1e4
 
@@ -89,9 +91,13 @@ class Request:
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name} must be a string, not {type(getattr(self, name)).__name__}")
+            if len(getattr(self, name)) > MAX_PROMPT:
+                raise UserError(f"{name} has more than {MAX_PROMPT} characters: shorten it (77 tokens are read)")
         if not isinstance(self.controls, list | tuple) or not all(isinstance(c, Control) for c in self.controls):
             raise UserError("controls must be a list of Control objects")
         object.__setattr__(self, "controls", tuple(self.controls))
+        if len(self.controls) > MAX_CONTROLS:
+            raise UserError(f"{len(self.controls)} controls are too many: give at most {MAX_CONTROLS}")
         steps = _integer("num_inference_steps", self.num_inference_steps, 1, 1000)
         images = _integer("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
         object.__setattr__(self, "num_inference_steps", steps)

@@ -156,6 +156,13 @@ def test_the_callback_sees_every_step_and_cannot_disturb_the_next(tiny, request_
     np.testing.assert_array_equal(found.latents, expected.latents)
 
 
+def test_a_callback_cannot_draw(tiny, request_):
+    """Drawing within a drawing would write over its buffers; waiting for itself would hang."""
+    with pytest.raises(UserError, match="cannot be called from its own callback"):
+        tiny.pipeline(request_, lambda k, t, latents: tiny.pipeline(request_) and None)
+    assert len(tiny.pipeline(request_).images) == request_.num_images_per_prompt
+
+
 def test_a_callback_that_raises_leaves_the_pipeline_usable(tiny, request_):
     expected = tiny.pipeline(request_).latents
 

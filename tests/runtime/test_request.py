@@ -47,6 +47,13 @@ def test_the_last_image_must_have_a_seed_too() -> None:
     assert Request(seed=2**64 - 2, num_images_per_prompt=2).seed == 2**64 - 2
 
 
+def test_what_could_not_be_repeated_from_a_picture() -> None:
+    """A record holds at most this much, so a request may not ask for more."""
+    assert len(Request("x" * 100_000).prompt) == 100_000
+    refused(Request, "prompt has more than 100000 characters", prompt="x" * 100_001)
+    refused(Request, "17 controls are too many", controls=[Control("seg", IMAGE)] * 17)
+
+
 @pytest.mark.parametrize("value", NO_NUMBERS)
 def test_guidance_scales(value: Any) -> None:
     refused(Request, "guidance_scale", guidance_scale=value)
