@@ -78,7 +78,7 @@ class Manifest:
         width, height: of the images, in pixels; multiples of 8.
         vae_scale_factor: pixels per latent in each direction.
         scheduler_config: the checkpoint's `scheduler_config.json`.
-        defaults: the model's own `guidance_scale` and `num_inference_steps`.
+        defaults: the model's own `guidance_scale`, `num_inference_steps` and `scheduler`, where it has them.
         graphs: by name.
         conditions: by name, each with the digest of its `controlnet` and, where the model has an example, its
             `image`, `prompt` and `seed`.

@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option(help="`miniature`, or a local diffusers folder of SD-1.x architecture.")]
+Model = Annotated[str, typer.Option(help="`miniature`, `miniature-lcm`, or a local diffusers folder (SD 1.x).")]
 # Typer's base of "no such option", "missing option" and the like; it has no public name.
 _UsageError: Any = typer.BadParameter.__base__
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -111,7 +111,10 @@ def run(
     prompt: Annotated[str | None, typer.Option(help="Default: the example's.")] = None,
     negative_prompt: Annotated[str, typer.Option()] = "",
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000. Default: the model's, or 20.")] = None,
-    scheduler: Annotated[str, typer.Option(help="unipc, ddim, euler, dpmpp_2m, dpmpp_2m_karras, lcm.")] = "unipc",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="unipc, ddim, euler, dpmpp_2m, dpmpp_2m_karras, lcm. Default: the model's, or unipc."),
+    ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="1 or less: unguided. Default: the model's, or 7.5.")
     ] = None,

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 MINIATURE = Path(__file__).parent.parent / "miniature" / "model"
+# The embedded models by name, each with the LoRA that is fused into its UNet.
+EMBEDDED: dict[str, Path | None] = {
+    "miniature": None,
+    "miniature-lcm": MINIATURE / "lora" / "lcm" / "pytorch_lora_weights.safetensors",
+}
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -24,14 +29,16 @@ class Checkpoint:
     """A local folder of SD-1.x architecture in the diffusers layout, with its ControlNets.
 
     Args:
-        model: `miniature`, or the path of a folder with `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`.
+        model: `miniature`, `miniature-lcm` (the same with its few-step LoRA fused), or the path of a folder with
+            `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`.
         controlnets: ControlNet folders by condition; others are looked for in the model's own `controlnet/<condition>`.
     Raises: UserError where the model is not such a folder.
     """
 
     def __init__(self, model: str, controlnets: Mapping[str, Path] | None = None) -> None:
         self.name = model
-        self.folder = MINIATURE if model == "miniature" else Path(model)
+        self.folder = MINIATURE if model in EMBEDDED else Path(model)
+        self.lora = EMBEDDED.get(model)
         self.controlnets = dict(controlnets or {})
         if not self.folder.is_dir():
             raise UserError(
@@ -61,7 +68,13 @@ class Checkpoint:
     def unet(self, dtype: "torch.dtype") -> "nn.Module":
         from diffusers import UNet2DConditionModel
 
-        return self._load("unet", lambda: UNet2DConditionModel.from_pretrained(self.folder / "unet", torch_dtype=dtype))
+        folder = self.folder / "unet"
+        unet = self._load("unet", lambda: UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype))
+        if self.lora is not None:
+            from .lora import fuse_lora
+
+            fuse_lora(unet, self.lora)
+        return unet
 
     def vae(self, dtype: "torch.dtype") -> "nn.Module":
         from diffusers import AutoencoderKL
@@ -118,7 +131,7 @@ class Checkpoint:
         return folder if (folder / "config.json").is_file() else None
 
     def examples(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The model's own defaults (`guidance_scale`, `num_inference_steps`) and its examples by condition."""
+        """The model's defaults (`guidance_scale`, `num_inference_steps`, `scheduler`) and its examples by condition."""
         path = self.folder / "examples" / "examples.json"
         if not path.is_file():
             return {}, {}
@@ -127,11 +140,15 @@ class Checkpoint:
         for condition, example in examples.items():
             if not (path.parent / example.get("image", "")).is_file():
                 raise UserError(f"{path} names no image for {condition!r} that is there: correct it")
-        return content.get("defaults", {}), examples
+        defaults = content.get("defaults", {})
+        if self.lora is not None:
+            defaults = {**defaults, **_read_json(self.lora.with_name("defaults.json"), self.name)}
+        return defaults, examples
 
     def fingerprint(self) -> str:
         """SHA-256 over the weights that every condition shares: two bundles of one base model have the same."""
-        return _digest(*(self.folder / component for component in ("unet", "vae", "text_encoder")))
+        lora = [self.lora.parent] if self.lora else []
+        return _digest(*(self.folder / component for component in ("unet", "vae", "text_encoder")), *lora)
 
     def controlnet_fingerprint(self, condition: str) -> str:
         """SHA-256 over the weights of the condition's ControlNet."""

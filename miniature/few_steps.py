@@ -1,7 +1,4 @@
-"""An attempt at few-step sampling: latent consistency distillation (LCM, arXiv 2310.04378, algorithm 1) of the UNet.
-
-Measured, not shipped: see README.md for what came of it.
-"""
+"""Few-step sampling: the UNet distilled by latent consistency (LCM, arXiv 2310.04378, algorithm 1), kept as a LoRA."""
 
 import copy
 import json
@@ -12,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..export.lora import fuse_lora
 from .controlnet import Frozen
 from .diffusion import SCHEDULER_CONFIG, add_noise
 from .evaluate import GUIDANCE, SEEDS, Judge, Sampler, rounded
 from .muon import Trainer
 
 STEPS, BATCH, LR = 400, 32, 5e-4
+RANK = 8
 SKIP = 20  # timesteps that one step of the teacher's solver bridges: 50 of them make a schedule
 TARGET_DECAY = 0.95
 
@@ -54,6 +53,35 @@ def distill(work: Path) -> Path:
     return work / "unet-lcm"
 
 
+def extract_lora(work: Path) -> Path:
+    """The difference of `work/unet-lcm` to `work/unet` at rank `RANK`, by SVD, into `work/lora/lcm`.
+
+    A LoRA is a sixth of the UNet and works with any ControlNet of it; biases and norms stay the base model's.
+    """
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    base: Any = UNet2DConditionModel.from_pretrained(work / "unet")
+    distilled = dict(UNet2DConditionModel.from_pretrained(work / "unet-lcm").named_modules())
+    weights: dict[str, Tensor] = {}
+    for name, layer in base.named_modules():
+        if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            continue
+        delta = (distilled[name].weight - layer.weight).detach()
+        u, s, v = torch.linalg.svd(delta.reshape(delta.shape[0], -1), full_matrices=False)
+        rank = min(RANK, len(s))
+        root = s[:rank].sqrt()
+        up, down = u[:, :rank] * root, root[:, None] * v[:rank]
+        if delta.ndim == 4:
+            up, down = up[..., None, None], down.reshape(rank, *delta.shape[1:])
+        weights[f"unet.{name}.lora_A.weight"] = down.half().contiguous()
+        weights[f"unet.{name}.lora_B.weight"] = up.half().contiguous()
+    file = work / "lora" / "lcm" / "pytorch_lora_weights.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, file)
+    return file
+
+
 def compare(work: Path) -> dict[str, Any]:
     """seg mIoU of ControlNet++ by sampler and steps, over seeds; written to `work/results/few_steps.json`."""
     from diffusers import ControlNetModel, LCMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
@@ -62,6 +90,8 @@ def compare(work: Path) -> dict[str, Any]:
     control = judge.conditions("seg", sampler.scenes, slice(None))
     controlnet = rounded(ControlNetModel.from_pretrained(work / "controlnet-reward-0" / "seg"))
     base, distilled = sampler.unet, rounded(UNet2DConditionModel.from_pretrained(work / "unet-lcm"))
+    fused: Any = copy.deepcopy(base)
+    fuse_lora(fused, work / "lora" / "lcm" / "pytorch_lora_weights.safetensors")
     results: dict[str, Any] = {}
     torch.manual_seed(0)  # LCM draws noise at every step
     for title, unet, scheduler, steps, guidance in (
@@ -69,6 +99,7 @@ def compare(work: Path) -> dict[str, Any]:
         ("UniPC, 4 steps", base, UniPCMultistepScheduler, 4, GUIDANCE),
         ("LCM, 4 steps, not distilled", base, LCMScheduler, 4, GUIDANCE),
         ("LCM, 4 steps, distilled", distilled, LCMScheduler, 4, 1.0),
+        ("LCM, 4 steps, LoRA of it", rounded(fused), LCMScheduler, 4, 1.0),
     ):
         sampler.unet, sampler.steps, sampler.guidance = unet, steps, guidance
         sampler.scheduler = scheduler.from_config(SCHEDULER_CONFIG)

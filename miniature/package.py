@@ -22,6 +22,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "lineart": {"scene": 1_000_002, "seed": 5},
 }
 PLAIN = ("seg", "depth")
+LCM_DEFAULTS = {"scheduler": "lcm", "num_inference_steps": 4, "guidance_scale": 1.0}
 
 
 def package(work: Path, out: Path, plus: str = "controlnet-reward-0") -> Path:
@@ -51,6 +52,10 @@ def package(work: Path, out: Path, plus: str = "controlnet-reward-0") -> Path:
     for condition, config in FILTERS.items():
         write_json(new / "extractors" / condition / "config.json", config)
     write_json(new / "model_index.json", _INDEX)
+    lora = work / "lora" / "lcm" / "pytorch_lora_weights.safetensors"
+    (new / "lora" / "lcm").mkdir(parents=True)
+    shutil.copyfile(lora, new / "lora" / "lcm" / lora.name)
+    write_json(new / "lora" / "lcm" / "defaults.json", LCM_DEFAULTS)
     _examples(new / "examples")
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -69,9 +69,10 @@ def run_stage(stage: str, work: Path) -> None:
         found = {c: work / "results" / f"{c}.json" for c in CONDITIONS}
         print(table({c: json.loads(p.read_text("utf-8")) for c, p in found.items() if p.is_file()}))
     elif kind == "few-steps":
-        from .few_steps import compare, distill
+        from .few_steps import compare, distill, extract_lora
 
         distill(work)
+        extract_lora(work)
         compare(work)
     elif kind == "picture":
         from .picture import draw_picture

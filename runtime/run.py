@@ -21,6 +21,7 @@ from .extraction import can_extract
 from .images import ImageFile, new_folder, read_image, save_png
 from .pipeline import OnStepEnd, Pipeline, Result
 from .request import Control, Request
+from .schedulers import DEFAULT_SCHEDULER
 from .sheet import SheetControl, draw_sheet
 
 # diffusers' defaults, where neither the user nor the model says otherwise.
@@ -94,6 +95,7 @@ def make_request(
     seed: int | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    scheduler: str | None = None,
     **fields: Any,
 ) -> tuple[Request, list[str]]:
     """A request from a user's options; what was not said comes from the bundle's example and defaults.
@@ -123,6 +125,7 @@ def make_request(
         seed=example.get("seed") if seed is None else seed,
         num_inference_steps=_first(num_inference_steps, defaults.get("num_inference_steps"), NUM_INFERENCE_STEPS),
         guidance_scale=_first(guidance_scale, defaults.get("guidance_scale"), GUIDANCE_SCALE),
+        scheduler=_first(scheduler, defaults.get("scheduler"), DEFAULT_SCHEDULER),
         **fields,
     )
     return request, notes

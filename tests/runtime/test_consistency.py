@@ -37,7 +37,8 @@ def test_miou_is_the_mean_jaccard_index(classes: int, seed: int, noise: float) -
     # scikit-learn takes the mean over the classes that appear in either map.
     expected = metrics.jaccard_score(truth.ravel(), guess.ravel(), average="macro") * 100
     assert pooled.value() == pytest.approx(expected)
-    expected = metrics.jaccard_score(truth[0].ravel(), guess[0].ravel(), average="macro") * 100
+    there = np.unique(truth[0])
+    expected = metrics.jaccard_score(truth[0].ravel(), guess[0].ravel(), labels=there, average="macro") * 100
     assert mean_iou(truth[0], guess[0]) == pytest.approx(expected)
 
 
@@ -63,6 +64,9 @@ def test_miou_corner_cases() -> None:
     half = np.where(np.arange(16).reshape(4, 4) < 8, 0, 255).astype(np.uint8)
     assert mean_iou(half, zeros) == 100  # unlabelled pixels are ignored …
     assert mean_iou(zeros, half) == 50  # … but not unfound ones
+    stray = zeros.copy()
+    stray[0, 0] = 7
+    assert mean_iou(zeros, stray) == 100 * 15 / 16  # one stray pixel is no class of its own
     with pytest.raises(UserError, match="label 150"):
         mean_iou(np.full((2, 2), 150), np.zeros((2, 2), int))
     with pytest.raises(UserError, match="shapes"):
