@@ -190,12 +190,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for condition, found in results.items():
         for metric in found["real images"][0]:
             better = "↑" if CONDITIONS[condition].higher_is_better else "↓"
-            cells = [_cell([s[metric] for s in found.get(stage, [])], metric) for stage in stages]
+            cells = [cell([s[metric] for s in found.get(stage, [])], metric) for stage in stages]
             lines.append(f"| {condition} | {metric} {better} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float], metric: str) -> str:
+def cell(values: Sequence[float], metric: str) -> str:
+    """Mean and, in brackets, the range."""
     if not values:
         return "–"
     digits = 4 if metric == "SSIM" or "[0,1]" in metric else 2

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..export.lora import fuse_lora
 from .controlnet import Frozen
 from .diffusion import SCHEDULER_CONFIG, add_noise
-from .evaluate import GUIDANCE, SEEDS, Judge, Sampler, rounded
+from .evaluate import GUIDANCE, SEEDS, Judge, Sampler, cell, rounded
 from .muon import Trainer
 
 STEPS, BATCH, LR = 400, 32, 5e-4
@@ -111,6 +111,15 @@ def compare(work: Path) -> dict[str, Any]:
         print(f"{title}: {results[title]}", flush=True)
     (work / "results" / "few_steps.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """`miniature/README.md`'s table of `compare`'s results: mean and, in brackets, the range."""
+    lines = ["| sampler | mIoU ↑ | colour error ↓ |", "|---|---|---|"]
+    for title, found in results.items():
+        cells = [cell(found[metric], metric) for metric in ("mIoU", "mean colour error")]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _guided(frozen: Frozen, noisy: Tensor, t: Tensor, embeds: Tensor) -> Tensor:

@@ -69,11 +69,11 @@ def run_stage(stage: str, work: Path) -> None:
         found = {c: work / "results" / f"{c}.json" for c in CONDITIONS}
         print(table({c: json.loads(p.read_text("utf-8")) for c, p in found.items() if p.is_file()}))
     elif kind == "few-steps":
-        from .few_steps import compare, distill, extract_lora
+        from .few_steps import compare, distill, extract_lora, table
 
         distill(work)
         extract_lora(work)
-        compare(work)
+        print(table(compare(work)))
     elif kind == "picture":
         from .picture import draw_picture
 

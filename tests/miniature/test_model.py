@@ -1,14 +1,15 @@
 """The embedded model: diffusers' layout, its size, and what its README says of it."""
 
 import json
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from cnpp_trt.conditions import CONDITIONS
 from cnpp_trt.export.checkpoint import MINIATURE
 from cnpp_trt.export.extractors import load_extractor
-from cnpp_trt.miniature.evaluate import table
+from cnpp_trt.miniature import evaluate, few_steps
 from PIL import Image
 
 ROOM = MINIATURE.parent
@@ -47,9 +48,10 @@ def test_every_condition_has_an_example(condition: str) -> None:
         load_extractor(MINIATURE / "extractors" / condition)
 
 
-def test_readme_shows_the_results_file() -> None:
-    results = json.loads((ROOM / "results.json").read_text())
-    assert table(results) in Path(ROOM / "README.md").read_text("utf-8")
+@pytest.mark.parametrize(("file", "table"), [("results.json", evaluate.table), ("few_steps.json", few_steps.table)])
+def test_readme_shows_the_results_files(file: str, table: Callable[[dict[str, Any]], str]) -> None:
+    results = json.loads((ROOM / file).read_text())
+    assert table(results) in (ROOM / "README.md").read_text("utf-8")
 
 
 def test_reward_helps() -> None:
