@@ -74,7 +74,7 @@ def step(work: Work = WORK, threads: int = 2, rounds: int = 5) -> None:
 
 
 @app.command(hidden=True)
-def contend(name: str, work: Work, threads: int) -> None:
+def contend(name: str, work: Work = WORK, threads: int = 2) -> None:
     """One contender in its own process: a step per line on stdin, its seconds on stdout, the last result in DIR."""
     take = {"pytorch": _pytorch, "runtime": _runtime}[name](work, threads)
     latents: Any = None
@@ -97,7 +97,11 @@ def _runtime(work: Path, threads: int) -> Any:
     program = pipeline.prepare(request).program
     first = [s for s in program.denoise if s.stage in ("controlnet", "unet", "update")][:3]
 
+    model_input = program.workspace.model_input
+    start = pipeline.backend.download(model_input)
+
     def take() -> Any:
+        pipeline.backend.upload(model_input, start)  # the step before left the next step's
         run(first, {})
         return program.latents_after(0)
 

@@ -155,7 +155,7 @@ def _number(value: float) -> str:
 
 
 def _quote(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if any(c in value for c in ",:\n") else value
+    return json.dumps(value, ensure_ascii=False) if any(c in value for c in ',:\n"') else value
 
 
 def _texts(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
