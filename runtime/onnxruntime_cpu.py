@@ -31,6 +31,9 @@ class OnnxRuntimeCpu:
         self._options.log_severity_level = 3
         self._options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         self._options.intra_op_num_threads = threads or 0
+        # Each graph has its own threads, which after a run would spin on the cores that the next graph needs: letting
+        # them stop halves the miniature's time, to the same bytes.
+        self._options.add_session_config_entry("session.force_spinning_stop", "1")
         self._graphs: dict[str, _Session] = {}
 
     def load(self, graph: str) -> "_Session":
