@@ -41,16 +41,16 @@ bundle: $(VENV)/run.stamp  ## export MODEL with each COND (and SIZE) into artifa
 test: $(VENV)/test.stamp  ## every test that needs no GPU
 	@$(BIN)/python -m pytest
 
-test-gpu:  ## tests on an NVIDIA GPU
-	@echo "test-gpu: skipped, the CUDA backends come with TensorRT support"
+test-gpu: $(VENV)/test.stamp  ## tests on an NVIDIA GPU; without one they skip and say so
+	@$(BIN)/python -m pytest tests/gpu -rs
 
 lint: $(VENV)/test.stamp  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-engines:  ## bundle -> TensorRT plans
-	@echo "engines: not in this version, they come with TensorRT support" >&2; exit 2
+engines: $(VENV)/engines.stamp  ## fp16 bundle and TensorRT plans of MODEL with COND (and SIZE), on any machine
+	$(BIN)/cnpp-trt build --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)
 
 clean:  ## remove artifacts, build outputs and caches (not .venv)
 	rm -rf artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -68,9 +68,15 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@$(PIP) --editable '.[$(DEVICE),export]'
 	@touch $@
 
+# TensorRT-RTX builds plans on any machine. TensorRT itself is in the extra of GPU machines.
+$(VENV)/engines.stamp: $(VENV)/run.stamp
+	@echo "installing cnpp-trt[rtx] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE),export,rtx]'
+	@touch $@
+
 # mypy knows a package by its folder's name, which a clone may have changed: the link has the right one.
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	@echo "installing cnpp-trt[test,lint] into $(VENV)"
-	@$(PIP) --editable '.[$(DEVICE),export,test,lint]'
+	@echo "installing cnpp-trt[rtx,test,lint] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE),export,rtx,test,lint]'
 	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/cnpp_trt
 	@touch $@

@@ -26,7 +26,7 @@ from typing import Any
 from .conditions import CONDITIONS
 from .errors import BundleError, UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 
@@ -308,11 +308,16 @@ def model_name(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-.") or "model"
 
 
-def find_bundle(model: str, precision: str | None = None, size: tuple[int, int] | None = None) -> Path:
+def find_bundle(
+    model: str,
+    precision: str | None = None,
+    size: tuple[int, int] | None = None,
+    preferred: Sequence[str] = (),
+) -> Path:
     """The bundle of `model` under `home()`.
 
     Args:
-        precision: `fp32` or `fp16`; None takes the only one there is.
+        precision: `fp32` or `fp16`; None takes the only one there is, or the first of `preferred`.
         size: (width, height) in pixels; None takes the only one there is.
     Raises: UserError where none or several fit, with the command that helps.
     """
@@ -329,6 +334,9 @@ def find_bundle(model: str, precision: str | None = None, size: tuple[int, int] 
         raise UserError(
             f"no bundle of {model!r} under {root}: make one with `cnpp-trt export --model {model}{wanted} --cond …`"
         )
+    for first in preferred:
+        if len(found) > 1 and (best := [p for p in found if f"-{first}-" in p.name.removeprefix(model_name(model))]):
+            found = best
     if len(found) > 1:
         raise UserError(
             f"several bundles of {model!r}: {', '.join(p.name for p in found)}; "

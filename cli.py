@@ -3,6 +3,8 @@
 import json
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -39,6 +41,8 @@ def main() -> NoReturn:
         # Not standalone: Typer would frame a usage error in a box of several lines.
         status = app(standalone_mode=False) or 0
     except _UsageError as e:
+        if not e.format_message():  # the help was printed instead
+            sys.exit(2)
         _say(f"error: {' '.join(e.format_message().split()).rstrip('.')}: see `cnpp-trt --help`")
         sys.exit(2)
     except CnppError as e:
@@ -76,23 +80,137 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Checkpoint → bundle of ONNX graphs, each compared with PyTorch. A bundle that exists gains new conditions."""
-    from .export.checkpoint import Checkpoint
-    from .export.exporter import export_bundle
-
-    checkpoint = Checkpoint(model, _pairs(controlnet or []))
-    pixels = checkpoint.size(_size(size))
-    folder = out or bundle_folder(model, precision, *pixels)
-    conditions = list(CONDITIONS) if cond == ["all"] else cond
-    try:
-        bundle = export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, report=_say)
-    except ModuleNotFoundError as e:
-        raise CnppError(f"export needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
+    bundle = _export(model, cond, controlnet, precision, size, out)
     if as_json:
         print(
             json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest, **json.loads(bundle.manifest.dumps())})
         )
     else:
         print(bundle.folder)
+
+
+@app.command()
+def build(
+    cond: Annotated[list[str], typer.Option(help=f"Repeatable: {', '.join(CONDITIONS)}, or all.")],
+    model: Model = "miniature",
+    bundle: Annotated[
+        Path | None, typer.Option(help="Build from this bundle; no checkpoint and no PyTorch are needed.")
+    ] = None,
+    controlnet: Annotated[list[str] | None, typer.Option(help="COND=PATH of a ControlNet; repeatable.")] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="512 or WxH, in pixels; repeatable. Default: the model's own.")
+    ] = None,
+    flavor: Annotated[str, typer.Option(help="auto, tensorrt (needs the GPU) or tensorrt-rtx (builds anywhere).")] = (
+        "auto"
+    ),
+    images: Annotated[str, typer.Option(help="Images per prompt, as in 1, 1-4 or 1,4: a profile each.")] = "1",
+    guided: Annotated[bool, typer.Option("--guided", help="For guidance scales above 1.")] = False,
+    unguided: Annotated[bool, typer.Option("--unguided", help="For guidance scales of 1 or less.")] = False,
+    both: Annotated[bool, typer.Option("--both", help="Guided and unguided. Default: what the model needs.")] = False,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="One profile for the whole range of sizes: slower.")
+    ] = False,
+    optimization_level: Annotated[int | None, typer.Option(help="TensorRT's, 0 to 5.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bundle → TensorRT plans, and what was fused in each. Exports the fp16 bundle first where it is missing."""
+    from .engines.build import Engines, Sizes, build_engines
+    from .engines.builder import Settings
+    from .engines.describe import engines_json, engines_table
+    from .engines.flavor import load_flavor
+    from .engines.store import PlanStore
+
+    if bundle is not None and size:
+        raise UserError("--size goes with --model: a bundle has its one size")
+    settings, counts = Settings(optimization_level), _counts(images)
+    loaded = load_flavor(flavor)
+    loaded.target()  # whether it can build here at all is known before anything is exported
+    sizes_given: list[str | None] = [*size] if size else [None]
+    bundles = (
+        [Bundle.open(bundle)]
+        if bundle is not None
+        else [_export(model, cond, controlnet, "fp16", s, None) for s in sizes_given]
+    )
+    made: list[Engines] = []
+    with _progress_bar() as progress:
+        for opened in bundles:
+            conditions = list(opened.manifest.conditions) if cond == ["all"] else cond
+            alone = opened.manifest.defaults.get("guidance_scale", 7.5) > 1
+            chosen = (True, False) if both or (guided and unguided) else (guided or (alone and not unguided),)
+            sizes = Sizes(counts, chosen, dynamic)
+            made.append(build_engines(opened, conditions, loaded, PlanStore(out), sizes, settings, _say, progress))
+    if as_json:
+        print(json.dumps([engines_json(engines) for engines in made]))
+    for opened, engines in zip(bundles, made, strict=True):
+        if not as_json:
+            print(f"{opened.folder}\n{engines_table(engines)}\nin {PlanStore(out).root}")
+
+
+engines_app = typer.Typer(help="The plans that were built: list, inspect, prune.", no_args_is_help=True)
+app.add_typer(engines_app, name="engines")
+Store = Annotated[Path | None, typer.Option("--out", help="The plan store. Default: under CNPP_TRT_HOME.")]
+
+
+@engines_app.command("list")
+def engines_list(store: Store = None, as_json: Json = False) -> None:
+    """Every plan of the store."""
+    from .engines.describe import plan_json, plans_table
+    from .engines.store import PlanStore
+
+    opened = PlanStore(store)
+    plans = opened.plans()
+    if as_json:
+        print(json.dumps([plan_json(plan) for plan in plans]))
+    elif plans:
+        print(plans_table(plans))
+    else:
+        _say(f"no plans in {opened.root}: make some with `cnpp-trt build --cond …`")
+
+
+@engines_app.command("inspect")
+def engines_inspect(
+    name: Annotated[str, typer.Argument(help="A plan's folder name, or the start of it, as in `unet`.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Everything about a plan: what it is for, its sizes, its memory, what was fused and what not, its digest."""
+    from .engines.describe import plan_details, plan_json
+    from .engines.store import PlanStore
+
+    opened = PlanStore(store)
+    plans = [plan for plan in opened.plans() if plan.folder.name.startswith(name)]
+    if not plans:
+        raise UserError(f"no plan {name!r} in {opened.root}: see `cnpp-trt engines list`")
+    if as_json:
+        print(json.dumps([{**plan_json(plan), "damage": plan.damage()} for plan in plans]))
+    else:
+        print("\n\n".join(map(plan_details, plans)))
+
+
+@engines_app.command("prune")
+def engines_prune(
+    store: Store = None,
+    unused: Annotated[bool, typer.Option("--unused", help="Also those of no bundle under CNPP_TRT_HOME.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete plans that cannot be used any more: of TensorRT versions that were replaced, or damaged."""
+    from .engines.store import PlanStore, bundle_sources, installed_versions
+
+    opened = PlanStore(store)
+    if everything:
+        reasons = dict.fromkeys(opened.plans(), "--all")
+    else:
+        reasons = opened.useless(installed_versions(), bundle_sources() if unused else None)
+    for plan, reason in reasons.items():
+        _say(f"{plan.folder.name}: {reason}")
+    freed = 0 if dry_run else opened.remove(reasons) + opened.remove_leftovers()
+    if as_json:
+        print(json.dumps({"plans": [p.folder.name for p in reasons], "freed": freed, "dry_run": dry_run}))
+    else:
+        print(f"{len(reasons)} plans{' would be' if dry_run else ''} deleted, {freed / 2**20:.1f} MiB freed")
 
 
 @app.command()
@@ -124,8 +242,14 @@ def run(
     seed: Annotated[int | None, typer.Option(help="0 to 2**64 - 1; image i has seed + i. Default: random.")] = None,
     images: Annotated[int, typer.Option(help="Images of this prompt, 1 to 16.")] = 1,
     size: Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Which of the model's bundles: fp32 or fp16.")] = None,
-    backend: Annotated[str, typer.Option(help="auto or onnxruntime-cpu.")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also f32 or bf16."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")
+    ] = "auto",
+    plans: Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: every physical core.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Pictures go into a new folder in here. Default: under CNPP_TRT_HOME.")
@@ -135,17 +259,19 @@ def run(
 ) -> None:
     """Draw pictures that follow a condition, and a sheet that shows how well they do."""
     from .runtime import run as running
+    from .runtime.backends import OPENVINO_PRECISIONS, preferred_precisions
     from .runtime.pipeline import Pipeline
 
     out = out or home() / "runs"
+    openvino_precision, precision = (precision, None) if precision in OPENVINO_PRECISIONS else (None, precision)
     if repeat is not None:
-        repeated = running.repeat(repeat, out, bundle, backend)
+        repeated = running.repeat(repeat, out, bundle, backend, threads, openvino_precision, plans)
         _print_drawn(repeated.drawn, as_json, {"max_difference": repeated.max_difference})
         same = repeated.max_difference == 0
         _say("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
         return
-    folder = bundle or find_bundle(model, precision, _size(size))
-    pipeline = Pipeline.open(folder, backend, threads)
+    folder = bundle or find_bundle(model, precision, _size(size), preferred_precisions(backend))
+    pipeline = Pipeline.open(folder, backend, threads, openvino_precision=openvino_precision, plans=plans)
     conditions = cond or list(pipeline.bundle.manifest.conditions)[:1]
     controls = _controls(conditions, image or [], extract, control_scale, control_start, control_end)
     request, notes = running.make_request(
@@ -186,6 +312,41 @@ def doctor(as_json: Json = False) -> None:
     print(json.dumps(found) if as_json else describe(found))
 
 
+def _export(
+    model: str,
+    conditions: list[str],
+    controlnets: list[str] | None,
+    precision: str,
+    size: str | None,
+    out: Path | None,
+) -> Bundle:
+    from .export.checkpoint import Checkpoint
+    from .export.exporter import export_bundle
+
+    checkpoint = Checkpoint(model, _pairs(controlnets or []))
+    pixels = checkpoint.size(_size(size))
+    folder = out or bundle_folder(model, precision, *pixels)
+    wanted = list(CONDITIONS) if conditions == ["all"] else conditions
+    try:
+        return export_bundle(checkpoint, wanted, folder, precision=precision, size=pixels, report=_say)
+    except ModuleNotFoundError as e:
+        raise CnppError(f"export needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, float], None] | None]:
+    """A bar on stderr where that is a terminal; else none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda phase, share: bar.update(task, description=phase, completed=share)
+
+
 def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any]) -> None:
     for note in drawn.notes:
         _say(f"note: {note}")
@@ -193,9 +354,12 @@ def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any]) -> None:
         print(json.dumps({**drawn.to_json(), **extra}))
         return
     stages = {k: v for k, v in drawn.timings.items() if k != "total"}
-    _say(f"{'total':<13}{drawn.timings['total']:8.3f} s on {drawn.backend}")
+    _say(f"{'total':<13}{drawn.timings['total']:8.3f} s on {drawn.backend} ({drawn.reason})")
     for stage, seconds in stages.items():
         _say(f"  {stage:<11}{seconds:8.3f} s")
+    if drawn.memory:
+        parts = ", ".join(f"{part} {nbytes / 2**20:.0f} MiB" for part, nbytes in drawn.memory.items())
+        _say(f"device memory {parts}")
     for condition, scores in drawn.scores:
         _say(f"consistency {condition}: {', '.join(str(s) for s in scores)}")
     for path in (*drawn.images, *([drawn.sheet] if drawn.sheet else [])):
@@ -247,6 +411,16 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise UserError(f"cannot read size {text!r}: give 512 or 768x512 (width x height, in pixels)")
     return int(parts[0]), int(parts[-1])
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()) or len(part) > 9:
+            raise UserError(f"cannot read --images {text!r}: give 1, 1-4 or 1,4")
+        counts += range(int(low), min(int(high or low), 99) + 1)
+    return tuple(dict.fromkeys(counts))
 
 
 def _pairs(texts: list[str]) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import __version__
 from .bundle import MANIFEST, home
+from .gpu import Gpu, find_gpu
 
 PACKAGES = (
     "numpy",
@@ -22,6 +23,8 @@ PACKAGES = (
     "tensorrt-rtx",
     "cuda-python",
     "cuda-core",
+    "openvino",
+    "polygraphy",
     "torch",
     "diffusers",
     "transformers",
@@ -43,6 +46,7 @@ def examine() -> dict[str, Any]:
     flavours = [name for name in ("tensorrt", "tensorrt-rtx") if versions[name]]
     root = home()
     bundles = sorted(p.parent.name for p in root.glob(f"bundles/*/{MANIFEST}"))
+    plans = len(list(root.glob("plans/*/plan.json")))
     existing = next(p for p in (root, *root.parents) if p.exists())
     return {
         "cnpp-trt": __version__,
@@ -56,7 +60,8 @@ def examine() -> dict[str, Any]:
         "home": str(root),
         "home_free_gib": round(shutil.disk_usage(existing).free / 2**30, 1),
         "bundles": bundles,
-        "works": _works(versions, providers, gpu),
+        "plans": plans,
+        "works": _works(versions, providers),
     }
 
 
@@ -69,16 +74,19 @@ def describe(found: dict[str, Any]) -> str:
         f"GPU: {found['gpu'] or 'none found (nvidia-smi does not answer)'}",
         f"TensorRT flavours: {', '.join(found['tensorrt_flavours']) or 'none'}",
         f"home: {found['home']} ({found['home_free_gib']} GiB free)",
-        f"bundles: {', '.join(found['bundles']) or 'none'}",
+        f"bundles: {', '.join(found['bundles']) or 'none'}; {found['plans']} TensorRT plans",
         *(f"{'ok     ' if not missing else 'missing'}  {what}{': ' + missing if missing else ''}"
           for what, missing in found["works"].items()),
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def _works(versions: dict[str, str | None], providers: list[str], gpu: str | None) -> dict[str, str]:
+def _works(versions: dict[str, str | None], providers: list[str]) -> dict[str, str]:
     """What one can do here; an empty string where it works, else what to install."""
     lacking = [name for name in EXPORT_MODULES if find_spec(name) is None]
+    gpu = find_gpu()
+    found_gpu = isinstance(gpu, Gpu)
+    no_gpu = "" if isinstance(gpu, Gpu) else gpu
     both = versions["onnxruntime"] and versions["onnxruntime-gpu"]
     return {
         "run on ONNX Runtime, CPU": (
@@ -87,8 +95,24 @@ def _works(versions: dict[str, str | None], providers: list[str], gpu: str | Non
             else ("" if "CPUExecutionProvider" in providers else "pip install 'cnpp-trt[cpu]'")
         ),
         "export checkpoints": f"pip install 'cnpp-trt[export]' (lacks {', '.join(lacking)})" if lacking else "",
-        "run on an NVIDIA GPU": ("not in this version: backends for CUDA are to come" if gpu else "no NVIDIA GPU here"),
+        "run on OpenVINO, CPU": "" if versions["openvino"] else "pip install 'cnpp-trt[openvino]'",
+        "build TensorRT plans": (
+            ""
+            if versions["tensorrt-rtx"] or (versions["tensorrt"] and found_gpu)
+            else f"pip install 'cnpp-trt[{'gpu' if found_gpu else 'rtx'}]'"
+        ),
+        "run TensorRT plans": no_gpu or _lacking(versions, ("cuda-python", "cuda-core"), ("tensorrt", "tensorrt-rtx")),
+        "run on ONNX Runtime, CUDA": no_gpu
+        or _lacking(versions, ("cuda-python", "cuda-core", "onnxruntime-gpu"))
+        or ("" if "CUDAExecutionProvider" in providers else "onnxruntime-gpu finds no CUDA provider"),
     }
+
+
+def _lacking(versions: dict[str, str | None], needed: Sequence[str], one_of: Sequence[str] = ()) -> str:
+    missing = [name for name in needed if not versions[name]]
+    if one_of and not any(versions[name] for name in one_of):
+        missing.append(" or ".join(one_of))
+    return f"pip install 'cnpp-trt[gpu]' (lacks {', '.join(missing)})" if missing else ""
 
 
 def installed(packages: Sequence[str]) -> dict[str, str]:

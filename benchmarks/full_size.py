@@ -87,6 +87,7 @@ def contend(name: str, work: Work = WORK, threads: int = 2) -> None:
 
 
 def _runtime(work: Path, threads: int) -> Any:
+    from ..runtime.backend import WallClock
     from ..runtime.loop import run
     from ..runtime.pipeline import Pipeline
     from ..runtime.request import Control, Request
@@ -101,7 +102,7 @@ def _runtime(work: Path, threads: int) -> Any:
 
     def take() -> Any:
         pipeline.backend.upload(model_input, start)  # the step before left the next step's
-        run(first, {})
+        run(first, WallClock())
         return program.latents_after(0)
 
     return take

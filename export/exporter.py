@@ -94,13 +94,15 @@ def _export_locked(
 
 
 def _export(graphs: "Graphs", manifest: Manifest, folder: Path, report: Report) -> None:
-    from .onnx_graph import export_graph
+    from .onnx_graph import OPSET, export_graph
 
     for name, source in graphs:
         report(f"{name}: exporting and comparing with PyTorch")
         start = time.perf_counter()
         # Extractors score images: they stay exact whatever the precision of the model.
-        spec = export_graph(source(), folder, "fp32" if name.startswith("extractor_") else manifest.precision)
+        exact = name.startswith("extractor_") or name.endswith("_fp32")
+        precision = "fp32" if exact else manifest.precision
+        spec = export_graph(source(), folder, precision, OPSET[manifest.precision])
         manifest.graphs[name] = spec
         report(
             f"{name}: {time.perf_counter() - start:.1f} s, largest difference "

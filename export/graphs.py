@@ -78,7 +78,10 @@ def base_graphs(checkpoint: Checkpoint, g: Geometry) -> Graphs:
     yield "update", lambda: _update(g)
     yield "add_residuals", lambda: _add_residuals(g)
     yield "text_encoder", lambda: _text_encoder(checkpoint, g)
-    yield "vae_decoder", lambda: _vae_decoder(checkpoint, g)
+    yield "vae_decoder", lambda: _vae_decoder(checkpoint, g, "vae_decoder", g.dtype)
+    if g.dtype != torch.float32:
+        # SD 1.5's VAE overflows fp16 on some images: those are decoded again with this one.
+        yield "vae_decoder_fp32", lambda: _vae_decoder(checkpoint, g, "vae_decoder_fp32", torch.float32)
     yield "vae_encoder", lambda: _vae_encoder(checkpoint, g)
     yield "unet", lambda: _unet(checkpoint, g)
 
@@ -158,14 +161,14 @@ def _update(g: Geometry) -> GraphSource:
         "new_state": {1: "images"},
         "model_input": both,
     }
-    return GraphSource("update", modules.Update(g.dtype), inputs, ["new_state", "model_input"], {}, free)
+    return GraphSource("update", modules.Update(g.dtype), inputs, ["new_state", "model_input", "magnitude"], {}, free)
 
 
-def _vae_decoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
-    module = modules.VaeDecoder(checkpoint.vae(g.dtype))
+def _vae_decoder(checkpoint: Checkpoint, g: Geometry, name: str, dtype: torch.dtype) -> GraphSource:
+    module = modules.VaeDecoder(checkpoint.vae(dtype))
     inputs = {"latents": torch.randn(2, g.latent_channels, *g.latent())}
     free = {"latents": IMAGES, "image": IMAGES}
-    return GraphSource("vae_decoder", module, inputs, ["image"], {}, free)
+    return GraphSource(name, module, inputs, ["image", "magnitude"], {}, free)
 
 
 def _vae_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:

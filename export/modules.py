@@ -99,9 +99,11 @@ class Update(nn.Module):
 
     noise_pred [n,B,4,h,w] (the UNet's [G,4,h,w], viewed), guidance float32 [n] (weights that sum to 1: `[1 - s, s]`
     for guidance scale s, or `[1]`), state float32 [4,B,4,h,w] (x, the x before, the last two x0 predictions),
-    coefficients float32 [5,6], noise float32 [B,4,h,w] → new state float32 [4,B,4,h,w], model_input [n,B,4,h,w].
+    coefficients float32 [5,6], noise float32 [B,4,h,w] → new state float32 [4,B,4,h,w], model_input [n,B,4,h,w],
+    magnitude float32 [1].
 
-    `runtime.schedulers` makes the coefficients.
+    `runtime.schedulers` makes the coefficients. `magnitude` is the mean absolute value of the new state: not finite
+    as soon as anything in it is not, whichever graph the first NaN came from, and so the loop's cheap health check.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -110,28 +112,29 @@ class Update(nn.Module):
 
     def forward(
         self, noise_pred: Tensor, guidance: Tensor, state: Tensor, coefficients: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         guided = torch.tensordot(guidance, noise_pred.to(torch.float32), dims=1)
         rows = torch.cat([state, guided.unsqueeze(0), noise.unsqueeze(0)])
         new = torch.tensordot(coefficients, rows, dims=1)
-        return new[:4], new[4:].expand_as(noise_pred).to(self.dtype)
+        return new[:4], new[4:].expand_as(noise_pred).to(self.dtype), new[:4].abs().mean().reshape(1)
 
 
 class VaeDecoder(nn.Module):
-    """latents float32 [B,4,h,w] → image uint8 [B,H,W,3]: scaling, decoder, clamp and rounding.
+    """latents float32 [B,4,h,w] → image uint8 [B,H,W,3], magnitude float32 [1]: scaling, decoder, clamp and rounding.
 
     Rounds half to even, as NumPy does in diffusers' `numpy_to_pil`. TensorRT accepts uint8 only as the very last cast.
+    `magnitude` is the mean absolute value before clamping, which would make a level of a NaN: it alone shows one.
     """
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         latents = latents / self.vae.config.scaling_factor
-        image = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
-        image = (image.to(torch.float32) / 2 + 0.5).clamp(0, 1)
-        return (image * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
+        decoded = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].to(torch.float32)
+        image = (decoded / 2 + 0.5).clamp(0, 1)
+        return (image * 255).round().permute(0, 2, 3, 1).to(torch.uint8), decoded.abs().mean().reshape(1)
 
 
 class VaeEncoder(nn.Module):

@@ -1,12 +1,16 @@
 """Where graphs run: the small interface that every backend has, and the buffers that launches read and write."""
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+# TensorRT wants its tensors at multiples of this; what every backend allocates is.
+ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -33,21 +37,58 @@ class Buffer:
             raise ValueError(f"cannot see {self.shape} as {shape}")
         return Buffer(self.address, shape, self.dtype, self.owner)
 
+    def part(self, *index: int, shape: tuple[int, ...] | None = None) -> "Buffer":
+        """The sub-tensor at `index` of the leading dimensions, or the first values of it in another shape."""
+        own = self.shape[len(index) :]
+        offset = 0
+        for i, size in zip(index, self.shape, strict=False):
+            if not 0 <= i < size:
+                raise IndexError(f"{index} is outside {self.shape}")
+            offset = offset * size + i
+        shape = own if shape is None else shape
+        if math.prod(shape) > math.prod(own):
+            raise ValueError(f"cannot see {own} as {shape}")
+        return Buffer(self.address + offset * math.prod(own) * self.dtype.itemsize, shape, self.dtype, self.owner)
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to the alignment: what a buffer takes of an arena."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+# (shape, dtype) → a new buffer of zeros.
+Allocate = Callable[[Sequence[int], str], Buffer]
+
 
 class Launch(Protocol):
-    """A graph with every input and output bound to a buffer."""
+    """A graph with every input and output bound to a buffer, or several that were recorded as one."""
 
     def __call__(self) -> None: ...
 
 
 class LoadedGraph(Protocol):
     def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
-        """A launch that reads and writes these buffers, by the graph's own tensor names."""
+        """A launch that reads and writes these buffers, by the graph's own tensor names.
+
+        Raises: BackendError where the graph was not built for these sizes.
+        """
+        ...
+
+
+class Stopwatch(Protocol):
+    """Times stages one after the other, where the work is done: on the GPU's own clock if it is done there."""
+
+    def mark(self, stage: str) -> None:
+        """The work since the last mark (or since the stopwatch was made) belongs to `stage`."""
+        ...
+
+    def seconds(self) -> dict[str, float]:
+        """By stage, in the order of their first marks. Waits until the marked work is done."""
         ...
 
 
 class Backend(Protocol):
-    """Loads graphs and holds buffers. One thread at a time."""
+    """Loads graphs and holds buffers. One thread at a time; launches run in the order in which they are called."""
 
     name: str
 
@@ -58,12 +99,59 @@ class Backend(Protocol):
         """
         ...
 
-    def allocate(self, shape: Sequence[int], dtype: str) -> Buffer:
-        """A new buffer, filled with zeros, aligned to 256 bytes as TensorRT wants it."""
+    def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
+        """Asks, before anything of them is loaded, whether these graphs and so many bytes of buffers fit.
+
+        Raises: BackendError with what is needed and what there is.
+        """
+        ...
+
+    def arena(self, nbytes: int) -> Allocate:
+        """One piece of memory to allocate buffers from, each aligned to `ALIGNMENT`.
+
+        It lives as long as any of its buffers.
+        Args: nbytes: what all its buffers take, rounded up to the alignment each.
+        Raises: BackendError where there is not so much memory.
+        """
         ...
 
     def upload(self, buffer: Buffer, array: NDArray[Any]) -> None: ...
 
     def download(self, buffer: Buffer) -> NDArray[Any]:
-        """A copy of the buffer's content."""
+        """A copy of the buffer's content, after everything that was launched before."""
         ...
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Copies between buffers of one size, in the order of the launches."""
+        ...
+
+    def record(self, launches: Sequence[Launch]) -> Launch | None:
+        """One launch that does what these do, in their order. They must have run before.
+
+        It holds the launches, and they their buffers: what it replays cannot be freed or moved while it lives.
+        Returns: None where the backend never records.
+        Raises: BackendError where these launches cannot be recorded.
+        """
+        ...
+
+    def stopwatch(self) -> Stopwatch: ...
+
+    def memory(self) -> dict[str, int]:
+        """Peak bytes of device memory by part; empty where the device is the host."""
+        ...
+
+
+class WallClock:
+    """The stopwatch of backends whose launches return when their work is done."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return dict(self._seconds)

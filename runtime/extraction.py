@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
 from ..errors import UserError
-from .backend import Backend
+from .backend import Backend, aligned
 
 
 def extract(bundle: Bundle, backend: Backend, condition: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -31,8 +31,10 @@ def extract(bundle: Bundle, backend: Backend, condition: str, image: NDArray[np.
             f"the bundle {bundle.folder} has no extractor for {condition!r}: "
             "give the control image itself, without --extract"
         )
-    source = backend.allocate((1, m.height, m.width, 3), "uint8")
-    found = backend.allocate((1, m.height, m.width), "uint8")
+    pixels = m.height * m.width
+    allocate = backend.arena(aligned(3 * pixels) + aligned(pixels))
+    source = allocate((1, m.height, m.width, 3), "uint8")
+    found = allocate((1, m.height, m.width), "uint8")
     launch = backend.load(graph).bind({"image": source, "map": found})
     backend.upload(source, image[None])
     launch()

@@ -5,19 +5,25 @@ changes values (prompt, seed, scales, the sampler's coefficients) is data in the
 request of a structure, and a backend that can record launches records it once.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle, Manifest
-from .backend import Backend, Buffer, Launch
+from ..errors import BackendError
+from .backend import ALIGNMENT, Allocate, Backend, Buffer, Launch, Stopwatch, aligned
+from .encodings import Encodings
 from .schedulers import SamplerTable
 
 # What a ControlNet hands the UNet, buffer by tensor name.
 Residuals = dict[str, Buffer]
+
+# A step's values (timestep, coefficients, one scale for each control) lie in a row each, so that every one of them is
+# aligned for TensorRT and all of a request's are uploaded at once.
+_ROW = ALIGNMENT // 4
+_TIMESTEP, _COEFFICIENTS, _SCALES = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -39,20 +45,49 @@ class Structure:
     noisy: tuple[bool, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What a request puts into the buffers.
+
+    Attributes:
+        input_ids: int64 [G,77], the negative prompt's first.
+        control_images: uint8 [H,W,3] for each control.
+        noise: float32 [B,4,h,w], what the latents start from.
+        step_noise: for each step float32 [B,4,h,w], or None where the sampler adds none.
+    """
+
+    input_ids: NDArray[np.int64]
+    control_images: Sequence[NDArray[np.uint8]]
+    table: SamplerTable
+    guidance_scale: float
+    conditioning_scales: Sequence[float]
+    noise: NDArray[np.float32]
+    step_noise: Sequence[NDArray[np.float32] | None]
+
+
 @dataclass(frozen=True)
 class Step:
-    """A launch with the stage it counts for and, for an update, the step k that it ends."""
+    """A launch with the stage it counts for.
+
+    Attributes:
+        outputs: what it writes, by the graph's tensor names.
+        index: the denoising step k that it belongs to.
+        ends: whether that step ends with it.
+    """
 
     stage: str
+    graph: str
     launch: Launch
-    ends: int | None = None
+    outputs: Mapping[str, Buffer]
+    index: int | None = None
+    ends: bool = False
 
 
 class Workspace:
     """The named buffers of one structure. They are allocated once and live as long as any launch holds them."""
 
-    def __init__(self, backend: Backend, bundle: Bundle, structure: Structure) -> None:
-        self._allocate = backend.allocate
+    def __init__(self, allocate: Allocate, bundle: Bundle, structure: Structure) -> None:
+        self._allocate = allocate
         s, m = structure, bundle.manifest
         b, n = s.images, 2 if s.guided else 1
         float_type = "float16" if m.precision == "fp16" else "float32"
@@ -68,16 +103,17 @@ class Workspace:
         self.noise_pred = self._new(float_type, n * b, *latent)
         # Read from one, write to the other: step k leaves the state in states[(k + 1) % 2].
         self.states = [self._new("float32", 4, b, *latent) for _ in range(2)]
-        self.latents = Buffer(self.states[s.steps % 2].address, (b, *latent), np.dtype("float32"), self.states)
+        self.latents = self.states[s.steps % 2].part(0)
         self.image = self._new("uint8", b, m.height, m.width, 3)
+        # One for each step, and the decoder's.
+        self.magnitudes = self._new("float32", s.steps + 1, _ROW)
 
-        # Row k of a table is its own buffer: a launch binds it, nothing is copied inside the loop.
         self.guidance = self._new("float32", n)
-        self.timesteps = [self._new("float32", 1) for _ in range(s.steps)]
-        self.coefficients = [self._new("float32", 5, 6) for _ in range(s.steps)]
-        self.scales = [[self._new("float32") for _ in range(s.steps)] for _ in s.controls]
+        self.rows = self._new("float32", s.steps, _SCALES + len(s.controls), _ROW)
+        self.step_noise = self._new("float32", sum(s.noisy), b, *latent)
         silence = self._new("float32", b, *latent)
-        self.noises = [self._new("float32", b, *latent) if noisy else silence for noisy in s.noisy]
+        drawn = iter(range(sum(s.noisy)))
+        self.noises = [self.step_noise.part(next(drawn)) if noisy else silence for noisy in s.noisy]
 
         unet = bundle.graph("unet")
         self._residual_shapes = {t.name: t.shape for t in unet.inputs if t.name == "mid" or t.name.startswith("down_")}
@@ -86,6 +122,18 @@ class Workspace:
         self.no_residuals = self.residuals() if not all(any_active(s)) else {}
         self.control_residuals = [self.residuals() for _ in s.controls]
         self.sums = [self.residuals() for _ in range(min(len(s.controls) - 1, 2))]
+
+    def timestep(self, k: int) -> Buffer:
+        return self.rows.part(k, _TIMESTEP, shape=(1,))
+
+    def coefficients(self, k: int) -> Buffer:
+        return self.rows.part(k, _COEFFICIENTS, shape=(5, 6))
+
+    def scale(self, control: int, k: int) -> Buffer:
+        return self.rows.part(k, _SCALES + control, shape=())
+
+    def magnitude(self, k: int) -> Buffer:
+        return self.magnitudes.part(k, shape=(1,))
 
     def residuals(self) -> Residuals:
         float_type, batch = self._residual_batch
@@ -102,65 +150,89 @@ class Workspace:
         return self._new(spec.dtype, *spec.shape)
 
 
+def workspace_bytes(bundle: Bundle, structure: Structure) -> int:
+    """What the buffers of a structure take, each rounded up to the alignment."""
+    total = 0
+
+    def count(shape: Sequence[int], dtype: str) -> Buffer:
+        nonlocal total
+        buffer = Buffer(0, tuple(shape), np.dtype(dtype), None)
+        total += aligned(buffer.nbytes)
+        return buffer
+
+    Workspace(count, bundle, structure)
+    return total
+
+
 class Program:
-    """The launches of one structure, in three phases: `prepare` (prompt and conditions), `denoise`, `decode`."""
+    """The launches of one structure, in three phases: `encode` (prompt and conditions), `denoise`, `decode`."""
 
     def __init__(self, backend: Backend, bundle: Bundle, structure: Structure) -> None:
         self.structure = structure
-        self.workspace = w = Workspace(backend, bundle, structure)
+        nbytes = workspace_bytes(bundle, structure)
+        backend.reserve(_graphs(structure), nbytes)
+        self.workspace = w = Workspace(backend.arena(nbytes), bundle, structure)
+        self.recording: Launch | None = None
+        self.unrecordable = ""  # why there is no recording, where the backend tried
         self._backend = backend
-        self.prepare = [self._step("text_encoder", input_ids=w.input_ids, prompt_embeds=w.prompt_embeds)]
-        for (condition, _), image, hint in zip(structure.controls, w.control_images, w.hints, strict=True):
-            self.prepare.append(self._step("hint", f"hint_{condition}", control_image=image, hint=hint))
+        self._bundle = bundle
+        self.text = self._step("text_encoder", input_ids=w.input_ids, prompt_embeds=w.prompt_embeds)
+        self.hints = [
+            self._step("hint", f"hint_{condition}", control_image=image, hint=hint)
+            for (condition, _), image, hint in zip(structure.controls, w.control_images, w.hints, strict=True)
+        ]
         self.denoise = [step for k in range(structure.steps) for step in self._denoise_step(k)]
-        self.decode = [self._step("vae_decoder", latents=w.latents, image=w.image)]
+        self.decode = [self.decoder("vae_decoder")]
 
-    def fill(
-        self,
-        *,
-        input_ids: NDArray[np.int64],
-        control_images: Sequence[NDArray[np.uint8]],
-        table: SamplerTable,
-        guidance_scale: float,
-        conditioning_scales: Sequence[float],
-        noise: NDArray[np.float32],
-        step_noise: Sequence[NDArray[np.float32] | None],
-    ) -> None:
-        """Writes a request's values into the buffers.
-
-        Args:
-            input_ids: [G,77], the negative prompt's first.
-            control_images: [H,W,3] for each control.
-            noise: [B,4,h,w], what the latents start from.
-            step_noise: for each step [B,4,h,w], or None where the sampler adds none.
-        """
-        w, put = self.workspace, self._backend.upload
-        n = 2 if self.structure.guided else 1
-        put(w.input_ids, input_ids)
-        for buffer, image in zip(w.control_images, control_images, strict=True):
-            put(buffer, image[None])
-        put(w.guidance, np.array([1 - guidance_scale, guidance_scale] if n == 2 else [1.0], np.float32))
-        for k in range(self.structure.steps):
-            put(w.timesteps[k], table.timesteps[k : k + 1])
-            put(w.coefficients[k], table.coefficients[k].astype(np.float32))
-            fresh = step_noise[k]
-            if fresh is not None:
-                put(w.noises[k], fresh)
-        for rows, scale in zip(w.scales, conditioning_scales, strict=True):
-            for row in rows:
-                put(row, np.array(scale, np.float32))
-        x = noise * np.float32(table.init_noise_sigma)
+    def fill(self, values: Values) -> None:
+        """Writes a request's values into the buffers, but for prompt and conditions: those are `encode`'s."""
+        w, put, s, table = self.workspace, self._backend.upload, self.structure, values.table
+        n = 2 if s.guided else 1
+        scale = values.guidance_scale
+        put(w.guidance, np.array([1 - scale, scale] if n == 2 else [1.0], np.float32))
+        rows = np.zeros(w.rows.shape, np.float32)
+        rows[:, _TIMESTEP, 0] = table.timesteps
+        rows[:, _COEFFICIENTS, :30] = table.coefficients.reshape(s.steps, 30)
+        for i, conditioning_scale in enumerate(values.conditioning_scales):
+            rows[:, _SCALES + i, 0] = conditioning_scale
+        put(w.rows, rows)
+        drawn = [noise for noise in values.step_noise if noise is not None]
+        if drawn:
+            put(w.step_noise, np.stack(drawn))
+        x = values.noise * np.float32(table.init_noise_sigma)
         put(w.states[0], np.stack([x, *[np.zeros_like(x)] * 3]))
         put(w.model_input, np.concatenate([x * np.float32(table.input_scale)] * n))
+
+    def encode(self, values: Values, encodings: Encodings, clock: Stopwatch) -> None:
+        """Prompt and conditions into their buffers, each computed only where `encodings` has not seen it."""
+        w = self.workspace
+        encodings.encode(self.text, values.input_ids, w.input_ids, w.prompt_embeds, clock)
+        for step, image, source, hint in zip(self.hints, values.control_images, w.control_images, w.hints, strict=True):
+            encodings.encode(step, image[None], source, hint, clock)
 
     def latents_after(self, k: int) -> NDArray[np.float32]:
         """The latents [B,4,h,w] after step k, while step k + 1 has not run yet."""
         state: NDArray[np.float32] = self._backend.download(self.workspace.states[(k + 1) % 2])[0]
         return state
 
+    def record(self) -> None:
+        """Records denoising and decoding as one launch, where the backend can. They must have run before."""
+        if self.recording is not None or self.unrecordable:
+            return
+        try:
+            self.recording = self._backend.record([step.launch for step in (*self.denoise, *self.decode)])
+        except BackendError as e:
+            self.unrecordable = str(e)
+
+    def decoder(self, graph: str) -> Step:
+        """The decoding of the final latents with this graph."""
+        w = self.workspace
+        buffers = {"latents": w.latents, "image": w.image, "magnitude": w.magnitude(self.structure.steps)}
+        return self._step("vae_decoder", graph, **buffers)
+
     def _denoise_step(self, k: int) -> list[Step]:
         s, w = self.structure, self.workspace
-        step = {"model_input": w.model_input, "timestep": w.timesteps[k], "prompt_embeds": w.prompt_embeds}
+        step = {"model_input": w.model_input, "timestep": w.timestep(k), "prompt_embeds": w.prompt_embeds}
         steps: list[Step] = []
         total: Residuals | None = None
         sums = 0
@@ -168,45 +240,59 @@ class Program:
             if not active[k]:
                 continue
             own = w.control_residuals[i]
-            controlnet = {**step, "hint": w.hints[i], "scale": w.scales[i][k], **own}
-            steps.append(self._step("controlnet", f"controlnet_{condition}", **controlnet))
+            controlnet = {**step, "hint": w.hints[i], "scale": w.scale(i, k), **own}
+            steps.append(self._step("controlnet", f"controlnet_{condition}", k, **controlnet))
             if total is None:
                 total = own
                 continue
             target = w.sums[sums % 2]
             sums += 1
             both = {**total, **{f"other_{t}": b for t, b in own.items()}, **{f"sum_{t}": b for t, b in target.items()}}
-            steps.append(self._step("controlnet", "add_residuals", **both))
+            steps.append(self._step("controlnet", "add_residuals", k, **both))
             total = target
         residuals = w.no_residuals if total is None else total
-        steps.append(self._step("unet", **step, **residuals, noise_pred=w.noise_pred))
+        steps.append(self._step("unet", "unet", k, **step, **residuals, noise_pred=w.noise_pred))
 
         n, b = 2 if s.guided else 1, s.images
         grouped = (n, b, *w.model_input.shape[1:])
         update = self._step(
             "update",
+            "update",
+            k,
+            True,
             noise_pred=w.noise_pred.reshape(*grouped),
             guidance=w.guidance,
             state=w.states[k % 2],
-            coefficients=w.coefficients[k],
+            coefficients=w.coefficients(k),
             noise=w.noises[k],
             new_state=w.states[(k + 1) % 2],
             model_input=w.model_input.reshape(*grouped),
+            magnitude=w.magnitude(k),
         )
-        return [*steps, Step(update.stage, update.launch, ends=k)]
+        return [*steps, update]
 
-    def _step(self, stage: str, graph: str | None = None, /, **buffers: Buffer) -> Step:
-        return Step(stage, self._backend.load(graph or stage).bind(buffers))
+    def _step(
+        self, stage: str, graph: str | None = None, index: int | None = None, ends: bool = False, /, **buffers: Buffer
+    ) -> Step:
+        graph = graph or stage
+        outputs = {t.name: buffers[t.name] for t in self._bundle.graph(graph).outputs}
+        return Step(stage, graph, self._backend.load(graph).bind(buffers), outputs, index, ends)
 
 
-def run(steps: Sequence[Step], timings: dict[str, float], on_step_end: Callable[[int], None] | None = None) -> None:
-    """Launches in order, adds the seconds of each to its stage, and tells `on_step_end` the step k that ended."""
+def run(steps: Sequence[Step], clock: Stopwatch, on_step_end: Callable[[int], None] | None = None) -> None:
+    """Launches in order, marks each one's stage, and tells `on_step_end` the step k that ended."""
     for step in steps:
-        start = time.perf_counter()
         step.launch()
-        timings[step.stage] = timings.get(step.stage, 0.0) + time.perf_counter() - start
-        if on_step_end is not None and step.ends is not None:
-            on_step_end(step.ends)
+        clock.mark(step.stage)
+        if on_step_end is not None and step.ends and step.index is not None:
+            on_step_end(step.index)
+            clock.mark("callback")
+
+
+def _graphs(structure: Structure) -> list[str]:
+    own = [f"{role}_{condition}" for condition, _ in structure.controls for role in ("hint", "controlnet")]
+    adding = ["add_residuals"] if len(structure.controls) > 1 else []
+    return ["text_encoder", "unet", "update", "vae_decoder", *adding, *own]
 
 
 def any_active(structure: Structure) -> list[bool]:

@@ -1,21 +1,15 @@
 """The backend `onnxruntime-cpu`: graphs in ONNX Runtime, buffers in NumPy arrays, bound by address."""
 
-import ctypes
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
 from .backend import Buffer
+from .host_memory import HostMemory
 
-ALIGNMENT = 256
 
-
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(HostMemory):
     """Args: threads: of ONNX Runtime; None leaves it to use every physical core."""
 
     name = "onnxruntime-cpu"
@@ -49,18 +43,6 @@ class OnnxRuntimeCpu:
             self._graphs[graph] = _Session(graph, session)
         return self._graphs[graph]
 
-    def allocate(self, shape: Sequence[int], dtype: str) -> Buffer:
-        kind = np.dtype(dtype)
-        memory = np.zeros(math.prod(shape) * kind.itemsize + ALIGNMENT, np.uint8)
-        address = -(-memory.ctypes.data // ALIGNMENT) * ALIGNMENT
-        return Buffer(address, tuple(shape), kind, memory)
-
-    def upload(self, buffer: Buffer, array: NDArray[Any]) -> None:
-        _view(buffer)[...] = array
-
-    def download(self, buffer: Buffer) -> NDArray[Any]:
-        return _view(buffer).copy()
-
 
 class _Session:
     def __init__(self, name: str, session: Any) -> None:
@@ -92,8 +74,3 @@ class _Launch:
             self._session.run_with_iobinding(self._binding)
         except Exception as e:
             raise BackendError(f"ONNX Runtime failed in {self._name}: {' '.join(str(e).split())[:300]}") from e
-
-
-def _view(buffer: Buffer) -> NDArray[Any]:
-    raw = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer.address)
-    return np.ndarray(buffer.shape, buffer.dtype, memoryview(raw))

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
 from ..errors import UserError
-from .backend import Backend
-from .loop import Program, Structure, latent_shape, run
+from .backend import Backend, Stopwatch
+from .backends import open_backend
+from .encodings import Encodings
+from .health import require_finite
+from .loop import Program, Structure, Values, latent_shape, run
 from .noise import TorchGenerator
 from .request import Control, Request
 from .schedulers import SamplerTable, build_table
 from .tokenizer import Tokenizer
 
-BACKENDS = ("auto", "onnxruntime-cpu")
 # A structure's buffers are some hundred MB at full size: enough of them to alternate, not to pile up.
 MAX_PROGRAMS = 4
 
@@ -34,7 +36,8 @@ class Result:
     images: uint8 [B,H,W,3].
     latents: float32 [B,4,h,w], what the decoder was given (not divided by the scaling factor).
     seed: of image 0; image i has seed + i.
-    timings: seconds by stage, `total` included.
+    timings: seconds by stage, `total` included. Where the whole loop ran as one recording, `loop` stands for its
+        stages.
     controls: the control images as they were used, uint8 [H,W,3] each.
     notes: what was changed or dropped on the way (resized conditions, truncated prompts), one line each.
     """
@@ -52,41 +55,55 @@ class Prepared:
     """A program that is ready for its first step, with what `Result` takes over."""
 
     program: Program
-    table: SamplerTable
+    values: Values
+    clock: Stopwatch
     seed: int
-    controls: tuple[NDArray[np.uint8], ...]
     notes: tuple[str, ...]
-    timings: dict[str, float]
 
 
 class Pipeline:
     """Runs requests on a bundle. Safe to call from several threads: requests run one after the other."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, reason: str = "") -> None:
         self.bundle = bundle
         self.backend = backend
+        self.reason = reason
         self._tokenizer = Tokenizer(bundle.folder / "tokenizer")
+        self._encodings = Encodings(backend)
         self._programs: OrderedDict[Structure, Program] = OrderedDict()
         self._lock = threading.RLock()  # a callback may extract while its own thread draws
         self._drawing = False
 
     @classmethod
-    def open(cls, bundle: str | Path | Bundle, backend: str = "auto", threads: int | None = None) -> "Pipeline":
+    def open(
+        cls,
+        bundle: str | Path | Bundle,
+        backend: str = "auto",
+        threads: int | None = None,
+        *,
+        openvino_precision: str | None = None,
+        plans: Path | None = None,
+        warm: bool | Request = False,
+    ) -> "Pipeline":
         """Opens a bundle on a backend. Graphs are loaded when a request first needs them.
 
         Args:
-            backend: one of `BACKENDS`; `auto` takes the fastest that works here.
-            threads: of the CPU backend; None uses every physical core.
+            backend: one of `BACKENDS`; `auto` takes the fastest that works here, and `reason` says why that one.
+            threads: of the CPU backends; None uses every physical core.
+            openvino_precision: of the backend `openvino`: `f32` (exact, the default) or `bf16`.
+            plans: the plan store of the backend `tensorrt`; None is the default one.
+            warm: draws once, so that requests of that structure (sizes, steps, guidance, conditions) pay for nothing
+                any more: a request, or True for the model's own example and defaults.
         Raises: UserError, BundleError, BackendError
         """
-        if backend not in BACKENDS:
-            raise UserError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise UserError(f"threads must be a whole number above 0, not {threads!r}")
-        from .onnxruntime_cpu import OnnxRuntimeCpu
-
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        return cls(opened, OnnxRuntimeCpu(opened, threads))
+        loaded, reason = open_backend(
+            opened, backend, threads=threads, openvino_precision=openvino_precision, plans=plans
+        )
+        pipeline = cls(opened, loaded, reason)
+        if warm:
+            pipeline(warm if isinstance(warm, Request) else _example_request(opened))
+        return pipeline
 
     def __call__(self, request: Request, callback_on_step_end: OnStepEnd | None = None) -> Result:
         """Draws the images of a request.
@@ -113,26 +130,27 @@ class Pipeline:
         """
         for control in request.controls:
             self.bundle.require_condition(control.condition)
-        table = build_table(request.scheduler, self.bundle.manifest.scheduler_config, request.num_inference_steps)
-        start = time.perf_counter()
+        m = self.bundle.manifest
+        table = build_table(request.scheduler, m.scheduler_config, request.num_inference_steps)
         notes: list[str] = []
+        clock = self.backend.stopwatch()
         program = self._program(request, table)
-        loaded = time.perf_counter()
+        clock.mark("load")
         seed = secrets.randbits(32) if request.seed is None else int(request.seed)
         noise, step_noise = self._noise(seed, request.num_images_per_prompt, program.structure.noisy)
-        controls = tuple(self._fit(control, notes) for control in request.controls)
-        program.fill(
+        values = Values(
             input_ids=self._input_ids(request, notes),
-            control_images=controls,
+            control_images=tuple(self._fit(control, notes) for control in request.controls),
             table=table,
             guidance_scale=request.guidance_scale,
             conditioning_scales=[c.controlnet_conditioning_scale for c in request.controls],
             noise=noise,
             step_noise=step_noise,
         )
-        timings = {"load": loaded - start, "fill": time.perf_counter() - loaded}
-        run(program.prepare, timings)
-        return Prepared(program, table, seed, controls, tuple(notes), timings)
+        program.fill(values)
+        clock.mark("fill")
+        program.encode(values, self._encodings, clock)
+        return Prepared(program, values, clock, seed, tuple(notes))
 
     def extract(self, condition: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The control image [H,W,3] of a photo [*,*,3], at the bundle's size.
@@ -148,17 +166,26 @@ class Pipeline:
     def _draw(self, request: Request, on_step_end: OnStepEnd | None) -> Result:
         start = time.perf_counter()
         ready = self.prepare(request)
-        program, timings = ready.program, ready.timings
-        if on_step_end is None:
-            run(program.denoise, timings)
+        program, clock = ready.program, ready.clock
+        if on_step_end is not None:
+            steps = ready.values.table.timesteps
+            run(program.denoise, clock, lambda k: on_step_end(k, float(steps[k]), program.latents_after(k)))
+            run(program.decode, clock)
+        elif program.recording is not None:
+            program.recording()
+            clock.mark("loop")
         else:
-            steps = ready.table.timesteps
-            run(program.denoise, timings, lambda k: on_step_end(k, float(steps[k]), program.latents_after(k)))
-        run(program.decode, timings)
+            run([*program.denoise, *program.decode], clock)
+        notes = [*ready.notes, *require_finite(program, ready.values, self.backend, self.bundle)]
         images = self.backend.download(program.workspace.image)
         latents = self.backend.download(program.workspace.latents)
+        timings = clock.seconds()
+        if on_step_end is None:
+            program.record()  # everything in it has run now; the next request of this structure replays it
+        if program.unrecordable:
+            notes.append(f"the loop runs launch by launch: {program.unrecordable}")
         timings["total"] = time.perf_counter() - start
-        return Result(images, latents, ready.seed, timings, ready.controls, ready.notes)
+        return Result(images, latents, ready.seed, timings, tuple(ready.values.control_images), tuple(notes))
 
     def _program(self, request: Request, table: SamplerTable) -> Program:
         n = request.num_inference_steps
@@ -210,3 +237,13 @@ class Pipeline:
             f"the {control.condition} image was resized from {width}x{height} to {m.width}x{m.height} ({resample})"
         )
         return resize(control.image, m.width, m.height, resample)
+
+
+def _example_request(bundle: Bundle) -> Request:
+    """The bundle's first condition, with the model's defaults, on an empty control image."""
+    m = bundle.manifest
+    controls = [Control(c, np.zeros((m.height, m.width, 3), np.uint8)) for c in list(m.conditions)[:1]]
+    given = {
+        name: m.defaults[name] for name in ("num_inference_steps", "guidance_scale", "scheduler") if name in m.defaults
+    }
+    return Request("", controls=tuple(controls), seed=0, **given)

@@ -51,6 +51,8 @@ class Drawn:
         scores: for each control, its condition and the score of each image; controls that cannot be extracted are left
             out.
         timings: seconds by stage, extraction and writing included.
+        reason: why this backend.
+        memory: peak bytes of device memory by part; empty on a CPU.
     """
 
     folder: Path
@@ -64,6 +66,8 @@ class Drawn:
     request: dict[str, Any]
     bundle: dict[str, Any]
     backend: str
+    reason: str
+    memory: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able; control images are left out."""
@@ -181,10 +185,20 @@ def draw(
         request=record["request"],
         bundle=record["bundle"],
         backend=record["backend"],
+        reason=pipeline.reason,
+        memory=pipeline.backend.memory(),
     )
 
 
-def repeat(file: Path, out: Path, bundle: Path | None = None, backend: str = "auto") -> Repeated:
+def repeat(
+    file: Path,
+    out: Path,
+    bundle: Path | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    openvino_precision: str | None = None,
+    plans: Path | None = None,
+) -> Repeated:
     """Draws a picture again from the metadata that `draw` wrote into it.
 
     The whole request is repeated, all its images, because a picture may depend on the batch it was drawn in by the
@@ -192,6 +206,7 @@ def repeat(file: Path, out: Path, bundle: Path | None = None, backend: str = "au
 
     Args:
         bundle: None finds the bundle by the model's name, precision and size.
+        backend, threads, openvino_precision, plans: as in `Pipeline.open`.
     Raises: UserError where the file is no such picture or its bundle cannot be found.
     """
     record = metadata.read_record(file)
@@ -202,7 +217,7 @@ def repeat(file: Path, out: Path, bundle: Path | None = None, backend: str = "au
         bundle = bundle_folder(made_with["model"], made_with["precision"], *size)
         if not bundle.is_dir():
             bundle = find_bundle(made_with["model"], made_with["precision"], size)
-    pipeline = Pipeline.open(bundle, backend)
+    pipeline = Pipeline.open(bundle, backend, threads, openvino_precision=openvino_precision, plans=plans)
     notes = []
     if pipeline.bundle.digest != made_with["digest"]:
         notes.append(f"{bundle} is not the bundle that drew {file}: the picture may differ")
@@ -306,7 +321,7 @@ def _records(pipeline: Pipeline, request: Request, result: Result) -> list[dict[
     ]
 
 
-_RUNTIME_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+_RUNTIME_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 _RECORDED = (
     "prompt",
     "negative_prompt",

@@ -368,7 +368,7 @@ def test_no_such_image(refused: Any, run: list[Any], tmp_path: Path) -> None:
     [
         ("--scheduler", "pndm", ["unknown scheduler 'pndm'", "unipc"]),
         ("--scheduler", "", ["unknown scheduler"]),
-        ("--backend", "tensorrt", ["unknown backend 'tensorrt'", "onnxruntime-cpu"]),
+        ("--backend", "cuda", ["unknown backend 'tensorrt'", "onnxruntime-cpu"]),
         ("--steps", 0, ["num_inference_steps", "1 to 1000", "not 0"]),
         ("--steps", -1, ["num_inference_steps", "not -1"]),
         ("--steps", 1001, ["num_inference_steps", "not 1001"]),
@@ -507,7 +507,7 @@ def damage(bundle: Path, kind: str) -> str:
         (bundle / "unet.onnx.data").unlink()
         return "unet.onnx.data is missing"
     if kind == "another version":
-        manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+        manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 99'))
         return "manifest format 99"
     if kind == "half a manifest":
         manifest.write_text(manifest.read_text()[:300])

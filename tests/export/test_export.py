@@ -74,7 +74,7 @@ def affine(**changes: Any) -> GraphSource:
 def test_a_graph_computes_what_its_module_does_at_other_sizes_too(tmp_path):
     source = affine()
     module = source.module
-    spec = export_graph(source, tmp_path, "fp32")
+    spec = export_graph(source, tmp_path, "fp32", 20)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["affine.onnx", "affine.onnx.data"]
     x, y = torch.randn(5, 8), torch.randn(5, 8)
     found = onnx_graph.run_onnx(tmp_path / "affine.onnx", {"x": x.numpy(), "y": y.numpy()})
@@ -90,7 +90,7 @@ def test_one_tensor_for_two_inputs_is_refused(tmp_path):
     """torch.onnx.export makes a silently wrong graph of it: 2x + 3y becomes 5y."""
     same = torch.randn(3, 8)
     with pytest.raises(AssertionError, match="two inputs share one tensor"):
-        export_graph(affine(inputs={"x": same, "y": same}), tmp_path, "fp32")
+        export_graph(affine(inputs={"x": same, "y": same}), tmp_path, "fp32", 20)
 
 
 def test_a_graph_that_differs_from_its_module_is_refused(tmp_path):
@@ -111,7 +111,7 @@ def test_a_graph_that_differs_from_its_module_is_refused(tmp_path):
 
     source.module = Drifting()
     with pytest.raises(ExportError, match=r"affine differs from PyTorch in difference: 1\.0\de-03, allowed 2e-05"):
-        export_graph(source, tmp_path, "fp32")
+        export_graph(source, tmp_path, "fp32", 20)
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path):
@@ -120,7 +120,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
             return (x + 1 if bool(x.sum() > 0) else x - 1), y
 
     with pytest.raises(ExportError, match="PyTorch cannot export affine") as error:
-        export_graph(affine(module=DataDependent()), tmp_path, "fp32")
+        export_graph(affine(module=DataDependent()), tmp_path, "fp32", 20)
     assert "\n" not in str(error.value)
     assert "\x1b" not in str(error.value)
 

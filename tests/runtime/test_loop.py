@@ -2,15 +2,17 @@
 
 import gc
 import itertools
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from cnpp_trt.runtime.backend import Buffer
-from cnpp_trt.runtime.loop import Program, Structure, run
-from cnpp_trt.runtime.onnxruntime_cpu import ALIGNMENT, OnnxRuntimeCpu
+from cnpp_trt.runtime.backend import ALIGNMENT, Allocate, Buffer, WallClock, aligned
+from cnpp_trt.runtime.encodings import Encodings
+from cnpp_trt.runtime.loop import Program, Step, Structure, Values, run, workspace_bytes
+from cnpp_trt.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.schedulers import build_table
 
 
@@ -31,11 +33,19 @@ class Recorder:
 
         return Loaded()
 
-    def allocate(self, shape: Sequence[int], dtype: str) -> Buffer:
-        buffer = Buffer(self._end, tuple(shape), np.dtype(dtype), None)
-        self._end += buffer.nbytes + ALIGNMENT
-        self.allocated.append(buffer)
-        return buffer
+    def reserve(self, graphs: Sequence[str], nbytes: int) -> None: ...
+
+    def arena(self, nbytes: int) -> Allocate:
+        end = self._end + nbytes
+
+        def allocate(shape: Sequence[int], dtype: str) -> Buffer:
+            buffer = Buffer(self._end, tuple(shape), np.dtype(dtype), None)
+            self._end += aligned(buffer.nbytes)
+            assert self._end <= end, "the arena is too small"
+            self.allocated.append(buffer)
+            return buffer
+
+        return allocate
 
     def upload(self, buffer: Buffer, array: np.ndarray) -> None: ...
 
@@ -47,7 +57,7 @@ def record(bundle: Any, *controls: tuple[str, tuple[bool, ...]], steps: int = 3,
     backend = Recorder()
     noisy = fields.pop("noisy", (False,) * steps)
     program = Program(backend, bundle, Structure(fields.pop("images", 2), True, steps, controls, noisy))
-    run([*program.prepare, *program.denoise, *program.decode], {})
+    run([program.text, *program.hints, *program.denoise, *program.decode], WallClock())
     return backend
 
 
@@ -133,7 +143,7 @@ def test_buffers_have_the_graphs_own_shapes_and_types(tiny, images, guided):
     backend = Recorder()
     controls = (("seg", ALWAYS), ("depth", ALWAYS))
     program = Program(backend, bundle, Structure(images, guided, 3, controls, (True,) * 3))
-    run([*program.prepare, *program.denoise, *program.decode], {})
+    run([program.text, *program.hints, *program.denoise, *program.decode], WallClock())
     n = 2 if guided else 1
     sizes = {"batch": n * images, "images": images, "guidance": n}
     for graph, buffers in backend.launched:
@@ -147,14 +157,18 @@ def test_buffers_have_the_graphs_own_shapes_and_types(tiny, images, guided):
 
 def test_timings_and_steps_are_told():
     told: list[int] = []
-    from cnpp_trt.runtime.loop import Step
+    clock = WallClock()
 
-    timings = {"unet": 1.0}
-    steps = [Step("unet", lambda: None), Step("update", lambda: None, ends=0), Step("update", lambda: None, ends=1)]
-    run(steps, timings, told.append)
+    def step(stage: str, index: int | None = None, ends: bool = False) -> Step:
+        return Step(stage, stage, lambda: time.sleep(0.01 if stage == "unet" else 0), {}, index, ends)
+
+    run([step("unet", 0), step("update", 0, True), step("unet", 1), step("update", 1, True), step("x")], clock)
+    assert clock.seconds().keys() == {"unet", "update", "x"}
+    run([step("unet", 0), step("update", 0, True), step("update", 1, True)], clock, told.append)
     assert told == [0, 1]
-    assert set(timings) == {"unet", "update"}
-    assert timings["unet"] >= 1.0
+    assert list(clock.seconds()) == ["unet", "update", "x", "callback"]
+    assert 0.03 <= clock.seconds()["unet"] < 10
+    assert clock.seconds()["update"] < clock.seconds()["unet"]
 
 
 def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
@@ -167,7 +181,7 @@ def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, program.workspace.control_images[0].shape[1:], np.uint8)
     noise = rng.standard_normal(program.workspace.latents.shape, np.float32)
-    program.fill(
+    values = Values(
         input_ids=np.zeros((1, 77), np.int64),
         control_images=[image],
         table=table,
@@ -176,11 +190,13 @@ def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
         noise=noise,
         step_noise=[None, None],
     )
-    steps, latents = [*program.prepare, *program.denoise], program.workspace.latents
+    program.fill(values)
+    program.encode(values, Encodings(backend), WallClock())
+    steps, latents = program.denoise, program.workspace.latents
     del program
     gc.collect()
     litter = [np.full(1 << 16, 0xFF, np.uint8) for _ in range(200)]  # would land in memory that was freed
-    run(steps, {})
+    run(steps, WallClock())
     assert owner() is not None
     found = backend.download(latents)
     assert np.isfinite(found).all()
@@ -194,7 +210,7 @@ def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "uint8"])
 def test_cpu_buffers(tiny, shape, dtype):
     backend = OnnxRuntimeCpu(tiny.pipeline.bundle)
-    buffer = backend.allocate(shape, dtype)
+    buffer = backend.arena(0)(shape, dtype)
     assert buffer.address % ALIGNMENT == 0
     np.testing.assert_array_equal(backend.download(buffer), np.zeros(shape, dtype))
     values = np.arange(int(np.prod(shape))).reshape(shape).astype(dtype)
@@ -207,8 +223,36 @@ def test_cpu_buffers(tiny, shape, dtype):
 
 
 def test_a_buffer_seen_in_another_shape(tiny):
-    buffer = OnnxRuntimeCpu(tiny.pipeline.bundle).allocate((2, 6), "float32")
+    buffer = OnnxRuntimeCpu(tiny.pipeline.bundle).arena(48)((2, 6), "float32")
     seen = buffer.reshape(3, 2, 2)
     assert (seen.address, seen.nbytes, seen.owner) == (buffer.address, 48, buffer.owner)
     with pytest.raises(ValueError, match="cannot see"):
         buffer.reshape(5)
+
+
+def test_a_part_of_a_buffer(tiny):
+    backend = OnnxRuntimeCpu(tiny.pipeline.bundle)
+    buffer = backend.arena(0)((3, 4, 5), "float32")
+    values = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    backend.upload(buffer, values)
+    np.testing.assert_array_equal(backend.download(buffer.part(2)), values[2])
+    np.testing.assert_array_equal(backend.download(buffer.part(1, 3)), values[1, 3])
+    np.testing.assert_array_equal(backend.download(buffer.part(1, 3, shape=(2, 1))), values[1, 3, :2].reshape(2, 1))
+    assert backend.download(buffer.part(0, 1, shape=())) == values[0, 1, 0]
+    assert buffer.part(1).owner is buffer.owner
+    with pytest.raises(ValueError, match="cannot see"):
+        buffer.part(1, 3, shape=(6,))
+    with pytest.raises(IndexError):
+        buffer.part(3)
+
+
+def test_the_arena_is_exactly_as_large_as_its_buffers(tiny):
+    bundle = tiny.pipeline.bundle
+    structure = Structure(2, True, 3, (("seg", ALWAYS), ("depth", ALWAYS)), (True, False, True))
+    backend = Recorder()
+    start = backend._end
+    Program(backend, bundle, structure)
+    assert backend._end - start == workspace_bytes(bundle, structure)
+    spans = sorted((b.address, b.address + b.nbytes) for b in backend.allocated if b.nbytes)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+    assert all(b.address % ALIGNMENT == 0 for b in backend.allocated)

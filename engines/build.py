@@ -1,0 +1,144 @@
+"""bundle → plans: which graphs, at which sizes, and the report of what came out."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bundle import Bundle, GraphSpec, sha256_of
+from ..errors import BundleError, UserError
+from .builder import Built, Profile, Progress, Range, Settings, Shape, build_plan
+from .flavor import Flavor
+from .store import Plan, PlanKey, PlanStore
+
+Report = Callable[[str], None]
+MAX_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Which requests a set of plans serves.
+
+    Attributes:
+        images: numbers of images per prompt.
+        guided: with classifier-free guidance (True), without (False), or both.
+        dynamic: one profile for the whole range instead of one for each size. Slower: a fixed size is the default.
+    """
+
+    images: tuple[int, ...] = (1,)
+    guided: tuple[bool, ...] = (True,)
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.images or any(not 1 <= b <= MAX_IMAGES for b in self.images):
+            raise UserError(f"plans are for 1 to {MAX_IMAGES} images, not {', '.join(map(str, self.images)) or 'none'}")
+
+    def profiles(self, graph: GraphSpec) -> list[Profile]:
+        """The profiles of a graph: equal ones are one."""
+        wanted: list[dict[str, Shape]] = []
+        for guided in self.guided:
+            # Extractors look at one image at a time.
+            for images in (1,) if graph.file.startswith("extractor_") else self.images:
+                n = 2 if guided else 1
+                free = {"batch": n * images, "images": images, "guidance": n}
+                shapes = {t.name: tuple(free[d] if isinstance(d, str) else d for d in t.shape) for t in graph.inputs}
+                if shapes not in wanted:
+                    wanted.append(shapes)
+        if not self.dynamic:
+            return [{name: Range(s, s, s) for name, s in shapes.items()} for shapes in wanted]
+        ranges = {}
+        for name in wanted[0]:
+            sizes = list(zip(*(shapes[name] for shapes in wanted), strict=True))
+            low, high = tuple(map(min, sizes)), tuple(map(max, sizes))
+            ranges[name] = Range(low, wanted[0][name], high)
+        return [ranges]
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Attributes:
+    plans: one for each graph, in the order they were made.
+    built: names of the graphs that had to be built.
+    seconds: for everything.
+    """
+
+    plans: tuple[Plan, ...]
+    built: tuple[str, ...]
+    seconds: float
+
+
+def build_engines(
+    bundle: Bundle,
+    conditions: Sequence[str],
+    flavor: Flavor,
+    store: PlanStore,
+    sizes: Sizes,
+    settings: Settings,
+    report: Report = lambda line: None,
+    progress: Progress | None = None,
+) -> Engines:
+    """The plans that the runtime needs to draw with these conditions; those that are there are not built again.
+
+    Raises: UserError where the bundle lacks a condition or the disk is full, BundleError where one of its files is
+        damaged, BackendError where TensorRT cannot build here or refuses a graph.
+    """
+    start = time.perf_counter()
+    plans: list[Plan] = []
+    built: list[str] = []
+    cache = b"" if not flavor.rtx else None  # TensorRT-RTX times nothing when it builds
+    for graph in required_graphs(bundle, conditions):
+        profiles = sizes.profiles(bundle.graph(graph))
+        key = PlanKey.of(bundle, graph, flavor, profiles, settings)
+
+        def build(graph: str = graph, profiles: list[Profile] = profiles) -> Built:
+            nonlocal cache
+            made = build_plan(
+                flavor,
+                _checked(bundle, graph),
+                profiles,
+                settings,
+                timing_cache=cache,
+                progress=progress and (lambda phase, share: progress(f"{graph}: {phase}", share)),
+            )
+            cache = made.timing_cache
+            return made
+
+        plan, new = store.get_or_build(key, bundle.manifest.model, build, report)
+        plans.append(plan)
+        if new:
+            built.append(graph)
+            report(
+                f"{graph}: {plan.seconds:.1f} s, {plan.size / 2**20:.1f} MiB, {plan.fusion}; "
+                f"on the device {plan.weights / 2**20:.0f} + {plan.activations / 2**20:.0f} MiB"
+            )
+    return Engines(tuple(plans), tuple(built), time.perf_counter() - start)
+
+
+def required_graphs(bundle: Bundle, conditions: Sequence[str]) -> list[str]:
+    """Every graph of the bundle but those of other conditions; the smallest first, so that trouble shows early."""
+    for condition in conditions:
+        bundle.require_condition(condition)
+    own = {f"{role}_{condition}" for role in ("hint", "controlnet", "extractor") for condition in conditions}
+    others = {
+        f"{role}_{condition}"
+        for role in ("hint", "controlnet", "extractor")
+        for condition in bundle.manifest.conditions
+        if condition not in conditions
+    }
+    graphs = [name for name in bundle.manifest.graphs if name not in others or name in own]
+    return sorted(graphs, key=lambda name: _size(bundle, name))
+
+
+def _size(bundle: Bundle, graph: str) -> int:
+    file = bundle.graph(graph).file
+    return sum(bundle.manifest.files.get(name, {}).get("size", 0) for name in (file, f"{file}.data"))
+
+
+def _checked(bundle: Bundle, graph: str) -> Path:
+    """The graph's ONNX file; a plan of damaged weights would carry the bundle's good digest."""
+    file = bundle.graph(graph).file
+    for name in (file, f"{file}.data"):
+        entry = bundle.manifest.files.get(name)
+        if entry and sha256_of(bundle.folder / name) != entry["sha256"]:
+            raise BundleError(f"{bundle.folder / name} changed since the export: export the bundle again")
+    return bundle.folder / file

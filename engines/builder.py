@@ -1,0 +1,245 @@
+"""One ONNX graph → one serialized plan, in three steps: network, config, plan."""
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendError, UserError
+from .flavor import Flavor
+from .fusion import Fusible, FusionReport, fusion_report, parse_layers
+
+# Raised by whoever changes what is built from the same settings: older plans are then built anew.
+REVISION = 1
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes that a plan takes: exactly one where the three are equal."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    def __contains__(self, shape: object) -> bool:
+        return (
+            isinstance(shape, tuple)
+            and len(shape) == len(self.min)
+            and all(low <= s <= high for low, s, high in zip(self.min, shape, self.max, strict=True))
+        )
+
+
+# An optimisation profile: the range of every input, by name.
+Profile = Mapping[str, Range]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Args: optimization_level: TensorRT's, 0 to 5; None leaves its default (3)."""
+
+    optimization_level: int | None = None
+
+    def __post_init__(self) -> None:
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= 5:
+            raise UserError(f"optimization level {level} cannot be used: 0 to 5")
+
+
+@dataclass(frozen=True)
+class Built:
+    """Attributes:
+    plan: the serialized engine (a buffer).
+    weights, activations: device bytes that the plan says it needs.
+    timing_cache: to give to the next build; None where the flavour has none here.
+    peak: the process's peak memory so far, in bytes.
+    """
+
+    plan: Any
+    fusion: FusionReport
+    seconds: float
+    weights: int
+    activations: int
+    timing_cache: bytes | None
+    peak: int
+
+
+# Told the phase, and the share of it that is done, 0 to 1.
+Progress = Callable[[str, float], None]
+
+
+def build_plan(
+    flavor: Flavor,
+    onnx: Path,
+    profiles: Sequence[Profile],
+    settings: Settings,
+    *,
+    timing_cache: bytes | None = None,
+    progress: Progress | None = None,
+) -> Built:
+    """Builds a plan for the target of `flavor`. The precision is the graph's own (strong typing).
+
+    Args:
+        profiles: one or several; a single one with fixed sizes makes a static network.
+    Raises: BackendError with TensorRT's own errors, each with the node's name.
+    """
+    start = time.perf_counter()
+    trt = flavor.trt
+    log = _logger(trt)
+    builder = _or_raise(trt.Builder(log), log, "cannot start its builder")
+    network, _parser = _network(flavor, onnx, builder, log)
+    config = _config(flavor, builder, settings, timing_cache)
+    _shape(builder, network, config, profiles)
+    fusible = _fusible(trt, network)
+    plan = _serialize(trt, builder, network, config, log, progress)
+    text = "\n".join(log.details)
+    cache = config.get_timing_cache() if timing_cache is not None else None
+    return Built(
+        plan=plan,
+        fusion=fusion_report(parse_layers(text), fusible, len(profiles)),
+        seconds=time.perf_counter() - start,
+        weights=_bytes(text, "Total Weights Memory"),
+        activations=_bytes(text, "Total Activation Memory"),
+        timing_cache=bytes(cache.serialize()) if cache is not None else None,
+        peak=_peak(),
+    )
+
+
+def _network(flavor: Flavor, onnx: Path, builder: Any, log: Any) -> tuple[Any, Any]:
+    """The network of a graph, and the parser, which holds its weights until the plan is built."""
+    trt = flavor.trt
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(onnx)):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        reasons = "; ".join(
+            f"{e.node_operator()} {e.node_name()!r}: {' '.join(e.desc().split())}" for e in errors
+        ) or _last(log)
+        tool = "POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy" if flavor.rtx else "polygraphy"
+        raise BackendError(
+            f"{flavor.name} {flavor.version} cannot parse {onnx}: {reasons}; "
+            f"what it can: `{tool} inspect capability {onnx}`"
+        )
+    return network, parser
+
+
+def _config(flavor: Flavor, builder: Any, settings: Settings, timing_cache: bytes | None) -> Any:
+    trt = flavor.trt
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the layer list, which the fusion report reads
+    config.clear_flag(trt.BuilderFlag.TF32)  # what is fp32 in a graph is there because it must be exact
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    if timing_cache is not None:
+        config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
+    return config
+
+
+def _shape(builder: Any, network: Any, config: Any, profiles: Sequence[Profile]) -> None:
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    if len(profiles) == 1 and all(r.min == r.max for r in profiles[0].values()):
+        # Better than a profile of one size: shape arithmetic folds away before anything is fused.
+        for tensor in inputs:
+            tensor.shape = profiles[0][tensor.name].opt
+        return
+    for ranges in profiles:
+        profile = builder.create_optimization_profile()
+        for tensor in inputs:
+            r = ranges[tensor.name]
+            profile.set_shape(tensor.name, r.min, r.opt, r.max)
+        config.add_optimization_profile(profile)
+
+
+def _fusible(trt: Any, network: Any) -> Fusible:
+    kinds: dict[Any, list[str]] = {trt.LayerType.SOFTMAX: [], trt.LayerType.NORMALIZATION: [], trt.LayerType.CAST: []}
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type in kinds:
+            kinds[layer.type].append(layer.name)
+    softmaxes, norms, casts = (tuple(names) for names in kinds.values())
+    return Fusible(softmaxes, norms, casts)
+
+
+def _serialize(trt: Any, builder: Any, network: Any, config: Any, log: Any, progress: Progress | None) -> Any:
+    stop = threading.Event()
+    config.progress_monitor = _monitor(trt, stop, progress or (lambda phase, share: None))
+    result: list[Any] = []
+    # TensorRT cannot be interrupted in its own thread: the main one stays free for Ctrl-C and asks it to stop.
+    worker = threading.Thread(target=lambda: result.append(builder.build_serialized_network(network, config)))
+    worker.start()
+    try:
+        while worker.is_alive():
+            worker.join(0.1)
+    except BaseException:
+        stop.set()
+        worker.join()
+        raise
+    return _or_raise(result[0] if result else None, log, "cannot build")
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps errors, and what the layer list and the memory figures are read from."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.details: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(message)
+            elif "LayerType: " in message or message.startswith("Total "):
+                self.details.append(message)
+
+    return Logger()
+
+
+def _monitor(trt: Any, stop: threading.Event, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = max(num_steps, 1)
+            progress(phase_name, 0.0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress(phase_name, min((step + 1) / self.steps.get(phase_name, 1), 1.0))
+            return not stop.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress(phase_name, 1.0)
+
+    return Monitor()
+
+
+def _or_raise(made: Any, log: Any, what: str) -> Any:
+    if made is None:
+        raise BackendError(f"TensorRT {what}: {_last(log)}")
+    return made
+
+
+def _last(log: Any) -> str:
+    return "; ".join(" ".join(e.split())[:400] for e in log.errors[-3:]) or "it gave no reason"
+
+
+def _bytes(log: str, title: str) -> int:
+    found = re.findall(rf"{title}: (\d+) bytes", log)
+    return int(found[-1]) if found else 0
+
+
+def _peak() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,338 @@
+"""The plan store: a folder of plans, each found by everything that it depends on.
+
+    <root>/unet-3f9c0e1b2a4d5e6f/
+      plan.engine    the serialized engine
+      plan.json      its key in full, its digest, how it was built, what was fused
+      runtime-….cache  what TensorRT-RTX compiled for one GPU when the plan first ran there
+
+Deserialising a plan runs what it holds, so its digest is checked before every load. A plan is written into a temporary
+sibling and renamed when whole; a lock lets two processes that ask for one plan build it once.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..bundle import MANIFEST, PARTIAL, Bundle, home, sha256_of
+from ..errors import BackendError, BundleError, UserError
+from .builder import REVISION, Built, Profile, Range, Settings
+from .flavor import Flavor, installed_flavors
+from .fusion import FusionReport
+
+FORMAT = 1
+ENGINE, RECORD = "plan.engine", "plan.json"
+
+
+@dataclass(frozen=True)
+class PlanKey:
+    """Everything a plan depends on.
+
+    Attributes:
+        source: SHA-256 over the digests of the graph's ONNX files.
+        target: the GPU's compute capability (`sm90`), or `portable`.
+        profiles: the sizes it takes, as JSON-able rows.
+        revision: of the builder's own code.
+    """
+
+    graph: str
+    source: str
+    flavor: str
+    version: str
+    target: str
+    system: str
+    profiles: tuple[dict[str, Any], ...]
+    settings: dict[str, Any]
+    revision: int = REVISION
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, graph: str, flavor: Flavor, profiles: Sequence[Profile], settings: Settings
+    ) -> "PlanKey":
+        return cls(
+            graph=graph,
+            source=graph_digest(bundle, graph),
+            flavor=flavor.name,
+            version=flavor.version,
+            target=flavor.target(),
+            system=system(),
+            # Through JSON, so that a key is the same before it is written and after.
+            profiles=tuple(json.loads(json.dumps([{name: asdict(r) for name, r in p.items()} for p in profiles]))),
+            settings=asdict(settings),
+        )
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folder(self) -> str:
+        return f"{self.graph}-{self.digest[:16]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A plan of the store.
+
+    Attributes:
+        model: the bundle it was built from, for people.
+        size, sha256: of the engine file.
+        seconds, peak: what building took: time, and the process's peak memory in bytes.
+        weights, activations: device bytes it needs.
+    """
+
+    folder: Path
+    key: PlanKey
+    model: str
+    size: int
+    sha256: str
+    seconds: float
+    peak: int
+    weights: int
+    activations: int
+    fusion: FusionReport
+
+    @property
+    def engine(self) -> Path:
+        return self.folder / ENGINE
+
+    def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """The index of the first profile that takes inputs of these shapes; one of fixed sizes before a range."""
+        found = [i for i, p in enumerate(self._profiles()) if all(shapes[name] in r for name, r in p.items())]
+        return min(found, key=lambda i: any(r.min != r.max for r in self._profiles()[i].values()), default=None)
+
+    def _profiles(self) -> list[dict[str, Range]]:
+        return [
+            {name: Range(tuple(r["min"]), tuple(r["opt"]), tuple(r["max"])) for name, r in profile.items()}
+            for profile in self.key.profiles
+        ]
+
+    def damage(self) -> str:
+        """What is wrong with the engine file, read whole; empty where nothing is."""
+        try:
+            size = self.engine.stat().st_size
+        except OSError:
+            return f"{self.engine} is missing"
+        if size != self.size:
+            return f"{self.engine} has {size} bytes instead of {self.size}"
+        if sha256_of(self.engine) != self.sha256:
+            return f"{self.engine} changed since it was built"
+        return ""
+
+    def read(self) -> bytes:
+        """The engine's bytes. Raises: BackendError where they are not those that were built."""
+        try:
+            content = self.engine.read_bytes()
+        except OSError as e:
+            raise BackendError(f"cannot read {self.engine} ({e.strerror}): run `cnpp-trt build` again") from None
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise BackendError(f"{self.engine} is damaged and was not loaded: run `cnpp-trt build` again")
+        return content
+
+
+class PlanStore:
+    """Args: root: its folder; None is `<home>/plans`."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or home() / "plans").absolute()
+
+    def plans(self) -> list[Plan]:
+        """Those whose record can be read, by name. Their engines are not looked at."""
+        records = sorted(self.root.glob(f"*/{RECORD}"))
+        return [plan for plan in map(_read, records) if plan is not None]
+
+    def find(self, bundle: Bundle, graph: str, flavor: Flavor) -> list[Plan]:
+        """The plans of a graph that this flavour and version can load, the newest first."""
+        source = graph_digest(bundle, graph)
+        wanted = (source, flavor.name, flavor.version, system())
+        found = [
+            plan
+            for plan in map(_read, self.root.glob(f"{graph}-*/{RECORD}"))
+            if plan and (plan.key.source, plan.key.flavor, plan.key.version, plan.key.system) == wanted
+        ]
+        return sorted(found, key=lambda plan: -_modified(plan.folder / RECORD))
+
+    def get_or_build(
+        self, key: PlanKey, model: str, build: Callable[[], Built], report: Callable[[str], None]
+    ) -> tuple[Plan, bool]:
+        """The plan of `key`, and whether it had to be built.
+
+        Args: report: is told in one line why a plan that is there is built again.
+        Raises: UserError where the store cannot be written or its disk is full; what `build` raises.
+        """
+        folder = self.root / key.folder
+        with self._lock(key.folder):
+            for leftover in self.root.glob(f".{key.folder}{PARTIAL}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if folder.exists():
+                plan = _read(folder / RECORD)
+                reason = plan.damage() if plan and plan.key == key else f"{folder / RECORD} cannot be read"
+                if plan and not reason:
+                    return plan, False
+                report(f"{key.graph}: {reason}: building it again")
+            else:
+                stale = self._stale(key)
+                if stale:
+                    report(f"{key.graph}: {stale}: building it again")
+            built = build()
+            self._write(folder, key, model, built)
+        plan = _read(folder / RECORD)
+        assert plan is not None
+        return plan, True
+
+    def useless(self, versions: Mapping[str, str], sources: Collection[str] | None = None) -> dict[Plan, str]:
+        """Plans that nothing here can use, each with the reason.
+
+        Args:
+            versions: of the flavours that are installed, by name.
+            sources: digests of the graphs of the bundles to keep plans for; None keeps the plans of any bundle.
+        """
+        reasons = {}
+        for plan in self.plans():
+            installed = versions.get(plan.key.flavor)
+            if plan.key.system != system():
+                reasons[plan] = f"for {plan.key.system}"
+            elif installed is not None and installed != plan.key.version:
+                reasons[plan] = f"{plan.key.flavor} {plan.key.version}, installed is {installed}"
+            elif sources is not None and plan.key.source not in sources:
+                reasons[plan] = "no bundle has its graph"
+            elif damage := plan.damage():
+                reasons[plan] = damage
+        return reasons
+
+    def remove(self, plans: Collection[Plan]) -> int:
+        """Deletes plans. Returns: the bytes freed."""
+        freed = 0
+        for plan in plans:
+            with self._lock(plan.folder.name):
+                freed += sum(p.stat().st_size for p in plan.folder.rglob("*") if p.is_file())
+                shutil.rmtree(plan.folder)
+        return freed
+
+    def remove_leftovers(self) -> int:
+        """Deletes what killed builds left. Returns: the bytes freed."""
+        freed = 0
+        for leftover in self.root.glob(f".*{PARTIAL}*"):
+            with self._lock(leftover.name[1:].partition(PARTIAL)[0]):
+                freed += sum(p.stat().st_size for p in leftover.rglob("*") if p.is_file())
+                shutil.rmtree(leftover, ignore_errors=True)
+        return freed
+
+    def _stale(self, key: PlanKey) -> str:
+        """Why a plan of the same graph and sizes that is there cannot serve."""
+        for plan in map(_read, self.root.glob(f"{key.graph}-*/{RECORD}")):
+            if plan is None or plan.key.profiles != key.profiles or plan.key.flavor != key.flavor:
+                continue
+            if plan.key.source != key.source:
+                continue  # another model's
+            for what in ("version", "target", "settings", "system", "revision"):
+                before, now = getattr(plan.key, what), getattr(key, what)
+                if before != now:
+                    return f"the plan that is there was built for {what} {_short(before)}, not {_short(now)}"
+        return ""
+
+    def _write(self, folder: Path, key: PlanKey, model: str, built: Built) -> None:
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}{PARTIAL}", dir=self.root))
+        try:
+            digest = hashlib.sha256(built.plan)
+            with (staging / ENGINE).open("wb") as f:
+                size = f.write(built.plan)
+                f.flush()
+                os.fsync(f.fileno())
+            record = {
+                "format": FORMAT,
+                "key": asdict(key),
+                "model": model,
+                "size": size,
+                "sha256": digest.hexdigest(),
+                "seconds": round(built.seconds, 2),
+                "peak": built.peak,
+                "weights": built.weights,
+                "activations": built.activations,
+                "fusion": asdict(built.fusion),
+            }
+            (staging / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+            staging.chmod(0o755)  # mkdtemp makes it private
+            shutil.rmtree(folder, ignore_errors=True)
+            staging.rename(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        from filelock import FileLock
+
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / f".{name}.lock"):
+                yield
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"no space left for plans in {self.root}: free some, or choose another --out") from e
+            raise UserError(f"cannot write {e.filename or self.root} ({e.strerror or e}): choose another --out") from e
+
+
+def graph_digest(bundle: Bundle, graph: str) -> str:
+    """SHA-256 over the recorded digests of the graph's files: its ONNX file and the weights beside it."""
+    file = bundle.graph(graph).file
+    files = bundle.manifest.files
+    parts = [files[name]["sha256"] for name in (file, f"{file}.data") if name in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def bundle_sources() -> set[str]:
+    """The digests of every graph of every bundle under `home()`."""
+    sources = set()
+    for manifest in home().glob(f"bundles/*/{MANIFEST}"):
+        with suppress(BundleError):
+            bundle = Bundle.open(manifest.parent)
+            sources |= {graph_digest(bundle, graph) for graph in bundle.manifest.graphs}
+    return sources
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of the flavours that are installed; none is imported."""
+    return {name: version(name) for name in installed_flavors()}
+
+
+def system() -> str:
+    """A plan runs only on the operating system and processor family that it was built on."""
+    return f"{platform.system()}-{platform.machine()}"
+
+
+def _read(record: Path) -> Plan | None:
+    try:
+        fields = json.loads(record.read_text("utf-8"))
+        if fields.pop("format") != FORMAT:
+            return None
+        key = fields.pop("key")
+        fusion = fields.pop("fusion")
+        return Plan(
+            folder=record.parent,
+            key=PlanKey(**{**key, "profiles": tuple(key["profiles"])}),
+            fusion=FusionReport(**{**fusion, "unfused": tuple(fusion["unfused"])}),
+            **fields,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return text[:80]

@@ -1,0 +1,83 @@
+"""Which backend a bundle runs on, and why."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..bundle import Bundle
+from ..errors import BackendError, UserError
+from ..gpu import Gpu, find_gpu
+from .backend import Backend
+
+BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "openvino")
+OPENVINO_PRECISIONS = ("f32", "bf16")
+
+
+def open_backend(
+    bundle: Bundle,
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    openvino_precision: str | None = None,
+    plans: Path | None = None,
+) -> tuple[Backend, str]:
+    """A backend by name, and in a few words why it was chosen.
+
+    `auto` takes `tensorrt` where there is an NVIDIA GPU and a plan for every graph of the bundle, else
+    `onnxruntime-cuda` where that works, else `onnxruntime-cpu`.
+
+    Raises: UserError for an argument that cannot be used, BackendError where the backend does not work here.
+    """
+    if name not in BACKENDS:
+        raise UserError(f"unknown backend {name!r}: choose from {', '.join(BACKENDS)}")
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise UserError(f"threads must be a whole number above 0, not {threads!r}")
+    if openvino_precision is not None and (name != "openvino" or openvino_precision not in OPENVINO_PRECISIONS):
+        raise UserError(
+            f"the backend {name} has no precision {openvino_precision!r}: openvino has f32 and bf16, "
+            "every other runs its bundle's, fp32 or fp16"
+        )
+
+    def tensorrt() -> Backend:
+        from .tensorrt import TensorRt
+
+        return TensorRt(bundle, plans)
+
+    def onnxruntime_cuda() -> Backend:
+        from .onnxruntime_cuda import OnnxRuntimeCuda
+
+        return OnnxRuntimeCuda(bundle)
+
+    def onnxruntime_cpu() -> Backend:
+        from .onnxruntime_cpu import OnnxRuntimeCpu
+
+        return OnnxRuntimeCpu(bundle, threads)
+
+    def openvino() -> Backend:
+        from .openvino import OpenVino
+
+        return OpenVino(bundle, threads, openvino_precision or "f32")
+
+    makers: dict[str, Callable[[], Backend]] = {
+        "tensorrt": tensorrt,
+        "onnxruntime-cuda": onnxruntime_cuda,
+        "onnxruntime-cpu": onnxruntime_cpu,
+        "openvino": openvino,
+    }
+    if name != "auto":
+        return makers[name](), "asked for"
+    gpu = find_gpu()
+    if not isinstance(gpu, Gpu):
+        return onnxruntime_cpu(), gpu
+    reasons: list[str] = []
+    for candidate in ("tensorrt", "onnxruntime-cuda"):
+        try:
+            return makers[candidate](), "; ".join([f"on {gpu.name}", *reasons])
+        except BackendError as e:
+            reasons.append(f"not {candidate}: {e}")
+    return onnxruntime_cpu(), "; ".join(reasons)
+
+
+def preferred_precisions(backend: str) -> tuple[str, ...]:
+    """Which of a model's bundles a backend would rather have: fp16 where a GPU runs it."""
+    on_gpu = backend in ("tensorrt", "onnxruntime-cuda") or (backend == "auto" and isinstance(find_gpu(), Gpu))
+    return ("fp16", "fp32") if on_gpu else ("fp32", "fp16")

@@ -1,0 +1,244 @@
+"""The GPU through cuda-python: one device, one stream, arenas, pinned memory, recordings. No PyTorch.
+
+Nothing else in the package calls CUDA, and every call goes through `Cuda.call`.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError
+from ..gpu import Gpu, find_gpu
+from .backend import Allocate, Buffer, Launch, aligned
+from .host_memory import view
+
+# Pinned host memory that uploads and downloads go through. What a request uploads fits, so that nothing waits.
+_STAGING = 16 << 20
+
+
+class Cuda:
+    """The part of a backend that both GPU backends share: memory, copies, recordings, and the GPU's own clock.
+
+    Everything runs on one stream, in the order of the calls.
+
+    Attributes:
+        stream: its handle.
+        trace: names of the calls made, while it is a list (for tests and for looking).
+    Raises: BackendError where there is no GPU or cuda-python is not installed.
+    """
+
+    def __init__(self) -> None:
+        gpu = find_gpu()
+        if not isinstance(gpu, Gpu):
+            raise BackendError(f"no GPU to run on: {gpu}")
+        try:
+            from cuda.bindings import driver
+            from cuda.core import Device
+        except ImportError:
+            raise BackendError("cuda-python is not installed: pip install 'cnpp-trt[gpu]'") from None
+        self.gpu = gpu
+        self.trace: list[str] | None = None
+        self._driver = driver
+        self._device = Device(0)
+        self._thread = threading.local()
+        self._stream = self.call(self._device.create_stream)
+        self.stream = int(self._stream.handle)
+        self._allocated = self._peak = 0
+        self._staging = self._pinned(_STAGING)
+        self._staged = 0
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls cuda.core (which raises) or cuda.bindings (which returns a status first).
+
+        Raises: BackendError with CUDA's own words.
+        """
+        if not getattr(self._thread, "ready", False):
+            self._device.set_current()  # CUDA's context is a thread's own
+            self._thread.ready = True
+        name = getattr(function, "__name__", str(function))
+        if self.trace is not None:
+            self.trace.append(name)
+        try:
+            result = function(*arguments)
+        except Exception as e:  # cuda.core's errors share no base class that it documents
+            raise BackendError(f"CUDA failed in {name}: {' '.join(str(e).split())[:300]}") from e
+        if not (isinstance(result, tuple) and result and isinstance(result[0], self._driver.CUresult)):
+            return result
+        status, *values = result
+        if status != self._driver.CUresult.CUDA_SUCCESS:
+            raise BackendError(f"CUDA failed in {name}: {status.name}")
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that nobody uses now."""
+        free: int = self.call(self._driver.cuMemGetInfo)[0]
+        return free
+
+    def require(self, nbytes: int, what: str) -> None:
+        """Raises: BackendError, in one line, where so much more device memory is not free."""
+        free = self.free_memory()
+        if nbytes > free:
+            raise BackendError(
+                f"{what} needs {_gib(nbytes)} of device memory, {_gib(free)} of {_gib(self.gpu.memory)} is free on "
+                f"{self.gpu.name}: close other programs, draw fewer images at once, or use a smaller size"
+            )
+
+    def arena(self, nbytes: int) -> Allocate:
+        if nbytes:
+            self.require(nbytes, "the loop's buffers")
+        memory = _Memory(self, max(nbytes, 1))
+        used = 0
+
+        def allocate(shape: Sequence[int], dtype: str) -> Buffer:
+            nonlocal used
+            buffer = Buffer(memory.address + used, tuple(shape), np.dtype(dtype), memory)
+            used += aligned(buffer.nbytes)
+            if used > nbytes:
+                raise ValueError(f"the arena has {nbytes} bytes, asked for {used}")
+            return buffer
+
+        return allocate
+
+    def upload(self, buffer: Buffer, array: NDArray[Any]) -> None:
+        if not buffer.nbytes:
+            return
+        staged = self._stage(buffer)
+        view(staged)[...] = array
+        self.call(self._driver.cuMemcpyHtoDAsync, buffer.address, staged.address, buffer.nbytes, self.stream)
+
+    def download(self, buffer: Buffer) -> NDArray[Any]:
+        if not buffer.nbytes:
+            return np.zeros(buffer.shape, buffer.dtype)
+        staged = self._stage(buffer)
+        self.call(self._driver.cuMemcpyDtoHAsync, staged.address, buffer.address, buffer.nbytes, self.stream)
+        self.synchronize()
+        return view(staged).copy()
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        self.call(self._driver.cuMemcpyDtoDAsync, target.address, source.address, source.nbytes, self.stream)
+
+    def synchronize(self) -> None:
+        self.call(self._stream.sync)
+        self._staged = 0  # nothing reads from the pinned memory any more
+
+    def record(self, launches: Sequence[Launch]) -> Launch | None:
+        """Captures the launches into one CUDA graph; the capture executes nothing.
+
+        Raises: BackendError where a launch cannot be captured.
+        """
+        self.synchronize()
+        builder = self.call(self._stream.create_graph_builder)
+        # What may not be captured must fail here, not in a replay: only other threads are left in peace.
+        self.call(builder.begin_building, "thread_local")
+        try:
+            for launch in launches:
+                launch()
+        except BaseException:
+            self._abandon(builder)
+            raise
+        self.call(builder.end_building)
+        graph = self.call(builder.complete)
+        self.call(graph.upload, self._stream)
+        return _Recording(self, graph, self._stream, tuple(launches))
+
+    def stopwatch(self) -> "CudaStopwatch":
+        return CudaStopwatch(self, self._device, self._stream)
+
+    def memory(self) -> dict[str, int]:
+        return {"buffers": self._peak}
+
+    def _abandon(self, builder: Any) -> None:
+        with suppress(Exception):  # an invalidated capture says so when it ends; ending it is what frees the stream
+            builder.end_building()
+        builder.close()
+
+    def _stage(self, buffer: Buffer) -> Buffer:
+        """Pinned memory of the buffer's size and shape, that no copy in flight uses."""
+        nbytes = aligned(buffer.nbytes)
+        if self._staged + nbytes > self._staging.nbytes:
+            self.synchronize()
+            if nbytes > self._staging.nbytes:
+                self._staging = self._pinned(nbytes)
+        staged = Buffer(self._staging.address + self._staged, buffer.shape, buffer.dtype, self._staging)
+        self._staged += nbytes
+        return staged
+
+    def _pinned(self, nbytes: int) -> "_Pinned":
+        return _Pinned(self, nbytes)
+
+
+class _Memory:
+    """Device memory. It is freed when the last buffer of it is gone, and thereby after every launch that holds one."""
+
+    def __init__(self, cuda: Cuda, nbytes: int) -> None:
+        driver = cuda._driver
+        self.nbytes = nbytes
+        self.address = int(cuda.call(driver.cuMemAlloc, nbytes))
+        weakref.finalize(self, _free_device, weakref.ref(cuda), cuda._device, self.address, nbytes).atexit = False
+        cuda._allocated += nbytes
+        cuda._peak = max(cuda._peak, cuda._allocated)
+        cuda.call(driver.cuMemsetD8Async, self.address, 0, nbytes, cuda.stream)
+
+
+class _Pinned:
+    def __init__(self, cuda: Cuda, nbytes: int) -> None:
+        driver = cuda._driver
+        self.nbytes = nbytes
+        self.address = int(cuda.call(driver.cuMemHostAlloc, nbytes, 0))
+        weakref.finalize(self, driver.cuMemFreeHost, self.address).atexit = False
+
+
+def _free_device(cuda: "weakref.ref[Cuda]", device: Any, address: int, nbytes: int) -> None:
+    from cuda.bindings import driver
+
+    device.set_current()  # the garbage collector may run in any thread
+    driver.cuMemFree(address)  # waits for work that is under way
+    owner = cuda()
+    if owner is not None:
+        owner._allocated -= nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class _Recording:
+    """A CUDA graph. It holds the launches, and they their buffers and contexts, for as long as it can be replayed."""
+
+    cuda: Cuda
+    graph: Any
+    stream: Any
+    launches: tuple[Launch, ...]
+
+    def __call__(self) -> None:
+        self.cuda.call(self.graph.launch, self.stream)
+
+
+class CudaStopwatch:
+    """Marks are events on the stream: nothing waits for them until `seconds`."""
+
+    def __init__(self, cuda: Cuda, device: Any, stream: Any) -> None:
+        self._cuda = cuda
+        self._device = device
+        self._stream = stream
+        self._marks: list[tuple[str, Any]] = []
+        self.mark("")
+
+    def mark(self, stage: str) -> None:
+        event = self._cuda.call(self._device.create_event, {"timing_enabled": True})
+        self._cuda.call(self._stream.record, event)
+        self._marks.append((stage, event))
+
+    def seconds(self) -> dict[str, float]:
+        self._cuda.synchronize()
+        found: dict[str, float] = {}
+        for (_, before), (stage, event) in zip(self._marks, self._marks[1:], strict=False):
+            found[stage] = found.get(stage, 0.0) + (event - before) / 1e3
+        return found
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB"

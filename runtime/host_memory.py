@@ -1,0 +1,50 @@
+"""Buffers in the host's own memory, for the backends that run on the CPU."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import ALIGNMENT, Allocate, Buffer, Launch, WallClock
+
+
+class HostMemory:
+    """The part of a backend that every CPU backend shares: buffers, copies, and a clock for launches that block."""
+
+    def reserve(self, graphs: Sequence[str], nbytes: int) -> None: ...
+
+    def arena(self, nbytes: int) -> Allocate:
+        return _allocate  # the host's own allocator serves as well as any arena
+
+    def upload(self, buffer: Buffer, array: NDArray[Any]) -> None:
+        view(buffer)[...] = array
+
+    def download(self, buffer: Buffer) -> NDArray[Any]:
+        return view(buffer).copy()
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        view(target)[...] = view(source)
+
+    def record(self, launches: Sequence[Launch]) -> Launch | None:
+        return None
+
+    def stopwatch(self) -> WallClock:
+        return WallClock()
+
+    def memory(self) -> dict[str, int]:
+        return {}
+
+
+def view(buffer: Buffer) -> NDArray[Any]:
+    """The buffer's memory as an array. It must be in the host's memory, and be held while the array is used."""
+    raw = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer.address)
+    return np.ndarray(buffer.shape, buffer.dtype, memoryview(raw))
+
+
+def _allocate(shape: Sequence[int], dtype: str) -> Buffer:
+    kind = np.dtype(dtype)
+    buffer = Buffer(0, tuple(shape), kind, None)
+    memory = np.zeros(buffer.nbytes + ALIGNMENT, np.uint8)
+    return Buffer(-(-memory.ctypes.data // ALIGNMENT) * ALIGNMENT, buffer.shape, kind, memory)

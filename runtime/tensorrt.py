@@ -1,0 +1,248 @@
+"""The backend `tensorrt`: plans of either flavour, all on one stream, recorded as one CUDA graph."""
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..bundle import Bundle
+from ..engines.flavor import INSTALL, Flavor, installed_flavors, load_flavor
+from ..engines.store import Plan, PlanStore
+from ..errors import BackendError
+from .backend import Buffer, Launch
+from .cuda import Cuda
+
+# What every request needs, whatever its condition.
+_CORE = ("text_encoder", "unet", "update", "vae_decoder")
+
+
+class TensorRt(Cuda):
+    """Args: plans: the plan store's folder; None is the default one.
+
+    Raises: BackendError where there is no GPU, no TensorRT, or no plan that runs here, with what helps.
+    """
+
+    def __init__(self, bundle: Bundle, plans: Path | None = None) -> None:
+        super().__init__()
+        self._bundle = bundle
+        self._store = PlanStore(plans)
+        self._flavor = self._choose()
+        self.name = self._flavor.name
+        self._log = _logger(self._flavor.trt)
+        self._runtime = self._flavor.trt.Runtime(self._log)
+        self._graphs: dict[str, _Graph] = {}
+        self._engines: dict[Path, _Engine] = {}
+        self._scratch: Buffer | None = None
+        self._scratch_bytes = 0
+
+    def load(self, graph: str) -> "_Graph":
+        """The plan itself is loaded when it is first bound, because sizes decide which one it is."""
+        if graph not in self._graphs:
+            self._graphs[graph] = _Graph(self, graph, self._plans(graph))
+        return self._graphs[graph]
+
+    def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
+        plans = [plans[0] for graph in dict.fromkeys(graphs) if (plans := self._plans(graph))]
+        # One scratch for all: they never run together.
+        activations = max((plan.activations for plan in plans), default=0)
+        growth = max(activations - (self._scratch.nbytes if self._scratch else 0), 0)
+        weights = sum(plan.weights for plan in plans if plan.folder not in self._engines)
+        self.require(weights + growth + nbytes, f"{self._bundle.folder.name}: weights, activations and buffers")
+        self._scratch_bytes = max(self._scratch_bytes, activations)
+
+    def record(self, launches: Sequence[Launch]) -> Launch | None:
+        for engine in self._engines.values():
+            engine.save_runtime_cache()
+        return super().record(launches)
+
+    def memory(self) -> dict[str, int]:
+        scratch = self._scratch.nbytes if self._scratch else 0
+        weights = sum(engine.plan.weights for engine in self._engines.values())
+        return {"weights": weights, "activations": scratch, "buffers": super().memory()["buffers"] - scratch}
+
+    def scratch(self, nbytes: int) -> Buffer:
+        """Memory for activations, shared by all contexts.
+
+        A larger one replaces it for launches that are bound from now on; those that hold the old one keep it.
+        """
+        if self._scratch is None or self._scratch.nbytes < nbytes:
+            nbytes = max(nbytes, self._scratch_bytes)
+            self._scratch = self.arena(nbytes)((nbytes,), "uint8")
+        return self._scratch
+
+    def engine(self, plan: Plan) -> "_Engine":
+        if plan.folder not in self._engines:
+            self._engines[plan.folder] = _Engine(self, plan)
+        return self._engines[plan.folder]
+
+    def refuse(self, what: str) -> BackendError:
+        """An error with what TensorRT said."""
+        said = "; ".join(self._log.errors[-3:]) or "it gave no reason"
+        return BackendError(f"{self.name} {self._flavor.version} {what}: {said}")
+
+    def _choose(self) -> Flavor:
+        installed = installed_flavors()
+        if not installed:
+            raise BackendError(f"TensorRT is not installed: {INSTALL['tensorrt']}, or {INSTALL['tensorrt-rtx']}")
+        reasons = []
+        for name in installed:
+            flavor = load_flavor(name)
+            missing = [graph for graph in _CORE if not self._runnable(flavor, graph)]
+            if not missing:
+                return flavor
+            reasons.append(self._why_not(flavor, missing[0]))
+        raise BackendError("; ".join(reasons))
+
+    def _plans(self, graph: str) -> list[Plan]:
+        return self._runnable(self._flavor, graph)
+
+    def _runnable(self, flavor: Flavor, graph: str) -> list[Plan]:
+        return [
+            plan for plan in self._store.find(self._bundle, graph, flavor) if flavor.runs(plan.key.target, self.gpu)
+        ]
+
+    def _why_not(self, flavor: Flavor, graph: str) -> str:
+        """Why there is no plan to run, and the command that makes one."""
+        others = [plan for plan in self._store.plans() if plan.key.graph == graph and plan.key.flavor == flavor.name]
+        others = [plan for plan in others if plan.model == self._bundle.manifest.model]
+        here = f"{flavor.name} {flavor.version} on {self.gpu.name} ({self.gpu.sm})"
+        built = ", ".join(sorted({f"{plan.key.version} for {plan.key.target}" for plan in others}))
+        what = f"no plan of {graph} for {here}" + (f", only for {built}" if built else "")
+        m = self._bundle.manifest
+        conditions = "".join(f" --cond {condition}" for condition in m.conditions)
+        return f"{what}: make them with `cnpp-trt build --bundle {self._bundle.folder}{conditions}`"
+
+
+class _Graph:
+    def __init__(self, backend: TensorRt, name: str, plans: Sequence[Plan]) -> None:
+        self._backend = backend
+        self._name = name
+        self._plans = plans
+        if not plans:
+            raise BackendError(backend._why_not(backend._flavor, name))
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> "_Launch":
+        bundle = self._backend._bundle
+        shapes = {t.name: buffers[t.name].shape for t in bundle.graph(self._name).inputs}
+        for plan in self._plans:
+            profile = plan.profile_for(shapes)
+            if profile is not None:
+                context = self._backend.engine(plan).context(profile, shapes)
+                return _Launch(self._backend, self._name, context, buffers)
+        sizes = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if shape)
+        raise BackendError(
+            f"no plan of {self._name} takes {sizes[:200]}: build one with `cnpp-trt build --bundle {bundle.folder} "
+            "--images N --both …`"
+        )
+
+
+class _Engine:
+    """A deserialised plan with its execution contexts, one for each combination of sizes."""
+
+    def __init__(self, backend: TensorRt, plan: Plan) -> None:
+        self.plan = plan
+        self._backend = backend
+        backend.require(plan.weights, f"{plan.key.graph}'s weights")
+        content = plan.read()  # its digest is checked before anything in it is looked at
+        self._engine = backend._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise backend.refuse(f"cannot load {plan.engine} on {backend.gpu.name} ({backend.gpu.sm})")
+        self._contexts: dict[tuple[Any, ...], _Context] = {}
+        self._cache: Any = None
+        self._cached = b""
+
+    def context(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> "_Context":
+        key = (profile, *sorted(shapes.items()))
+        if key not in self._contexts:
+            self._contexts[key] = self._new_context(profile, shapes)
+        return self._contexts[key]
+
+    def save_runtime_cache(self) -> None:
+        """What TensorRT-RTX compiled for this GPU, for the next process; a read-only plan store goes without."""
+        if self._cache is None:
+            return
+        content = bytes(self._cache.serialize())
+        if content == self._cached:
+            return
+        partial = self._cache_file.with_suffix(f".{os.getpid()}")
+        try:
+            partial.write_bytes(content)
+            partial.replace(self._cache_file)
+        except OSError:
+            partial.unlink(missing_ok=True)
+        self._cached = content
+
+    @property
+    def _cache_file(self) -> Path:
+        gpu = self._backend.gpu
+        return self.plan.folder / f"runtime-{gpu.sm}-cuda{gpu.cuda}.cache"
+
+    def _new_context(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> "_Context":
+        backend, trt = self._backend, self._backend._flavor.trt
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if backend._flavor.rtx:
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the whole loop is captured, not one engine
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+                if self._cache_file.is_file():
+                    self._cached = self._cache_file.read_bytes()
+                    self._cache.deserialize(self._cached)  # of another driver it is refused, and compiled again
+            config.set_runtime_cache(self._cache)
+        context = self._engine.create_execution_context(config)
+        if context is None:
+            raise backend.refuse(f"cannot run {self.plan.key.graph} on {backend.gpu.name} ({backend.gpu.sm})")
+        if self._engine.num_optimization_profiles > 1 and not context.set_optimization_profile_async(
+            profile, backend.stream
+        ):
+            raise backend.refuse(f"cannot use profile {profile} of {self.plan.key.graph}")
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise backend.refuse(f"refuses {name} {list(shape)} of {self.plan.key.graph}")
+        nbytes = context.update_device_memory_size_for_shapes()
+        return _Context(context, backend.scratch(nbytes), self)
+
+
+class _Context:
+    """An execution context and the scratch that was large enough for it when it was made."""
+
+    def __init__(self, context: Any, scratch: Buffer, engine: _Engine) -> None:
+        self.context = context
+        self.scratch = scratch
+        self.engine = engine  # the engine must outlive its contexts
+        # Weakly: a context lives on, and must not keep a launch's buffers with it.
+        self.bound: weakref.ref[_Launch] | None = None
+        context.set_device_memory(scratch.address, scratch.nbytes)
+
+
+class _Launch:
+    def __init__(self, backend: TensorRt, name: str, context: _Context, buffers: Mapping[str, Buffer]) -> None:
+        self._backend = backend
+        self._name = name
+        self._context = context
+        self._buffers = dict(buffers)  # held so that no address dies before the launch
+
+    def __call__(self) -> None:
+        context = self._context
+        if context.bound is None or context.bound() is not self:
+            for name, buffer in self._buffers.items():
+                if not context.context.set_tensor_address(name, buffer.address):
+                    raise self._backend.refuse(f"refuses the buffer of {name} in {self._name}")
+            context.bound = weakref.ref(self)
+        if not context.context.execute_async_v3(self._backend.stream):
+            context.bound = None
+            raise self._backend.refuse(f"failed in {self._name}")
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors = [*self.errors[-9:], " ".join(message.split())[:400]]
+
+    return Logger()

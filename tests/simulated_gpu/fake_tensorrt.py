@@ -1,0 +1,176 @@
+"""A stand-in for `tensorrt_rtx` on the simulated GPU: a "plan" is the path of an ONNX file, which ONNX Runtime runs.
+
+Everything a launch touches, the scratch memory included, is checked by the simulated driver whenever it runs, at once
+or in a replay; and the scratch is filled with rubbish, so that nobody can keep anything there.
+"""
+
+import sys
+import types
+from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+import numpy as np
+from simulator import Simulator, memory
+
+VERSION = "1.7.1.116"
+launches: list[str] = []
+poison: dict[str, Any] = {}  # graph name → a function of its outputs, to make one go bad
+compiled: list[bytes] = []  # what each runtime cache was given
+
+
+class Logger:
+    def __init__(self) -> None: ...
+
+
+class Severity:
+    ERROR = 1
+
+
+Logger.Severity = Severity  # type: ignore[attr-defined]
+
+
+class Cache:
+    def deserialize(self, data: bytes) -> bool:
+        compiled.append(data)
+        return True
+
+    def serialize(self) -> bytes:
+        return b"compiled"
+
+
+class Config:
+    cuda_graph_strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None: ...
+    def create_runtime_cache(self) -> Cache:
+        return Cache()
+
+    def set_runtime_cache(self, cache: Cache) -> None: ...
+
+
+class Context:
+    SCRATCH = 4096
+
+    def __init__(self, engine: "Engine") -> None:
+        self.engine = engine
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch = (0, 0)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return True
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return self.SCRATCH
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= self.SCRATCH
+        self.scratch = (address, size)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % 256 == 0, f"{name} is not aligned"
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        return self.engine.enqueue(stream, dict(self.shapes), dict(self.addresses), self.scratch)
+
+
+class Engine:
+    num_optimization_profiles = 1
+
+    def __init__(self, plan: bytes) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        path = plan.decode()
+        self.name = path.rpartition("/")[2].removesuffix(".onnx")
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def create_runtime_config(self) -> Config:
+        return Config()
+
+    def create_execution_context(self, config: Config) -> Context:
+        return Context(self)
+
+    def enqueue(
+        self,
+        stream: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        addresses: Mapping[str, int],
+        scratch: tuple[int, int],
+    ) -> bool:
+        free = dict(_free_dimensions(self.session, shapes))
+        tensors = {}
+        for tensor in (*self.session.get_inputs(), *self.session.get_outputs()):
+            shape = tuple(free.get(d, d) for d in tensor.shape)
+            dtype = {"float": "f4", "float16": "f2", "int64": "i8", "uint8": "u1"}[tensor.type[7:-1]]
+            tensors[tensor.name] = (addresses[tensor.name], shape, np.dtype(dtype))
+
+        def view(name: str) -> np.ndarray:
+            address, shape, dtype = tensors[name]
+            return np.frombuffer(memory(address, int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
+
+        def kernel() -> None:
+            launches.append(self.name)
+            np.frombuffer(memory(*scratch), np.uint8)[:] = 0xCC
+            found = self.session.run(None, {i.name: view(i.name).copy() for i in self.session.get_inputs()})
+            for output, value in zip(self.session.get_outputs(), found, strict=True):
+                view(output.name)[...] = poison.get(self.name, lambda name, v: v)(output.name, value)
+
+        ranges = [(a, int(np.prod(shape)) * dtype.itemsize) for a, shape, dtype in tensors.values()]
+        return SIMULATOR.launch(stream, kernel, [*ranges, scratch]) == 0
+
+
+class Runtime:
+    def __init__(self, logger: Logger) -> None: ...
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        return Engine(plan)
+
+
+def _free_dimensions(session: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    for tensor in session.get_inputs():
+        for size, dimension in zip(shapes[tensor.name], tensor.shape, strict=True):
+            if isinstance(dimension, str):
+                yield dimension, size
+
+
+SIMULATOR: Simulator
+
+
+def install() -> Simulator:
+    """Puts the stand-in where `tensorrt_rtx` is imported from."""
+    global SIMULATOR
+    SIMULATOR = Simulator()
+    module = types.ModuleType("tensorrt_rtx")
+    module.__spec__ = ModuleSpec("tensorrt_rtx", None)
+    module.__version__ = VERSION  # type: ignore[attr-defined]
+    module.ILogger = Logger  # type: ignore[attr-defined]
+    module.Runtime = Runtime  # type: ignore[attr-defined]
+    module.ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED=2)  # type: ignore[attr-defined]
+    module.CudaGraphStrategy = types.SimpleNamespace(DISABLED=0)  # type: ignore[attr-defined]
+    sys.modules["tensorrt_rtx"] = module
+    return SIMULATOR
+
+
+def make_plans(bundle: Any, root: Any, images: tuple[int, ...] = (1, 2)) -> None:
+    """Puts a "plan" of every graph of the bundle into a plan store."""
+    from cnpp_trt.engines.build import Sizes
+    from cnpp_trt.engines.builder import Built, Settings
+    from cnpp_trt.engines.flavor import load_flavor
+    from cnpp_trt.engines.fusion import FusionReport
+    from cnpp_trt.engines.store import PlanKey, PlanStore
+
+    store, flavor = PlanStore(root), load_flavor("tensorrt-rtx")
+    for graph, spec in bundle.manifest.graphs.items():
+        profiles = Sizes(images, (True, False)).profiles(spec)
+        key = PlanKey.of(bundle, graph, flavor, profiles, Settings())
+        plan = str(bundle.folder / spec.file).encode()
+        built = Built(plan, FusionReport(1, 0, 0, 0, 0, 0, 0, ()), 0.0, 1 << 20, Context.SCRATCH, None, 0)
+        store.get_or_build(key, bundle.manifest.model, lambda built=built: built, print)

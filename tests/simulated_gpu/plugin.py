@@ -1,0 +1,66 @@
+"""The fixture `simulated_gpu` for test modules: `simulated_gpu.run(code)` runs code where there is a simulated GPU."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def _load(name: str) -> Any:
+    """A module of this folder, which no import path leads to."""
+    spec = importlib.util.spec_from_file_location(f"simulated_gpu_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+simulator = _load("simulator")
+
+
+@dataclass(frozen=True)
+class SimulatedGpu:
+    folder: Path
+
+    def environment(self, **options: Any) -> dict[str, str]:
+        """See simulator.environment."""
+        made: dict[str, str] = simulator.environment(self.folder, **options)
+        return made
+
+    def run(self, code: str, *arguments: Any, timeout: float = 120, **options: Any) -> str:
+        """What a fresh interpreter prints that runs the code; the test fails where the code does.
+
+        Args:
+            arguments: its sys.argv[1:].
+            options: of simulator.environment.
+        """
+        script = Path(tempfile.mkdtemp(dir=self.folder)) / "script.py"  # a file, so that tracebacks show its lines
+        script.write_text(code)
+        line = [sys.executable, "-X", "faulthandler", str(script), *map(str, arguments)]
+        env = self.environment(**options)
+        ended = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=env)
+        assert ended.returncode == 0, f"exit status {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        return ended.stdout
+
+
+@pytest.fixture(scope="session")
+def simulated_gpu(tmp_path_factory: pytest.TempPathFactory) -> SimulatedGpu:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the simulated GPU is a Linux library")
+    if shutil.which("gcc") is None:
+        pytest.skip("the simulated GPU is compiled with gcc, which is not installed")
+    try:
+        present = importlib.util.find_spec("cuda.core") is not None
+    except ModuleNotFoundError:
+        present = False
+    if not present:
+        pytest.skip("cuda-python is not installed")
+    folder = tmp_path_factory.mktemp("simulated_gpu")
+    simulator.build(folder)
+    return SimulatedGpu(folder)
