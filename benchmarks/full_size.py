@@ -1,9 +1,11 @@
-"""Full-size SD 1.5 with random weights on this CPU: what export costs, and one guided step against PyTorch.
+"""Full-size SD 1.5 with random weights on this CPU: what export and plans cost, and one guided step against PyTorch.
 
     python -m cnpp_trt.benchmarks.full_size export --work DIR
     python -m cnpp_trt.benchmarks.full_size step --work DIR --threads 2
+    python -m cnpp_trt.benchmarks.full_size engines --work DIR
 
-Both make what they need in DIR (2.7 GB checkpoint, 5.7 GB bundle). They print Markdown.
+They make what they need in DIR (`export` and `step` 2.7 GB checkpoint and 5.7 GB bundle, `engines` 5.6 GB checkpoint,
+5.8 GB fp16 bundle and 5.8 GB plans) and print Markdown.
 """
 
 import json
@@ -71,6 +73,48 @@ def step(work: Work = WORK, threads: int = 2, rounds: int = 5) -> None:
         print(f"| {title} | {statistics.median(t):.2f} ({min(t):.2f}–{max(t):.2f}) |")
     print(f"| **faster by** | **{statistics.median(ratios):.2f}x** ({min(ratios):.2f}–{max(ratios):.2f}) |")
     print(f"\nlatents after the step differ by {error:.1e} (relative L2)")
+
+
+@app.command()
+def engines(work: Work = WORK) -> None:
+    """Builds the plans of all five conditions anew, without a GPU (TensorRT-RTX); one after the other."""
+    import shutil
+
+    from ..bundle import Bundle
+    from ..conditions import CONDITIONS
+    from ..engines.build import required_graphs
+
+    checkpoint, bundle, plans = work / "checkpoint-all", work / "bundle-fp16", work / "plans"
+    if not (checkpoint / "model_index.json").is_file():
+        from .random_checkpoint import make_checkpoint
+
+        make_checkpoint(checkpoint, conditions=tuple(CONDITIONS))
+    command = [sys.executable, "-m", "cnpp_trt.cli"]
+    if not bundle.is_dir():
+        export = ["export", "--cond", "all", "--precision", "fp16", "--model", str(checkpoint), "--out", str(bundle)]
+        subprocess.run([*command, *export], check=True)
+    shutil.rmtree(plans, ignore_errors=True)
+    start = time.perf_counter()
+    subprocess.run(
+        [*command, "build", "--flavor", "tensorrt-rtx", "--cond", "all", "--bundle", str(bundle), "--out", str(plans)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    from ..engines.store import PlanStore
+
+    found = {plan.key.graph: plan for plan in PlanStore(plans).plans()}
+    print(_machine("tensorrt-rtx"))
+    print("\n| plan, fp16, 512x512, one guided image | seconds | MiB | kernels | attention fused | norms fused |")
+    print("|---|---|---|---|---|---|")
+    for graph in required_graphs(Bundle.open(bundle), list(CONDITIONS)):
+        plan = found[graph]
+        f = plan.fusion
+        fused = f"{f.attentions_fused}/{f.attentions} | {f.norms_fused}/{f.norms}"
+        print(f"| `{graph}` | {plan.seconds:.1f} | {plan.size / 2**20:.0f} | {f.layers} | {fused} |")
+    size = sum(plan.size for plan in found.values()) / 2**30
+    print(f"\nall {len(found)} plans, all five conditions: {seconds:.0f} s, {size:.1f} GiB, peak memory {peak:.1f} GiB")
 
 
 @app.command(hidden=True)
@@ -178,8 +222,8 @@ def _ask(process: "subprocess.Popen[str]") -> float:
     return float(process.stdout.readline())
 
 
-def _machine() -> str:
-    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "onnxruntime"))
+def _machine(*more: str) -> str:
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "onnxruntime", *more))
     return f"{_cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
 
 

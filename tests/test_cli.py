@@ -368,7 +368,7 @@ def test_no_such_image(refused: Any, run: list[Any], tmp_path: Path) -> None:
     [
         ("--scheduler", "pndm", ["unknown scheduler 'pndm'", "unipc"]),
         ("--scheduler", "", ["unknown scheduler"]),
-        ("--backend", "cuda", ["unknown backend 'tensorrt'", "onnxruntime-cpu"]),
+        ("--backend", "cuda", ["unknown backend 'cuda'", "onnxruntime-cpu"]),
         ("--steps", 0, ["num_inference_steps", "1 to 1000", "not 0"]),
         ("--steps", -1, ["num_inference_steps", "not -1"]),
         ("--steps", 1001, ["num_inference_steps", "not 1001"]),
