@@ -54,6 +54,9 @@ class TensorRt(Cuda):
     def record(self, launches: Sequence[Launch]) -> Launch | None:
         for engine in self._engines.values():
             engine.save_runtime_cache()
+        for launch in launches:
+            if isinstance(launch, _Launch) and self._flavor.rtx:
+                launch.require_capturable()
         return super().record(launches)
 
     def memory(self) -> dict[str, int]:
@@ -184,6 +187,9 @@ class _Engine:
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if backend._flavor.rtx:
             config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the whole loop is captured, not one engine
+            # Compiled when first run, not later by a thread of its own: a recording would keep the slow kernels.
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
                 if self._cache_file.is_file():
@@ -200,7 +206,10 @@ class _Engine:
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise backend.refuse(f"refuses {name} {list(shape)} of {self.plan.key.graph}")
-        nbytes = context.update_device_memory_size_for_shapes()
+        nbytes = max(
+            context.update_device_memory_size_for_shapes(),
+            self._engine.get_device_memory_size_for_profile_v2(profile),
+        )
         return _Context(context, backend.scratch(nbytes), self)
 
 
@@ -222,6 +231,10 @@ class _Launch:
         self._name = name
         self._context = context
         self._buffers = dict(buffers)  # held so that no address dies before the launch
+
+    def require_capturable(self) -> None:
+        if not self._context.context.is_stream_capturable(self._backend.stream):
+            raise self._backend.refuse(f"cannot capture {self._name} on {self._backend.gpu.name}")
 
     def __call__(self) -> None:
         context = self._context

@@ -249,6 +249,19 @@ assert same(pipeline(request()), cpu(request()))
     assert message in out
 
 
+def test_what_cannot_be_captured_runs_launch_by_launch_and_says_so(simulate):
+    simulate(
+        """
+fake_tensorrt.uncapturable.add("unet")
+pipeline = opened()
+for _ in range(2):
+    result = pipeline(request())
+    assert same(result, cpu(request())) and "unet" in result.timings
+    assert result.notes[0].startswith("the loop runs launch by launch: tensorrt-rtx 1.7.1.116 cannot capture unet on")
+"""
+    )
+
+
 def test_a_plan_that_was_changed_is_not_loaded(simulate):
     out = simulate(
         """
@@ -312,6 +325,9 @@ def test_the_stand_in_has_nothing_that_tensorrt_has_not():
     for path in ("ICudaEngine.create_runtime_config", "ICudaEngine.create_execution_context",
                  "ICudaEngine.num_optimization_profiles", "IRuntimeConfig.cuda_graph_strategy",
                  "IExecutionContext.set_optimization_profile_async", "CudaGraphStrategy.DISABLED",
+                 "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+                 "DynamicShapesKernelSpecializationStrategy.EAGER",
+                 "ICudaEngine.get_device_memory_size_for_profile_v2",
                  "ExecutionContextAllocationStrategy.USER_MANAGED"):  # fmt: skip
         owner, _, attribute = path.partition(".")
         assert hasattr(getattr(trt, owner), attribute), path

@@ -16,6 +16,7 @@ from simulator import Simulator, memory
 VERSION = "1.7.1.116"
 launches: list[str] = []
 poison: dict[str, Any] = {}  # graph name → a function of its outputs, to make one go bad
+uncapturable: set[str] = set()
 compiled: list[bytes] = []  # what each runtime cache was given
 
 
@@ -65,6 +66,9 @@ class Context:
     def update_device_memory_size_for_shapes(self) -> int:
         return self.SCRATCH
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.engine.name not in uncapturable
+
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self.SCRATCH
         self.scratch = (address, size)
@@ -94,6 +98,9 @@ class Engine:
 
     def create_runtime_config(self) -> Config:
         return Config()
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return Context.SCRATCH
 
     def create_execution_context(self, config: Config) -> Context:
         return Context(self)
@@ -154,6 +161,7 @@ def install() -> Simulator:
     module.ILogger = Logger  # type: ignore[attr-defined]
     module.Runtime = Runtime  # type: ignore[attr-defined]
     module.ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED=2)  # type: ignore[attr-defined]
+    module.DynamicShapesKernelSpecializationStrategy = types.SimpleNamespace(EAGER=1)  # type: ignore[attr-defined]
     module.CudaGraphStrategy = types.SimpleNamespace(DISABLED=0)  # type: ignore[attr-defined]
     sys.modules["tensorrt_rtx"] = module
     return SIMULATOR
