@@ -1,0 +1,146 @@
+"""The backend `openvino`: the bundle's ONNX graphs in OpenVINO on the CPU, on NumPy arrays that are shared with it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..bundle import Bundle, GraphSpec
+from ..errors import BackendError, BundleError
+from .backend import Buffer
+from .host_memory import HostMemory, view
+
+# Nearly all of a request's time. The other graphs stay float32 in every precision: the sampler's state is float32 by
+# design (`update`), extractors score images, and text encoder and hints run once, for all steps to inherit their error.
+_BF16_GRAPHS = ("unet", "controlnet_", "vae_decoder")
+
+
+class OpenVino(HostMemory):
+    """Args:
+        threads: of OpenVINO; None leaves it to use every physical core, as it does for latency.
+        precision: `f32` is exact, `bf16` computes the large networks in bfloat16.
+    Raises: BackendError where OpenVINO is not installed, or does not have this precision on this CPU.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, precision: str = "f32") -> None:
+        if precision not in ("f32", "bf16"):
+            raise BackendError(f"openvino has no precision {precision!r}: choose f32 or bf16")
+        try:
+            import openvino
+        except ImportError:
+            raise BackendError("openvino is not installed: pip install 'cnpp-trt[openvino]'") from None
+        self._ov = openvino
+        self._core = openvino.Core()
+        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendError("this CPU has no bfloat16: take openvino's precision f32")
+        # The mark of near-exactness: it goes into the images' metadata.
+        self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
+        self._bundle = bundle
+        self._precision = precision
+        self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        if threads is not None:
+            self._options["INFERENCE_NUM_THREADS"] = threads
+        self._graphs: dict[str, _Graph] = {}
+
+    def load(self, graph: str) -> "_Graph":
+        if graph not in self._graphs:
+            spec = self._bundle.graph(graph)
+            path = self._bundle.folder / spec.file
+            try:
+                model = self._core.read_model(path)
+            except Exception as e:  # OpenVINO's exceptions share no base class
+                raise BundleError(
+                    f"OpenVINO cannot load {path} ({_line(e)[:200]}): "
+                    f"check the bundle with `cnpp-trt verify {self._bundle.folder}`"
+                ) from e
+            self._graphs[graph] = _Graph(self, graph, spec, model)
+        return self._graphs[graph]
+
+    def compile(self, graph: str, model: Any) -> list[Any]:
+        """Requests that together do what the model does, in their order; only the last one writes its outputs."""
+        if self._precision == "f32" or not graph.startswith(_BF16_GRAPHS):
+            return [self._request(model, "f32")]
+        head, tail, cuts = self._cut(model)
+        if not cuts:
+            return [self._request(model, self._precision)]
+        first, second = self._request(head, "f32"), self._request(tail, self._precision)
+        for i, name in enumerate(cuts):
+            second.set_tensor(name, first.get_output_tensor(i))
+        return [first, second]
+
+    def _request(self, model: Any, precision: str) -> Any:
+        # Said in f32 too: the CPU plugin takes bfloat16 of its own accord where there is hardware for it.
+        options = {**self._options, "INFERENCE_PRECISION_HINT": precision}
+        return self._core.compile_model(model, "CPU", options).create_infer_request()
+
+    def _cut(self, model: Any) -> tuple[Any, Any, list[str]]:
+        """The model in two: up to the sines and cosines of the timestep, and from there on; and what joins them.
+
+        OpenVINO would round their arguments to bfloat16, timestep 951 to 952, and each wave of the embedding to a phase
+        of its own: on the miniature that doubles the ControlNet's error. Python has no way to keep single nodes in f32.
+        """
+        head, tail, cuts = model.clone(), model.clone(), []
+        for wave in _waves(tail):
+            entry = self._ov.opset13.parameter(wave.output(0).get_shape(), wave.output(0).get_element_type())
+            cuts.append(f"precise_{wave.get_friendly_name()}")
+            entry.output(0).set_names({cuts[-1]})
+            wave.output(0).replace(entry.output(0))
+            tail.add_parameters([entry])
+        return self._ov.Model([w.output(0) for w in _waves(head)], head.get_parameters(), "head"), tail, cuts
+
+
+def _waves(model: Any) -> list[Any]:
+    return [node for node in model.get_ordered_ops() if node.get_type_name() in ("Sin", "Cos")]
+
+
+class _Graph:
+    """A graph compiled once for each set of sizes, and its launches.
+
+    Compiled for any size it would be one copy of the weights, but take 1.3 to 1.5 times as long on the miniature. The
+    launches of one size share a request, and each sets all its tensors before it runs: what an earlier one was bound
+    to may be gone.
+    """
+
+    def __init__(self, backend: OpenVino, name: str, spec: GraphSpec, model: Any) -> None:
+        self._backend = backend
+        self._name = name
+        self._inputs = [tensor.name for tensor in spec.inputs]
+        self._outputs = [tensor.name for tensor in spec.outputs]
+        self._model = model
+        self._requests: dict[tuple[tuple[int, ...], ...], list[Any]] = {}
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> "_Launch":
+        sizes = {name: buffers[name].shape for name in self._inputs}
+        key = tuple(sizes.values())
+        if key not in self._requests:
+            try:
+                self._model.reshape({name: list(shape) for name, shape in sizes.items()})
+                self._requests[key] = self._backend.compile(self._name, self._model)
+            except Exception as e:
+                raise BackendError(f"OpenVINO cannot compile {self._name}: {_line(e)[:300]}") from e
+        tensors = {
+            name: self._backend._ov.Tensor(view(buffers[name]), shared_memory=True)
+            for name in (*self._inputs, *self._outputs)
+        }
+        return _Launch(self._name, self._requests[key], tensors, tuple(buffers.values()))
+
+
+class _Launch:
+    def __init__(self, name: str, requests: list[Any], tensors: dict[str, Any], buffers: tuple[Buffer, ...]) -> None:
+        self._name = name
+        *self._heads, self._request = requests
+        self._tensors = tensors
+        self._buffers = buffers  # held so that no address dies before the launch
+
+    def __call__(self) -> None:
+        try:
+            for head in self._heads:  # what it computes depends on nothing but the timestep
+                head.set_tensor("timestep", self._tensors["timestep"])
+                head.infer()
+            for name, tensor in self._tensors.items():
+                self._request.set_tensor(name, tensor)
+            self._request.infer()
+        except Exception as e:
+            raise BackendError(f"OpenVINO failed in {self._name}: {_line(e)[:300]}") from e
+
+
+def _line(e: Exception) -> str:
+    return " ".join(str(e).split())
