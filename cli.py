@@ -188,6 +188,18 @@ def engines_inspect(
         print("\n\n".join(map(plan_details, plans)))
 
 
+@engines_app.command("capability")
+def engines_capability(
+    onnx: Annotated[Path, typer.Argument(help="An ONNX file, as in BUNDLE/unet.onnx.")],
+    flavor: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
+) -> None:
+    """What of a graph TensorRT can parse, and what not, as Polygraphy finds it."""
+    from .engines.capability import capability
+    from .engines.flavor import load_flavor
+
+    print(capability(load_flavor(flavor), onnx))
+
+
 @engines_app.command("prune")
 def engines_prune(
     store: Store = None,

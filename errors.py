@@ -24,3 +24,7 @@ class ExportError(CnppError):
 
 class BackendError(CnppError):
     """A backend cannot run here, or a graph failed while running."""
+
+
+class DeviceMemoryError(BackendError):
+    """What was asked for does not fit into the device's free memory."""

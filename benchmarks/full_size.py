@@ -1,7 +1,7 @@
 """Full-size SD 1.5 with random weights on this CPU: what export and plans cost, and one guided step against PyTorch.
 
     python -m cnpp_trt.benchmarks.full_size export --work DIR
-    python -m cnpp_trt.benchmarks.full_size step --work DIR --threads 2
+    python -m cnpp_trt.benchmarks.full_size step --work DIR --threads 2 [--backend openvino-bf16 …]
     python -m cnpp_trt.benchmarks.full_size engines --work DIR
 
 They make what they need in DIR (`export` and `step` 2.7 GB checkpoint and 5.7 GB bundle, `engines` 5.6 GB checkpoint,
@@ -47,12 +47,22 @@ def export_command(work: Work = WORK) -> None:
 
 
 @app.command()
-def step(work: Work = WORK, threads: int = 2, rounds: int = 5) -> None:
-    """One guided ControlNet + UNet step: this runtime and PyTorch eager, in turn, the same inputs."""
+def step(
+    work: Work = WORK,
+    threads: int = 2,
+    rounds: int = 5,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="onnxruntime-cpu (default), openvino, openvino-bf16; repeatable.")
+    ] = None,
+) -> None:
+    """One guided ControlNet + UNet step: this runtime's backends and PyTorch eager, in turn, the same inputs.
+
+    Each contender is a process that holds its own weights, 5 to 9 GB.
+    """
     _checkpoint(work)
     if not (work / "bundle").is_dir():
         _export(work)
-    contenders = {name: _start(name, work, threads) for name in ("pytorch", "runtime")}
+    contenders = {name: _start(name, work, threads) for name in ("pytorch", *(backend or ["onnxruntime-cpu"]))}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, process in contenders.items():
@@ -63,16 +73,20 @@ def step(work: Work = WORK, threads: int = 2, rounds: int = 5) -> None:
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
-    expected, found = (np.load(work / f"{name}.npy") for name in contenders)
-    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-    ratios = [a / b for a, b in zip(times["pytorch"], times["runtime"], strict=True)]
-    print(_machine())
-    print(f"\n| one guided step, 512x512, fp32, {threads} threads | seconds, median of {rounds} (min–max) |\n|---|---|")
-    for name, title in (("pytorch", "PyTorch eager (diffusers)"), ("runtime", "cnpp-trt, ONNX Runtime")):
-        t = times[name]
-        print(f"| {title} | {statistics.median(t):.2f} ({min(t):.2f}–{max(t):.2f}) |")
-    print(f"| **faster by** | **{statistics.median(ratios):.2f}x** ({min(ratios):.2f}–{max(ratios):.2f}) |")
-    print(f"\nlatents after the step differ by {error:.1e} (relative L2)")
+    expected = np.load(work / "pytorch.npy")
+    print(_machine(*(["openvino"] if any("openvino" in name for name in contenders) else [])))
+    print(
+        f"\n| guided step, 512x512, {threads} threads | seconds, median of {rounds} (min–max) | faster by | latents |"
+    )
+    print("|---|---|---|---|")
+    for name, t in times.items():
+        title = "PyTorch eager (diffusers), fp32" if name == "pytorch" else f"cnpp-trt, {name}"
+        ratios = [a / b for a, b in zip(times["pytorch"], t, strict=True)]
+        faster = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}–{max(ratios):.2f})" if name != "pytorch" else ""
+        error = np.linalg.norm(np.load(work / f"{name}.npy") - expected) / np.linalg.norm(expected)
+        apart = f"{error:.1e}" if name != "pytorch" else ""
+        print(f"| {title} | {statistics.median(t):.2f} ({min(t):.2f}–{max(t):.2f}) | {faster} | {apart} |")
+    print("\nlatents: relative L2 difference to PyTorch's after the step")
 
 
 @app.command()
@@ -120,7 +134,7 @@ def engines(work: Work = WORK) -> None:
 @app.command(hidden=True)
 def contend(name: str, work: Work = WORK, threads: int = 2) -> None:
     """One contender in its own process: a step per line on stdin, its seconds on stdout, the last result in DIR."""
-    take = {"pytorch": _pytorch, "runtime": _runtime}[name](work, threads)
+    take = _pytorch(work, threads) if name == "pytorch" else _runtime(work, threads, name)
     latents: Any = None
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -130,13 +144,14 @@ def contend(name: str, work: Work = WORK, threads: int = 2) -> None:
     np.save(work / f"{name}.npy", latents)
 
 
-def _runtime(work: Path, threads: int) -> Any:
+def _runtime(work: Path, threads: int, backend: str) -> Any:
     from ..runtime.backend import WallClock
     from ..runtime.loop import run
     from ..runtime.pipeline import Pipeline
     from ..runtime.request import Control, Request
 
-    pipeline = Pipeline.open(work / "bundle", "onnxruntime-cpu", threads)
+    name, _, precision = backend.partition("-") if backend.startswith("openvino") else (backend, "", "")
+    pipeline = Pipeline.open(work / "bundle", name, threads, openvino_precision=precision or None)
     control = Control("seg", _control_image(), SCALE)
     request = Request(PROMPT, "", (control,), 2, GUIDANCE, "ddim", SEED)
     program = pipeline.prepare(request).program

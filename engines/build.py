@@ -79,9 +79,14 @@ def build_engines(
 ) -> Engines:
     """The plans that the runtime needs to draw with these conditions; those that are there are not built again.
 
-    Raises: UserError where the bundle lacks a condition or the disk is full, BundleError where one of its files is
-        damaged, BackendError where TensorRT cannot build here or refuses a graph.
+    Raises: UserError where the bundle is not fp16 or lacks a condition, or the disk is full, BundleError where one of
+        its files is damaged, BackendError where TensorRT cannot build here or refuses a graph.
     """
+    if bundle.manifest.precision != "fp16":
+        raise UserError(
+            f"{bundle.folder} is {bundle.manifest.precision}, whose graphs are written for ONNX Runtime: "
+            "build plans from a bundle that was exported with --precision fp16"
+        )
     start = time.perf_counter()
     plans: list[Plan] = []
     built: list[str] = []

@@ -96,7 +96,7 @@ def build_plan(
     config = _config(flavor, builder, settings, timing_cache)
     _shape(builder, network, config, profiles)
     fusible = _fusible(trt, network)
-    plan = _serialize(trt, builder, network, config, log, progress)
+    plan = _or_raise(_serialize(trt, builder, network, config, progress), log, f"cannot build {onnx}")
     text = "\n".join(log.details)
     cache = config.get_timing_cache() if timing_cache is not None else None
     return Built(
@@ -121,10 +121,9 @@ def _network(flavor: Flavor, onnx: Path, builder: Any, log: Any) -> tuple[Any, A
         reasons = "; ".join(
             f"{e.node_operator()} {e.node_name()!r}: {' '.join(e.desc().split())}" for e in errors
         ) or _last(log)
-        tool = "POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy" if flavor.rtx else "polygraphy"
         raise BackendError(
             f"{flavor.name} {flavor.version} cannot parse {onnx}: {reasons}; "
-            f"what it can: `{tool} inspect capability {onnx}`"
+            f"what it can: `cnpp-trt engines capability {onnx} --flavor {flavor.name}`"
         )
     return network, parser
 
@@ -166,21 +165,30 @@ def _fusible(trt: Any, network: Any) -> Fusible:
     return Fusible(softmaxes, norms, casts)
 
 
-def _serialize(trt: Any, builder: Any, network: Any, config: Any, log: Any, progress: Progress | None) -> Any:
+def _serialize(trt: Any, builder: Any, network: Any, config: Any, progress: Progress | None) -> Any:
+    """None where TensorRT fails."""
     stop = threading.Event()
     config.progress_monitor = _monitor(trt, stop, progress or (lambda phase, share: None))
     result: list[Any] = []
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            result.append(builder.build_serialized_network(network, config))
+        finally:
+            done.set()
+
     # TensorRT cannot be interrupted in its own thread: the main one stays free for Ctrl-C and asks it to stop.
-    worker = threading.Thread(target=lambda: result.append(builder.build_serialized_network(network, config)))
-    worker.start()
+    threading.Thread(target=work).start()
     try:
-        while worker.is_alive():
-            worker.join(0.1)
+        # Not Thread.join: when that is interrupted, Python 3.11 and 3.12 take the thread for ended.
+        while not done.wait(0.1):
+            pass
     except BaseException:
         stop.set()
-        worker.join()
+        done.wait()
         raise
-    return _or_raise(result[0] if result else None, log, "cannot build")
+    return result[0] if result else None
 
 
 def _logger(trt: Any) -> Any:

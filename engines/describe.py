@@ -20,9 +20,12 @@ def engines_table(engines: Engines) -> str:
         for plan in engines.plans
     ]
     total = sum(plan.size for plan in engines.plans)
+    weights = sum(plan.weights for plan in engines.plans) / 2**20
+    activations = max(plan.activations for plan in engines.plans) / 2**20
     last = (
         f"{len(engines.plans)} plans, {total / 2**20:.0f} MiB, {len(engines.built)} built in {engines.seconds:.1f} s; "
-        f"{_kind(engines.plans[0])}"
+        f"{_kind(engines.plans[0])}\n"
+        f"on the device: weights {weights:.0f} MiB if all are loaded, activations {activations:.0f} MiB, shared by all"
     )
     return "\n".join([*_columns(rows), last])
 

@@ -71,9 +71,10 @@ def load_flavor(name: str = "auto") -> Flavor:
         raise UserError(f"unknown flavor {name!r}: choose from auto, {', '.join(MODULES)}")
     try:
         trt = importlib.import_module(MODULES[name])
-    except ImportError as e:
+    except (ImportError, OSError) as e:  # OSError: a library that ctypes cannot load
         missing = find_spec(MODULES[name]) is None
+        reason = " ".join(str(e).split())
         raise BackendError(
-            f"{name} is not installed: {INSTALL[name]}" if missing else f"{name} cannot be imported: {e}"
+            f"{name} is not installed: {INSTALL[name]}" if missing else f"{name} cannot be imported: {reason}"
         ) from None
     return Flavor(name, trt, str(trt.__version__))

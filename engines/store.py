@@ -147,7 +147,7 @@ class PlanStore:
 
     def plans(self) -> list[Plan]:
         """Those whose record can be read, by name. Their engines are not looked at."""
-        records = sorted(self.root.glob(f"*/{RECORD}"))
+        records = sorted(p for p in self.root.glob(f"*/{RECORD}") if PARTIAL not in p.parent.name)
         return [plan for plan in map(_read, records) if plan is not None]
 
     def find(self, bundle: Bundle, graph: str, flavor: Flavor) -> list[Plan]:
@@ -219,10 +219,14 @@ class PlanStore:
         return freed
 
     def remove_leftovers(self) -> int:
-        """Deletes what killed builds left. Returns: the bytes freed."""
+        """Deletes what killed builds left, and engines whose record cannot be read. Returns: the bytes freed."""
         freed = 0
-        for leftover in self.root.glob(f".*{PARTIAL}*"):
-            with self._lock(leftover.name[1:].partition(PARTIAL)[0]):
+        engines = [p.parent for p in self.root.glob(f"*/{ENGINE}") if PARTIAL not in p.parent.name]
+        lost = [folder for folder in engines if not _read(folder / RECORD)]
+        for leftover in [*self.root.glob(f".*{PARTIAL}*"), *lost]:
+            with self._lock(leftover.name.removeprefix(".").partition(PARTIAL)[0]):
+                if leftover in lost and _read(leftover / RECORD):
+                    continue  # built again meanwhile
                 freed += sum(p.stat().st_size for p in leftover.rglob("*") if p.is_file())
                 shutil.rmtree(leftover, ignore_errors=True)
         return freed
@@ -322,7 +326,7 @@ def _read(record: Path) -> Plan | None:
             fusion=FusionReport(**{**fusion, "unfused": tuple(fusion["unfused"])}),
             **fields,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

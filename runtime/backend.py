@@ -102,7 +102,7 @@ class Backend(Protocol):
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
         """Asks, before anything of them is loaded, whether these graphs and so many bytes of buffers fit.
 
-        Raises: BackendError with what is needed and what there is.
+        Raises: DeviceMemoryError with what is needed and what there is.
         """
         ...
 

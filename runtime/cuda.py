@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError
+from ..errors import BackendError, DeviceMemoryError
 from ..gpu import Gpu, find_gpu
 from .backend import Allocate, Buffer, Launch, aligned
 from .host_memory import view
@@ -81,10 +81,10 @@ class Cuda:
         return free
 
     def require(self, nbytes: int, what: str) -> None:
-        """Raises: BackendError, in one line, where so much more device memory is not free."""
+        """Raises: DeviceMemoryError, in one line, where so much more device memory is not free."""
         free = self.free_memory()
         if nbytes > free:
-            raise BackendError(
+            raise DeviceMemoryError(
                 f"{what} needs {_gib(nbytes)} of device memory, {_gib(free)} of {_gib(self.gpu.memory)} is free on "
                 f"{self.gpu.name}: close other programs, draw fewer images at once, or use a smaller size"
             )

@@ -34,6 +34,9 @@ _ADVICE = "check the weights with `cnpp-trt verify`, or use a fp32 bundle"
 def _blame(program: Program, values: Values, backend: Backend, bad: int, bundle: Bundle) -> str:
     """Runs up to the bad step again, launch by launch, and looks at every output of it."""
     program.fill(values)
+    for step in (program.text, *program.hints):
+        if tensor := _first_bad(step, backend):
+            return f"{step.graph} gives values that are not finite in {tensor} ({bundle.manifest.precision}): {_ADVICE}"
     where = f"step {bad + 1} of {program.structure.steps}"
     for step in program.denoise:
         if step.index is not None and step.index > bad:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
-from ..errors import UserError
+from ..errors import DeviceMemoryError, UserError
 from .backend import Backend, Stopwatch
 from .backends import open_backend
 from .encodings import Encodings
@@ -196,10 +196,15 @@ class Pipeline:
             controls=tuple((c.condition, c.active(n)) for c in request.controls),
             noisy=tuple(bool(b) for b in table.uses_noise),
         )
-        if structure not in self._programs:
-            while len(self._programs) >= MAX_PROGRAMS:
+        while structure not in self._programs:
+            if len(self._programs) >= MAX_PROGRAMS:
                 self._programs.popitem(last=False)
-            self._programs[structure] = Program(self.backend, self.bundle, structure)
+            try:
+                self._programs[structure] = Program(self.backend, self.bundle, structure)
+            except DeviceMemoryError:
+                if not self._programs:
+                    raise
+                self._programs.popitem(last=False)  # the buffers of what was used longest ago make room
         self._programs.move_to_end(structure)
         return self._programs[structure]
 

@@ -1,4 +1,4 @@
-"""The runtime neither imports nor needs PyTorch, diffusers or transformers: it runs where they cannot be imported."""
+"""Runtime and engines neither import nor need PyTorch, diffusers or transformers: they run where those cannot be."""
 
 import json
 import os
@@ -47,18 +47,20 @@ def test_the_block_blocks() -> None:
         python("import torch")
 
 
-def test_every_module_of_the_runtime_imports() -> None:
+def test_every_module_of_runtime_and_engines_imports() -> None:
     names = python(
         """
-import importlib, pkgutil, cnpp_trt, cnpp_trt.runtime
-for module in pkgutil.iter_modules(cnpp_trt.runtime.__path__, "cnpp_trt.runtime."):
-    importlib.import_module(module.name)
-    print(module.name)
-for name in ("bundle", "cli", "conditions", "doctor", "errors"):
+import importlib, pkgutil, cnpp_trt, cnpp_trt.engines, cnpp_trt.runtime
+for room in (cnpp_trt.engines, cnpp_trt.runtime):
+    for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+        importlib.import_module(module.name)
+        print(module.name)
+for name in ("bundle", "cli", "conditions", "doctor", "errors", "gpu"):
     importlib.import_module(f"cnpp_trt.{name}")
+assert not {"tensorrt", "tensorrt_rtx", "cuda", "onnxruntime", "openvino"} & sys.modules.keys()
 """
     ).split()
-    assert {"cnpp_trt.runtime.pipeline", "cnpp_trt.runtime.run"} <= set(names)
+    assert {"cnpp_trt.runtime.pipeline", "cnpp_trt.runtime.tensorrt", "cnpp_trt.engines.build"} <= set(names)
 
 
 def test_images_without_pytorch_are_the_same_bytes(tiny: Any, control_image: Any, tmp_path: Any) -> None:

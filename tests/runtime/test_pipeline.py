@@ -15,8 +15,9 @@ import onnx
 import pytest
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundle import Bundle
-from cnpp_trt.errors import BackendError, BundleError, UserError
+from cnpp_trt.errors import BackendError, BundleError, DeviceMemoryError, UserError
 from cnpp_trt.runtime.encodings import MAX_ENCODINGS
+from cnpp_trt.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.pipeline import MAX_PROGRAMS
 
 
@@ -135,6 +136,25 @@ def test_only_so_many_programs_are_kept(tiny, request_):
     assert [s.steps for s in pipeline._programs] == [5, 1, 6, 7]
     for n, latents in expected.items():
         np.testing.assert_array_equal(pipeline(replace(request_, num_inference_steps=n)).latents, latents)
+
+
+def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, request_):
+    class Small(OnnxRuntimeCpu):
+        """Has room for the buffers of two structures."""
+
+        def reserve(self, graphs: Any, nbytes: int) -> None:
+            if len(pipeline._programs) >= room:
+                raise DeviceMemoryError("full")
+
+    room = 2
+    pipeline = Pipeline(tiny.pipeline.bundle, Small(tiny.pipeline.bundle, threads=1))
+    for n in (1, 2, 3, 2, 1):
+        wanted = replace(request_, num_inference_steps=n)
+        np.testing.assert_array_equal(pipeline(wanted).latents, tiny.pipeline(wanted).latents)
+    assert [s.steps for s in pipeline._programs] == [2, 1]
+    room = 0
+    with pytest.raises(DeviceMemoryError, match="full"):
+        pipeline(request_)
 
 
 def test_values_do_not_make_new_programs(tiny, request_):

@@ -1,0 +1,34 @@
+"""What of a graph a flavour of TensorRT can parse, as Polygraphy's `inspect capability` tells it."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import BackendError, UserError
+from .flavor import Flavor
+
+_RUN = "import sys; from polygraphy.tools import main; sys.exit(main())"
+
+
+def capability(flavor: Flavor, onnx: Path) -> str:
+    """Polygraphy's findings on an ONNX file: fully supported, or which nodes are not and why.
+
+    Raises: UserError where there is no such file, BackendError where Polygraphy is not installed or fails.
+    """
+    if not onnx.is_file():
+        raise UserError(f"there is no ONNX file {onnx}: a bundle's graphs are its `.onnx` files")
+    if find_spec("polygraphy") is None:
+        raise BackendError("polygraphy is not installed: pip install polygraphy")
+    # Polygraphy decides once, when it is imported, which flavour it imports: hence a process of its own.
+    chosen = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1" if flavor.rtx else "0"}
+    line = [sys.executable, "-c", _RUN, "inspect", "capability", str(onnx.absolute())]
+    with tempfile.TemporaryDirectory() as folder:  # it writes the subgraphs that are supported where it runs
+        ended = subprocess.run(line, capture_output=True, text=True, env=chosen, cwd=folder)
+    said = [text for text in ended.stdout.splitlines() if "'colored' module" not in text]
+    if ended.returncode:
+        reason = " ".join((ended.stderr or ended.stdout).split())[-300:]
+        raise BackendError(f"polygraphy cannot inspect {onnx}: {reason}")
+    return "\n".join(said).strip()

@@ -1,0 +1,254 @@
+"""One graph → one plan, by the real TensorRT-RTX: what comes out, what is refused, and that it can be stopped."""
+
+import re
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cnpp_trt.bundle import Bundle
+from cnpp_trt.engines import builder
+from cnpp_trt.engines.build import Sizes
+from cnpp_trt.engines.builder import Built, Range, Settings, build_plan
+from cnpp_trt.engines.flavor import Flavor
+from cnpp_trt.errors import BackendError, UserError
+from onnx import TensorProto, helper
+
+
+def fixed(*shape: int) -> Range:
+    return Range(shape, shape, shape)
+
+
+@pytest.fixture
+def engine_log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What TensorRT itself says of every engine that is built: its layers, then its inputs and outputs."""
+    texts: list[str] = []
+    parse = builder.parse_layers
+    monkeypatch.setattr(builder, "parse_layers", lambda text: (texts.append(text), parse(text))[1])
+    return texts
+
+
+def tensors(log: str) -> dict[str, tuple[str, list[tuple[int, ...]]]]:
+    """Of every input and output of an engine: its type, and min, opt and max of every profile one after another."""
+    found = {}
+    for name, dtype, rest in re.findall(r"^ Name: (\w+), IOMode: \w+, DataType: (\w+), (.*)$", log, re.MULTILINE):
+        sizes = re.findall(r"(?:Min|Opt|Max)Shape: \[([\d,]*)\]", rest)
+        found[name] = (dtype, [tuple(map(int, filter(None, size.split(",")))) for size in sizes])
+    return found
+
+
+def refusal(*arguments: Any) -> str:
+    with pytest.raises(BackendError) as refused:
+        build_plan(*arguments)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+# ----------------------------------------------------------------------------------------------------- what comes out
+
+
+def test_a_static_plan(rtx: Flavor, product: Any, tmp_path: Path, engine_log: list[str]) -> None:
+    built = build_plan(rtx, product(tmp_path / "a.onnx"), [{"x": fixed(2, 16)}], Settings())
+    assert tensors(engine_log[0]) == {"x": ("Half", [(2, 16)] * 3), "y": ("Half", [])}
+    assert bytes(built.plan)[1:4] == b"trt"
+    assert built.fusion.layers == 1
+    assert built.weights >= 16 * 16 * 2
+    assert built.seconds > 0
+    assert built.peak > 2**20
+    assert built.timing_cache is None
+
+
+def test_several_profiles_in_one_plan(rtx: Flavor, product: Any, tmp_path: Path, engine_log: list[str]) -> None:
+    profiles = [{"x": fixed(n, 16)} for n in (1, 3, 5)]
+    build_plan(rtx, product(tmp_path / "a.onnx"), profiles, Settings())
+    assert tensors(engine_log[0])["x"][1] == [(n, 16) for n in (1, 3, 5) for _ in range(3)]
+
+
+def test_a_range_of_sizes(rtx: Flavor, product: Any, tmp_path: Path, engine_log: list[str]) -> None:
+    build_plan(rtx, product(tmp_path / "a.onnx"), [{"x": Range((1, 16), (2, 16), (8, 16))}], Settings(1))
+    assert tensors(engine_log[0])["x"][1] == [(1, 16), (2, 16), (8, 16)]
+
+
+def test_the_weights_are_in_the_plan(rtx: Flavor, product: Any, tmp_path: Path) -> None:
+    def plan(name: str, seed: int) -> bytes:
+        return bytes(build_plan(rtx, product(tmp_path / name, seed), [{"x": fixed(2, 16)}], Settings()).plan)
+
+    first = plan("a.onnx", 0)
+    assert len(first) > 16 * 16 * 2
+    assert plan("b.onnx", 0) == first
+    assert plan("c.onnx", 1) != first
+
+
+def test_the_types_are_the_graphs_own(
+    rtx: Flavor, onnx_file: Any, product: Any, tmp_path: Path, engine_log: list[str]
+) -> None:
+    """A picture stays uint8 on both sides: nothing is converted on the host."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT16, name="in"),
+        helper.make_node("Add", ["f", "f"], ["g"], name="add"),
+        helper.make_node("Cast", ["g"], ["y"], to=TensorProto.UINT8, name="out"),
+    ]
+    picture = onnx_file(tmp_path / "p.onnx", nodes, {"x": ("n", 8)}, {"y": ("n", 8)}, dtype=TensorProto.UINT8)
+    built = build_plan(rtx, picture, [{"x": fixed(2, 8)}], Settings())
+    assert {name: dtype for name, (dtype, _) in tensors(engine_log[0]).items()} == {"x": "UInt8", "y": "UInt8"}
+    assert (built.fusion.casts, built.fusion.casts_left) == (2, 0)
+    weights = np.ones((8, 8), np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    exact = onnx_file(tmp_path / "f.onnx", [node], {"x": ("n", 8)}, {"y": ("n", 8)}, {"w": weights}, TensorProto.FLOAT)
+    build_plan(rtx, exact, [{"x": fixed(2, 8)}], Settings())
+    assert {dtype for dtype, _ in tensors(engine_log[1]).values()} == {"Float"}
+
+
+@pytest.mark.parametrize("sizes", [Sizes((1, 3)), Sizes((1, 3), dynamic=True)], ids=["profiles", "range"])
+def test_a_real_text_encoder(real: Bundle, rtx: Flavor, engine_log: list[str], sizes: Sizes) -> None:
+    spec = real.graph("text_encoder")
+    profiles = sizes.profiles(spec)
+    built = build_plan(rtx, real.folder / spec.file, profiles, Settings())
+    length, width = 77, spec.outputs[0].shape[-1]
+    wanted = [2, 2, 6] if sizes.dynamic else [2, 2, 2, 6, 6, 6]
+    assert tensors(engine_log[0])["input_ids"] == ("Int64", [(n, length) for n in wanted])
+    assert tensors(engine_log[0])["prompt_embeds"][0] == "Half"
+    stored = sum(np.prod(t.dims) for t in onnx.load(real.folder / spec.file).graph.initializer if len(t.dims) > 1)
+    assert len(bytes(built.plan)) > 2 * stored > 2 * width * width
+
+
+def test_a_real_picture_graph(real: Bundle, rtx: Flavor, engine_log: list[str]) -> None:
+    if "extractor_seg" not in real.manifest.graphs:
+        pytest.skip("the miniature's weights are not in this checkout (miniature/model)")
+    spec = real.graph("extractor_seg")
+    build_plan(rtx, real.folder / spec.file, Sizes((1, 2)).profiles(spec), Settings(0))
+    height, width = real.manifest.height, real.manifest.width
+    assert tensors(engine_log[0]) == {"image": ("UInt8", [(1, height, width, 3)] * 3), "map": ("UInt8", [])}
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_an_operator_that_does_not_exist(
+    rtx: Flavor, onnx_file: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="/down/fine"),
+        helper.make_node("Frobnicate", ["r"], ["y"], name="/down/the_bad_one"),
+    ]
+    path = onnx_file(tmp_path / "bad.onnx", nodes, {"x": ("n", 8)}, {"y": ("n", 8)})
+    line = refusal(rtx, path, [{"x": fixed(2, 8)}], Settings())
+    assert "Frobnicate" in line
+    assert "/down/the_bad_one" in line
+    assert "/down/fine" not in line
+    assert str(path) in line
+    assert f" capability {path}" in line  # the command that says more
+    assert rtx.version in line
+    assert capfd.readouterr() == ("", "")
+
+
+def test_shapes_that_do_not_fit(rtx: Flavor, onnx_file: Any, tmp_path: Path) -> None:
+    """The graph parses; only the sizes that are asked for make it wrong."""
+    node = helper.make_node("Add", ["x", "z"], ["y"], name="/mid/the_sum")
+    path = onnx_file(tmp_path / "add.onnx", [node], {"x": ("a", 8), "z": ("b", 8)}, {"y": ("c", 8)})
+    assert build_plan(rtx, path, [{"x": fixed(2, 8), "z": fixed(2, 8)}], Settings()).plan
+    line = refusal(rtx, path, [{"x": fixed(2, 8), "z": fixed(3, 8)}], Settings())
+    assert "/mid/the_sum" in line
+    several = [{"x": fixed(2, 8), "z": fixed(n, 8)} for n in (3, 5)]
+    assert "/mid/the_sum" in refusal(rtx, path, several, Settings())
+
+
+@pytest.mark.parametrize("content", [b"this is no model", b"", None], ids=["junk", "empty", "missing"])
+def test_a_file_that_is_no_graph(rtx: Flavor, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "graph.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    assert str(path) in refusal(rtx, path, [{"x": fixed(2, 8)}], Settings())
+
+
+@pytest.mark.parametrize("level", [-1, 6, 100])
+def test_a_level_out_of_range(level: int) -> None:
+    with pytest.raises(UserError, match=f"optimization level {level} cannot be used: 0 to 5"):
+        Settings(level)
+
+
+def test_every_level_reaches_tensorrt(
+    rtx: Flavor, product: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[Any] = []
+    make = builder._config
+    monkeypatch.setattr(builder, "_config", lambda *a: configs.append(make(*a)) or configs[-1])
+    path = product(tmp_path / "a.onnx")
+    levels = []
+    for level in (None, 0, 5):
+        build_plan(rtx, path, [{"x": fixed(2, 16)}], Settings(level))
+        levels.append(configs.pop().builder_optimization_level)
+    assert levels == [rtx.trt.Builder(rtx.trt.Logger()).create_builder_config().builder_optimization_level, 0, 5]
+
+
+def test_a_range_knows_its_sizes() -> None:
+    r = Range((1, 16), (2, 16), (8, 16))
+    assert all((n, 16) in r for n in (1, 2, 5, 8))
+    assert all(shape not in r for shape in [(0, 16), (9, 16), (2, 15), (2,), (2, 16, 1), [2, 16], None])
+
+
+# ------------------------------------------------------------------------------------------------ progress, stopping
+
+
+def unet(real: Bundle, progress: Callable[[str, float], None] | None, rtx: Flavor) -> Built:
+    spec = real.graph("unet")
+    return build_plan(rtx, real.folder / spec.file, Sizes().profiles(spec), Settings(), progress=progress)
+
+
+def no_build_goes_on() -> None:
+    """Whatever TensorRT still ran in another thread would be cut off when the process ends, and crash it."""
+    others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    for thread in others:
+        thread.join(0.1)  # it may still have to return
+    assert not [t for t in threading.enumerate() if t in others]
+
+
+def test_progress_then_interrupted(real: Bundle, rtx: Flavor) -> None:
+    """Ctrl-C in the main thread stops TensorRT in its own: it does not come to the end first."""
+    whole: list[tuple[str, float]] = []
+    unet(real, lambda phase, share: whole.append((phase, share)), rtx)
+    phases = dict.fromkeys(phase for phase, _ in whole)
+    assert len(phases) > 3
+    assert all(isinstance(phase, str) and phase and "\n" not in phase for phase in phases)
+    assert all(0 <= share <= 1 for _, share in whole)
+    assert all(max(share for p, share in whole if p == phase) == 1 for phase in phases)
+
+    seen: list[tuple[str, float]] = []
+
+    def interrupt(phase: str, share: float) -> None:
+        seen.append((phase, share))
+        if len(seen) == 1:
+            signal.raise_signal(signal.SIGINT)  # Python runs its handler in the main thread
+
+    with pytest.raises(KeyboardInterrupt):
+        unet(real, interrupt, rtx)
+    told = len(seen)
+    no_build_goes_on()
+    assert len(seen) == told
+    missed = {event for event in whole if event not in seen}
+    assert missed
+    assert len(seen) < len(whole)
+
+
+def test_terminated_by_a_signal_handler(real: Bundle, rtx: Flavor) -> None:
+    """What the command makes of SIGTERM: an exception of another kind, from a timer, in the midst of a build."""
+    started = threading.Event()
+
+    def stop(signum: int, frame: object) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            unet(real, lambda phase, share: started.set(), rtx)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ended.value.code == 143
+    assert started.is_set()
+    no_build_goes_on()

@@ -1,0 +1,172 @@
+"""The two flavours: which one is taken, what is said where none is, and that nobody else imports them."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import cnpp_trt
+import pytest
+from cnpp_trt.engines import flavor
+from cnpp_trt.engines.flavor import Flavor, installed_flavors, load_flavor
+from cnpp_trt.errors import BackendError, UserError
+from cnpp_trt.gpu import Gpu
+
+H200 = Gpu("NVIDIA H200", (9, 0), 150 * 10**9, "13.0")
+PACKAGE = Path(cnpp_trt.__path__[0])
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`machine("tensorrt", gpu=True)`: one where only these flavours are installed, with or without a GPU."""
+
+    def make(*installed: str, gpu: bool = False) -> None:
+        monkeypatch.setattr(flavor, "find_gpu", lambda: H200 if gpu else "no NVIDIA driver (libcuda.so.1)")
+        for name, module_name in flavor.MODULES.items():
+            module = None
+            if name in installed:
+                module = ModuleType(module_name)
+                module.__spec__ = ModuleSpec(module_name, None)
+                module.__version__ = f"9.{len(name)}"  # type: ignore[attr-defined]
+            monkeypatch.setitem(sys.modules, module_name, module)  # None: cannot be imported
+
+    return make
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(BackendError) as refused:
+        load_flavor(name)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["", "TensorRT", "tensorrt_rtx", "cuda", "trt"])
+def test_an_unknown_flavor(name: str) -> None:
+    with pytest.raises(UserError, match=f"unknown flavor '{name}': choose from auto, tensorrt, tensorrt-rtx"):
+        load_flavor(name)
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "taken"),
+    [
+        (("tensorrt", "tensorrt-rtx"), True, "tensorrt"),
+        (("tensorrt", "tensorrt-rtx"), False, "tensorrt-rtx"),
+        (("tensorrt",), True, "tensorrt"),
+        (("tensorrt-rtx",), True, "tensorrt-rtx"),
+        (("tensorrt-rtx",), False, "tensorrt-rtx"),
+    ],
+)
+def test_auto(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], gpu: bool, taken: str
+) -> None:
+    machine(*installed, gpu=gpu)
+    found = load_flavor()
+    assert (found.name, found.rtx, found.version) == (taken, taken == "tensorrt-rtx", f"9.{len(taken)}")
+    assert found.trt is sys.modules[flavor.MODULES[taken]]
+    assert installed_flavors() == list(installed)
+
+
+@pytest.mark.parametrize("installed", [(), ("tensorrt",)])
+def test_auto_without_a_gpu_wants_the_flavour_that_needs_none(
+    machine: Callable[..., None], installed: tuple[str, ...]
+) -> None:
+    machine(*installed)
+    assert refusal("auto") == "tensorrt-rtx is not installed: pip install 'cnpp-trt[rtx]'"
+
+
+@pytest.mark.parametrize(("name", "extra"), [("tensorrt", "gpu"), ("tensorrt-rtx", "rtx")])
+def test_not_installed(machine: Callable[..., None], name: str, extra: str) -> None:
+    machine(gpu=True)
+    assert refusal(name) == f"{name} is not installed: pip install 'cnpp-trt[{extra}]'"
+
+
+@pytest.mark.parametrize(
+    "error", ["ImportError('libnvinfer.so.11: cannot\\nopen')", "OSError('libnvinfer.so.11: cannot\\nopen')"]
+)
+def test_installed_but_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    """A library that is missing: TensorRT loads some with ctypes, which raises OSError."""
+    (tmp_path / "tensorrt.py").write_text(f"raise {error}\n")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert refusal("tensorrt") == "tensorrt cannot be imported: libnvinfer.so.11: cannot open"
+
+
+def test_what_a_plan_is_for(machine: Callable[..., None]) -> None:
+    machine("tensorrt", "tensorrt-rtx", gpu=True)
+    rtx, plain = load_flavor("tensorrt-rtx"), load_flavor("tensorrt")
+    assert (rtx.target(), plain.target()) == ("portable", "sm90")
+    assert plain.runs("sm90", H200)
+    assert not plain.runs("sm89", H200)
+    assert rtx.runs("portable", H200)
+
+
+def test_tensorrt_builds_only_where_a_gpu_is(machine: Callable[..., None]) -> None:
+    machine("tensorrt")
+    with pytest.raises(BackendError) as refused:
+        load_flavor("tensorrt").target()
+    line = str(refused.value)
+    assert "no NVIDIA driver" in line
+    assert "--flavor tensorrt-rtx" in line
+    assert "\n" not in line
+
+
+def test_the_real_one(rtx: Flavor) -> None:
+    from importlib.metadata import version
+
+    assert rtx.name == "tensorrt-rtx"
+    assert version("tensorrt-rtx").startswith(rtx.version)
+    assert rtx.target() == "portable"
+    assert "tensorrt-rtx" in installed_flavors()
+
+
+# --------------------------------------------------------------------------------------------- who imports what
+
+
+def imported(path: Path) -> set[str]:
+    """The first part of every absolute import of a file, wherever in it, and of `import_module("…")`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                names.add(str(node.args[0].value).partition(".")[0])
+    return names
+
+
+def test_one_file_imports_tensorrt() -> None:
+    rooms = ["engines", "runtime", "export", "miniature", "benchmarks"]
+    files = [*PACKAGE.glob("*.py"), *(p for room in rooms for p in (PACKAGE / room).rglob("*.py"))]
+    assert {"cli.py", "flavor.py", "builder.py", "store.py", "pipeline.py"} <= {p.name for p in files}
+    modules = {"tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings"}
+    # Not even flavor.py by name: it picks one of the two.
+    assert [p for p in files if imported(p) & modules] == []
+    texts = [p for p in files if "tensorrt_rtx" in p.read_text("utf-8")]
+    assert PACKAGE / "engines" / "flavor.py" in texts
+
+
+def test_the_store_imports_no_tensorrt(tmp_path: Path) -> None:
+    """Listing and pruning plans, and finding one, must not load gigabytes of libraries, or need them at all."""
+    code = """
+import json, sys
+import cnpp_trt.engines.store, cnpp_trt.engines.build, cnpp_trt.engines.builder, cnpp_trt.engines.describe
+from cnpp_trt.engines.store import PlanStore, installed_versions
+store = PlanStore()
+versions = installed_versions()
+store.useless(versions)
+print(json.dumps([versions, sorted(m for m in sys.modules if "tensorrt" in m or m in ("torch", "onnx"))]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"CNPP_TRT_HOME": str(tmp_path)}
+    )
+    assert ended.returncode == 0, ended.stderr
+    versions, loaded = json.loads(ended.stdout)
+    assert loaded == []
+    assert set(versions) == set(installed_flavors())
