@@ -248,12 +248,22 @@ def lock_bundle(folder: Path) -> Iterator[None]:
 
     Raises: UserError when the disk is full or cannot be written.
     """
+    folder = Path(folder).absolute()
+    with exclusive(folder.parent / f".{folder.name}.lock", folder):
+        yield
+
+
+@contextmanager
+def exclusive(lock: Path, folder: Path) -> Iterator[None]:
+    """Whoever holds the lock file is alone in writing `folder`: others wait.
+
+    Raises: UserError when the disk is full or cannot be written.
+    """
     from filelock import FileLock
 
-    folder = Path(folder).absolute()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
             yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -9,22 +9,21 @@ Deserialising a plan runs what it holds, so its digest is checked before every l
 sibling and renamed when whole; a lock lets two processes that ask for one plan build it once.
 """
 
-import errno
 import hashlib
 import json
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..bundle import MANIFEST, PARTIAL, Bundle, home, sha256_of
-from ..errors import BackendError, BundleError, UserError
+from ..bundle import MANIFEST, PARTIAL, Bundle, exclusive, home, sha256_of
+from ..errors import BackendError, BundleError
 from .builder import REVISION, Built, Profile, Range, Settings
 from .flavor import Flavor, installed_flavors
 from .fusion import FusionReport
@@ -271,18 +270,8 @@ class PlanStore:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        from filelock import FileLock
-
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{name}.lock"):
-                yield
-        except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f"no space left for plans in {self.root}: free some, or choose another --out") from e
-            raise UserError(f"cannot write {e.filename or self.root} ({e.strerror or e}): choose another --out") from e
+    def _lock(self, name: str) -> AbstractContextManager[None]:
+        return exclusive(self.root / f".{name}.lock", self.root)
 
 
 def graph_digest(bundle: Bundle, graph: str) -> str:

@@ -66,6 +66,24 @@ class Launch(Protocol):
     def __call__(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Step:
+    """A launch with the stage it counts for.
+
+    Attributes:
+        outputs: what it writes, by the graph's tensor names.
+        index: the denoising step k that it belongs to.
+        ends: whether that step ends with it.
+    """
+
+    stage: str
+    graph: str
+    launch: Launch
+    outputs: Mapping[str, Buffer]
+    index: int | None = None
+    ends: bool = False
+
+
 class LoadedGraph(Protocol):
     def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
         """A launch that reads and writes these buffers, by the graph's own tensor names.

@@ -2,14 +2,11 @@
 
 from collections import OrderedDict
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
-from .backend import Backend, Buffer, Stopwatch, aligned
-
-if TYPE_CHECKING:
-    from .loop import Step
+from .backend import Backend, Buffer, Step, Stopwatch, aligned
 
 # At full size a hint is 2.6 MB and a prompt 0.2 MB in fp16.
 MAX_ENCODINGS = 16
@@ -22,7 +19,7 @@ class Encodings:
         self._backend = backend
         self._results: OrderedDict[bytes, Buffer] = OrderedDict()
 
-    def encode(self, step: "Step", value: NDArray[Any], source: Buffer, target: Buffer, clock: Stopwatch) -> None:
+    def encode(self, step: Step, value: NDArray[Any], source: Buffer, target: Buffer, clock: Stopwatch) -> None:
         """Brings the result of `step` for `value` into `target`; launches only where it is not known."""
         key = blake2b(f"{step.graph}{value.shape}".encode() + value.tobytes(), digest_size=16).digest()
         if key in self._results:

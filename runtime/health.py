@@ -4,8 +4,8 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import BackendError
-from .backend import Backend
-from .loop import Program, Step, Values
+from .backend import Backend, Step
+from .loop import Program, Values
 
 
 def require_finite(program: Program, values: Values, backend: Backend, bundle: Bundle) -> list[str]:

@@ -5,7 +5,7 @@ changes values (prompt, seed, scales, the sampler's coefficients) is data in the
 request of a structure, and a backend that can record launches records it once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle, Manifest
 from ..errors import BackendError
-from .backend import ALIGNMENT, Allocate, Backend, Buffer, Launch, Stopwatch, aligned
+from .backend import ALIGNMENT, Allocate, Backend, Buffer, Launch, Step, Stopwatch, aligned
 from .encodings import Encodings
 from .schedulers import SamplerTable
 
@@ -63,24 +63,6 @@ class Values:
     conditioning_scales: Sequence[float]
     noise: NDArray[np.float32]
     step_noise: Sequence[NDArray[np.float32] | None]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A launch with the stage it counts for.
-
-    Attributes:
-        outputs: what it writes, by the graph's tensor names.
-        index: the denoising step k that it belongs to.
-        ends: whether that step ends with it.
-    """
-
-    stage: str
-    graph: str
-    launch: Launch
-    outputs: Mapping[str, Buffer]
-    index: int | None = None
-    ends: bool = False
 
 
 class Workspace:

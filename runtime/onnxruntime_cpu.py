@@ -1,12 +1,9 @@
 """The backend `onnxruntime-cpu`: graphs in ONNX Runtime, buffers in NumPy arrays, bound by address."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from ..bundle import Bundle
-from ..errors import BackendError, BundleError
-from .backend import Buffer
+from ..errors import BackendError
 from .host_memory import HostMemory
+from .onnxruntime_session import Session
 
 
 class OnnxRuntimeCpu(HostMemory):
@@ -28,49 +25,10 @@ class OnnxRuntimeCpu(HostMemory):
         # Each graph has its own threads, which after a run would spin on the cores that the next graph needs: letting
         # them stop halves the miniature's time, to the same bytes.
         self._options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._graphs: dict[str, _Session] = {}
+        self._graphs: dict[str, Session] = {}
 
-    def load(self, graph: str) -> "_Session":
+    def load(self, graph: str) -> Session:
         if graph not in self._graphs:
-            path = self._bundle.folder / self._bundle.graph(graph).file
-            try:
-                session = self._ort.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
-            except Exception as e:  # ONNX Runtime's exceptions share no base class
-                raise BundleError(
-                    f"ONNX Runtime cannot load {path} ({' '.join(str(e).split())[:200]}): "
-                    f"check the bundle with `cnpp-trt verify {self._bundle.folder}`"
-                ) from e
-            self._graphs[graph] = _Session(graph, session)
+            providers = ["CPUExecutionProvider"]
+            self._graphs[graph] = Session(self._ort, self._bundle, graph, "cpu", providers, self._options)
         return self._graphs[graph]
-
-
-class _Session:
-    def __init__(self, name: str, session: Any) -> None:
-        self._name = name
-        self._session = session
-        self._inputs = [tensor.name for tensor in session.get_inputs()]
-        self._outputs = [tensor.name for tensor in session.get_outputs()]
-
-    def bind(self, buffers: Mapping[str, Buffer]) -> "_Launch":
-        binding = self._session.io_binding()
-        for name in self._inputs:
-            b = buffers[name]
-            binding.bind_input(name, "cpu", 0, b.dtype.type, list(b.shape), b.address)
-        for name in self._outputs:
-            b = buffers[name]
-            binding.bind_output(name, "cpu", 0, b.dtype.type, list(b.shape), b.address)
-        return _Launch(self._name, self._session, binding, tuple(buffers.values()))
-
-
-class _Launch:
-    def __init__(self, name: str, session: Any, binding: Any, buffers: tuple[Buffer, ...]) -> None:
-        self._name = name
-        self._session = session
-        self._binding = binding
-        self._buffers = buffers  # held so that no address dies before the launch
-
-    def __call__(self) -> None:
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as e:
-            raise BackendError(f"ONNX Runtime failed in {self._name}: {' '.join(str(e).split())[:300]}") from e

@@ -438,7 +438,7 @@ def test_a_full_disk(
         with pytest.raises(UserError) as refused:
             store.get_or_build(KEY, "small", lambda: fake_built(CONTENT), unexpected)
     line = str(refused.value)
-    assert line.startswith(f"no space left for plans in {store.root}")
+    assert line.startswith(f"no space left for {store.root}")
     assert "\n" not in line
     assert left(store.root) == []
     assert store.get_or_build(KEY, "small", lambda: fake_built(CONTENT), unexpected)[1]

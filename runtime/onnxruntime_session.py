@@ -1,0 +1,70 @@
+"""A graph in ONNX Runtime, bound by address: what its CPU and CUDA backends share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..bundle import Bundle
+from ..errors import BackendError, BundleError
+from .backend import Buffer
+
+
+class Session:
+    """A graph of a bundle.
+
+    Args:
+        ort: the module onnxruntime.
+        device: `cpu` or `cuda`: where the buffers are that it will be bound to.
+        providers: of ONNX Runtime, as `InferenceSession` takes them.
+        run_options: of every run.
+    Raises: BundleError where ONNX Runtime cannot load the graph.
+    """
+
+    def __init__(
+        self,
+        ort: Any,
+        bundle: Bundle,
+        graph: str,
+        device: str,
+        providers: list[Any],
+        options: Any,
+        run_options: Any = None,
+    ) -> None:
+        path: Path = bundle.folder / bundle.graph(graph).file
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as e:  # ONNX Runtime's exceptions share no base class
+            raise BundleError(
+                f"ONNX Runtime cannot load {path} ({' '.join(str(e).split())[:200]}): "
+                f"check the bundle with `cnpp-trt verify {bundle.folder}`"
+            ) from e
+        self._name = graph
+        self._device = device
+        self._run_options = run_options
+        self._inputs = [tensor.name for tensor in self.session.get_inputs()]
+        self._outputs = [tensor.name for tensor in self.session.get_outputs()]
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> "_Launch":
+        binding = self.session.io_binding()
+        for name in self._inputs:
+            b = buffers[name]
+            binding.bind_input(name, self._device, 0, b.dtype.type, list(b.shape), b.address)
+        for name in self._outputs:
+            b = buffers[name]
+            binding.bind_output(name, self._device, 0, b.dtype.type, list(b.shape), b.address)
+        return _Launch(self._name, self.session, binding, self._run_options, tuple(buffers.values()))
+
+
+class _Launch:
+    def __init__(self, name: str, session: Any, binding: Any, run_options: Any, buffers: tuple[Buffer, ...]) -> None:
+        self._name = name
+        self._session = session
+        self._binding = binding
+        self._run_options = run_options
+        self._buffers = buffers  # held so that no address dies before the launch
+
+    def __call__(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding, self._run_options)
+        except Exception as e:
+            raise BackendError(f"ONNX Runtime failed in {self._name}: {' '.join(str(e).split())[:300]}") from e
