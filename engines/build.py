@@ -30,8 +30,9 @@ class Sizes:
     dynamic: bool = False
 
     def __post_init__(self) -> None:
-        if not self.images or any(not 1 <= b <= MAX_IMAGES for b in self.images):
-            raise UserError(f"plans are for 1 to {MAX_IMAGES} images, not {', '.join(map(str, self.images)) or 'none'}")
+        bad = [b for b in self.images if not 1 <= b <= MAX_IMAGES]
+        if bad or not self.images:
+            raise UserError(f"plans are for 1 to {MAX_IMAGES} images, not {bad[0] if bad else 'none'}")
 
     def profiles(self, graph: GraphSpec) -> list[Profile]:
         """The profiles of a graph: equal ones are one."""

@@ -202,7 +202,9 @@ def _logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.ERROR:
-                self.errors.append(message)
+                # What follows from having no GPU, which TensorRT-RTX needs none of to build, hides the reason.
+                if "catchCudaError" not in message:
+                    self.errors.append(message)
             elif "LayerType: " in message or message.startswith("Total "):
                 self.details.append(message)
 

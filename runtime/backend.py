@@ -117,6 +117,13 @@ class Backend(Protocol):
         """
         ...
 
+    def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
+        """Bytes of device memory that these graphs and so many bytes of buffers would take, by part.
+
+        On top of what is held already, and before anything is loaded. Empty where the device is the host.
+        """
+        ...
+
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
         """Asks, before anything of them is loaded, whether these graphs and so many bytes of buffers fit.
 

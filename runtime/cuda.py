@@ -80,13 +80,22 @@ class Cuda:
         free: int = self.call(self._driver.cuMemGetInfo)[0]
         return free
 
+    def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
+        return {"buffers": nbytes}
+
+    def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
+        parts = self.needed(graphs, nbytes)
+        self.require(
+            sum(parts.values()), " + ".join(f"{part} {_gib(size)}" for part, size in parts.items()) + " together"
+        )
+
     def require(self, nbytes: int, what: str) -> None:
         """Raises: DeviceMemoryError, in one line, where so much more device memory is not free."""
         free = self.free_memory()
         if nbytes > free:
             raise DeviceMemoryError(
-                f"{what} needs {_gib(nbytes)} of device memory, {_gib(free)} of {_gib(self.gpu.memory)} is free on "
-                f"{self.gpu.name}: close other programs, draw fewer images at once, or use a smaller size"
+                f"{what}: {_gib(nbytes)} of device memory is needed, {_gib(free)} of {_gib(self.gpu.memory)} "
+                f"is free on {self.gpu.name}: close other programs, draw fewer images at once, or use a smaller size"
             )
 
     def arena(self, nbytes: int) -> Allocate:

@@ -37,14 +37,16 @@ def _blame(program: Program, values: Values, backend: Backend, bad: int, bundle:
     for step in (program.text, *program.hints):
         if tensor := _first_bad(step, backend):
             return f"{step.graph} gives values that are not finite in {tensor} ({bundle.manifest.precision}): {_ADVICE}"
-    where = f"step {bad + 1} of {program.structure.steps}"
+    steps = program.structure.steps
     for step in program.denoise:
-        if step.index is not None and step.index > bad:
+        if step.index is None or step.index > bad:
             break
         step.launch()
-        if step.index == bad and (tensor := _first_bad(step, backend)):
+        # The step before had a finite state, but the model input that it made of it may have overflowed.
+        if step.index >= bad - 1 and (tensor := _first_bad(step, backend)):
             what = f"{step.graph} gives values that are not finite in {tensor} ({bundle.manifest.precision})"
-            return f"{where}: {what}: {_ADVICE}"
+            return f"step {step.index + 1} of {steps}: {what}: {_ADVICE}"
+    where = f"step {bad + 1} of {steps}"
     return f"{where} gave values that are not finite once, and not when it was run again: is the GPU's memory sound?"
 
 

@@ -13,6 +13,9 @@ from .backend import ALIGNMENT, Allocate, Buffer, Launch, WallClock
 class HostMemory:
     """The part of a backend that every CPU backend shares: buffers, copies, and a clock for launches that block."""
 
+    def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
+        return {}
+
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None: ...
 
     def arena(self, nbytes: int) -> Allocate:

@@ -152,7 +152,7 @@ class Program:
     def __init__(self, backend: Backend, bundle: Bundle, structure: Structure) -> None:
         self.structure = structure
         nbytes = workspace_bytes(bundle, structure)
-        backend.reserve(_graphs(structure), nbytes)
+        backend.reserve(graphs_of(structure), nbytes)
         self.workspace = w = Workspace(backend.arena(nbytes), bundle, structure)
         self.recording: Launch | None = None
         self.unrecordable = ""  # why there is no recording, where the backend tried
@@ -271,7 +271,8 @@ def run(steps: Sequence[Step], clock: Stopwatch, on_step_end: Callable[[int], No
             clock.mark("callback")
 
 
-def _graphs(structure: Structure) -> list[str]:
+def graphs_of(structure: Structure) -> list[str]:
+    """The names of the graphs that a structure launches."""
     own = [f"{role}_{condition}" for condition, _ in structure.controls for role in ("hint", "controlnet")]
     adding = ["add_residuals"] if len(structure.controls) > 1 else []
     return ["text_encoder", "unet", "update", "vae_decoder", *adding, *own]

@@ -52,14 +52,14 @@ class OnnxRuntimeCuda(Cuda):
             self._graphs[graph] = loaded
         return self._graphs[graph]
 
-    def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
+    def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
         files = self._bundle.manifest.files
         weights = sum(
             files.get(f"{self._bundle.graph(graph).file}.data", {}).get("size", 0)
             for graph in dict.fromkeys(graphs)
             if graph not in self._graphs
         )
-        self.require(weights + nbytes, f"{self._bundle.folder.name}: weights and buffers")
+        return {"weights": weights, **super().needed(graphs, nbytes)}  # its activations it allocates as it runs
 
     def record(self, launches: Sequence[Launch]) -> Launch | None:
         return None  # its sessions allocate while they run, which a capture does not allow

@@ -18,7 +18,7 @@ from .backend import Backend, Stopwatch
 from .backends import open_backend
 from .encodings import Encodings
 from .health import require_finite
-from .loop import Program, Structure, Values, latent_shape, run
+from .loop import Program, Structure, Values, graphs_of, latent_shape, run, workspace_bytes
 from .noise import TorchGenerator
 from .request import Control, Request
 from .schedulers import SamplerTable, build_table
@@ -152,6 +152,16 @@ class Pipeline:
         program.encode(values, self._encodings, clock)
         return Prepared(program, values, clock, seed, tuple(notes))
 
+    def memory_needed(self, request: Request) -> dict[str, int]:
+        """Bytes of device memory that a request would take beyond what is held, by part, before anything is loaded.
+
+        Empty on a CPU. A request that does not fit raises DeviceMemoryError and loads nothing.
+        """
+        config = self.bundle.manifest.scheduler_config
+        structure = _structure(request, build_table(request.scheduler, config, request.num_inference_steps))
+        with self._lock:
+            return self.backend.needed(graphs_of(structure), workspace_bytes(self.bundle, structure))
+
     def extract(self, condition: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The control image [H,W,3] of a photo [*,*,3], at the bundle's size.
 
@@ -188,14 +198,7 @@ class Pipeline:
         return Result(images, latents, ready.seed, timings, tuple(ready.values.control_images), tuple(notes))
 
     def _program(self, request: Request, table: SamplerTable) -> Program:
-        n = request.num_inference_steps
-        structure = Structure(
-            images=request.num_images_per_prompt,
-            guided=request.guided,
-            steps=n,
-            controls=tuple((c.condition, c.active(n)) for c in request.controls),
-            noisy=tuple(bool(b) for b in table.uses_noise),
-        )
+        structure = _structure(request, table)
         while structure not in self._programs:
             if len(self._programs) >= MAX_PROGRAMS:
                 self._programs.popitem(last=False)
@@ -242,6 +245,17 @@ class Pipeline:
             f"the {control.condition} image was resized from {width}x{height} to {m.width}x{m.height} ({resample})"
         )
         return resize(control.image, m.width, m.height, resample)
+
+
+def _structure(request: Request, table: SamplerTable) -> Structure:
+    n = request.num_inference_steps
+    return Structure(
+        images=request.num_images_per_prompt,
+        guided=request.guided,
+        steps=n,
+        controls=tuple((c.condition, c.active(n)) for c in request.controls),
+        noisy=tuple(bool(b) for b in table.uses_noise),
+    )
 
 
 def _example_request(bundle: Bundle) -> Request:

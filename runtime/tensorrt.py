@@ -42,14 +42,18 @@ class TensorRt(Cuda):
             self._graphs[graph] = _Graph(self, graph, self._plans(graph))
         return self._graphs[graph]
 
-    def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
+    def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
         plans = [plans[0] for graph in dict.fromkeys(graphs) if (plans := self._plans(graph))]
+        weights = sum(plan.weights for plan in plans if plan.folder not in self._engines)
         # One scratch for all: they never run together.
         activations = max((plan.activations for plan in plans), default=0)
         growth = max(activations - (self._scratch.nbytes if self._scratch else 0), 0)
-        weights = sum(plan.weights for plan in plans if plan.folder not in self._engines)
-        self.require(weights + growth + nbytes, f"{self._bundle.folder.name}: weights, activations and buffers")
-        self._scratch_bytes = max(self._scratch_bytes, activations)
+        return {"weights": weights, "activations": growth, **super().needed(graphs, nbytes)}
+
+    def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
+        super().reserve(graphs, nbytes)
+        held = self._scratch.nbytes if self._scratch else 0
+        self._scratch_bytes = max(self._scratch_bytes, held + self.needed(graphs, nbytes)["activations"])
 
     def record(self, launches: Sequence[Launch]) -> Launch | None:
         for engine in self._engines.values():

@@ -189,7 +189,10 @@ assert not any("Alloc" in call for call in gpu.trace())
 """,
         memory=3 << 20,
     )
-    assert "of device memory" in out
+    assert (
+        "weights 0.01 GiB + activations 0.00 GiB + buffers 0.00 GiB together: 0.01 GiB of device memory is needed"
+        in out
+    )
     assert "is free on" in out
 
 
@@ -197,7 +200,11 @@ def test_memory_by_part(simulate):
     simulate(
         """
 pipeline = opened()
+needed = pipeline.memory_needed(request())
+assert gpu.live_bytes() == 0 and needed["weights"] == 6 << 20, needed
 pipeline(request())
+held = pipeline.memory_needed(request())
+assert held["weights"] == held["activations"] == 0 < held["buffers"] == needed["buffers"], held
 parts = pipeline.backend.memory()
 assert parts["weights"] == 6 << 20, parts   # six plans of 1 MiB, as their records say
 assert parts["activations"] == fake_tensorrt.Context.SCRATCH
