@@ -3,6 +3,7 @@
 Nothing else in the package calls CUDA, and every call goes through `Cuda.call`.
 """
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -145,13 +146,18 @@ class Cuda:
         builder = self.call(self._stream.create_graph_builder)
         # What may not be captured must fail here, not in a replay: only other threads are left in peace.
         self.call(builder.begin_building, "thread_local")
+        collecting = gc.isenabled()
+        gc.disable()  # garbage may hold device memory, and to free some invalidates a capture
         try:
             for launch in launches:
                 launch()
+            self.call(builder.end_building)
         except BaseException:
             self._abandon(builder)
             raise
-        self.call(builder.end_building)
+        finally:
+            if collecting:
+                gc.enable()
         graph = self.call(builder.complete)
         self.call(graph.upload, self._stream)
         return _Recording(self, graph, self._stream, tuple(launches))
@@ -165,7 +171,8 @@ class Cuda:
     def _abandon(self, builder: Any) -> None:
         with suppress(Exception):  # an invalidated capture says so when it ends; ending it is what frees the stream
             builder.end_building()
-        builder.close()
+        with suppress(Exception):
+            builder.close()
 
     def _stage(self, buffer: Buffer) -> Buffer:
         """Pinned memory of the buffer's size and shape, that no copy in flight uses."""

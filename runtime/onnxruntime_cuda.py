@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..bundle import Bundle
-from ..errors import BackendError
+from ..errors import BackendError, BundleError
 from .backend import Launch
 from .cuda import Cuda
 from .onnxruntime_session import Session
@@ -43,7 +43,12 @@ class OnnxRuntimeCuda(Cuda):
                 "cudnn_conv_use_max_workspace": "1",
             }
             providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
-            loaded = Session(self._ort, self._bundle, graph, "cuda", providers, self._options, self._run_options)
+            try:
+                loaded = Session(self._ort, self._bundle, graph, "cuda", providers, self._options, self._run_options)
+            except BundleError as e:
+                if self._graphs:
+                    raise
+                raise BackendError(f"ONNX Runtime's CUDA provider does not work here: {e}") from e
             if loaded.session.get_providers()[0] != "CUDAExecutionProvider":
                 # It only logs that, and runs on the CPU.
                 raise BackendError(

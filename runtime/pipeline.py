@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
-from ..errors import DeviceMemoryError, UserError
+from ..errors import BackendError, DeviceMemoryError, UserError
 from .backend import Backend, Stopwatch
 from .backends import open_backend
 from .encodings import Encodings
@@ -186,7 +186,11 @@ class Pipeline:
             clock.mark("loop")
         else:
             run([*program.denoise, *program.decode], clock)
-        notes = [*ready.notes, *require_finite(program, ready.values, self.backend, self.bundle)]
+        try:
+            notes = [*ready.notes, *require_finite(program, ready.values, self.backend, self.bundle)]
+        except BackendError:
+            self._encodings = Encodings(self.backend)  # it may be one of these that went bad
+            raise
         images = self.backend.download(program.workspace.image)
         latents = self.backend.download(program.workspace.latents)
         timings = clock.seconds()

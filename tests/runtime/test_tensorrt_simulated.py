@@ -165,6 +165,33 @@ assert gpu.live_objects()["exec"] == 0
     )
 
 
+def test_garbage_that_is_collected_during_a_capture_does_not_spoil_it(simulate):
+    """To free device memory is not allowed while the thread captures; a pipeline that is gone leaves a cycle that has
+    some."""
+    simulate(
+        """
+import gc, weakref
+gc.set_threshold(0)   # on, but never of itself
+pipeline, gone = opened(), opened()
+gone(request())
+memory = weakref.ref(gone.backend._scratch.owner)
+del gone
+assert memory() is not None
+record = pipeline.backend.record
+def collect():
+    gc.set_threshold(1, 1, 1)
+    return [[] for _ in range(5000)]
+pipeline.backend.record = lambda launches: record([launches[0], collect, *launches[1:]])
+pipeline(request())
+recorded = pipeline(request())
+assert "loop" in recorded.timings and recorded.notes == (), recorded.notes
+assert same(recorded, cpu(request()))
+gc.collect()
+assert memory() is None
+"""
+    )
+
+
 def test_requests_of_several_threads_queue(simulate):
     simulate(
         """
