@@ -271,7 +271,7 @@ def run(
 ) -> None:
     """Draw pictures that follow a condition, and a sheet that shows how well they do."""
     from .runtime import run as running
-    from .runtime.backends import OPENVINO_PRECISIONS, preferred_precisions
+    from .runtime.backends.choose import OPENVINO_PRECISIONS, preferred_precisions
     from .runtime.pipeline import Pipeline
 
     out = out or home() / "runs"

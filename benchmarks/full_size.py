@@ -145,7 +145,7 @@ def contend(name: str, work: Work = WORK, threads: int = 2) -> None:
 
 
 def _runtime(work: Path, threads: int, backend: str) -> Any:
-    from ..runtime.backend import WallClock
+    from ..runtime.backends.interface import WallClock
     from ..runtime.loop import run
     from ..runtime.pipeline import Pipeline
     from ..runtime.request import Control, Request

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .backend import Backend, Buffer, Step, Stopwatch, aligned
+from .backends.interface import Backend, Buffer, Step, Stopwatch, aligned
 
 # At full size a hint is 2.6 MB and a prompt 0.2 MB in fp16.
 MAX_ENCODINGS = 16

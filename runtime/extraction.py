@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
 from ..errors import UserError
-from .backend import Backend, aligned
+from .backends.interface import Backend, aligned
 
 
 def extract(bundle: Bundle, backend: Backend, condition: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

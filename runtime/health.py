@@ -4,7 +4,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import BackendError
-from .backend import Backend, Step
+from .backends.interface import Backend, Step
 from .loop import Program, Values
 
 

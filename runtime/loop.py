@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle, Manifest
 from ..errors import BackendError
-from .backend import ALIGNMENT, Allocate, Backend, Buffer, Launch, Step, Stopwatch, aligned
+from .backends.interface import ALIGNMENT, Allocate, Backend, Buffer, Launch, Step, Stopwatch, aligned
 from .encodings import Encodings
 from .schedulers import SamplerTable
 

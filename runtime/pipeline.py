@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
 from ..errors import BackendError, DeviceMemoryError, UserError
-from .backend import Backend, Stopwatch
-from .backends import open_backend
+from .backends.choose import open_backend
+from .backends.interface import Backend, Stopwatch
 from .encodings import Encodings
 from .health import require_finite
 from .loop import Program, Structure, Values, graphs_of, latent_shape, run, workspace_bytes

@@ -25,7 +25,7 @@ from cnpp_trt.errors import BackendError
 from cnpp_trt.export.checkpoint import MINIATURE, Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.gpu import Gpu, find_gpu
-from cnpp_trt.runtime.tensorrt import TensorRt
+from cnpp_trt.runtime.backends.tensorrt import TensorRt
 
 FLAVORS = ("tensorrt", "tensorrt-rtx")
 

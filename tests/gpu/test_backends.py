@@ -100,7 +100,7 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.runtime.cuda import Cuda
+from cnpp_trt.runtime.backends.cuda import Cuda
 
 bundle, backend, plans = sys.argv[1:]
 probe = Cuda()

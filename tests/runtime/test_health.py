@@ -13,10 +13,10 @@ from cnpp_trt.bundle import Bundle
 from cnpp_trt.errors import BackendError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
-from cnpp_trt.runtime.backend import Buffer, Launch
-from cnpp_trt.runtime.host_memory import view
+from cnpp_trt.runtime.backends.host_memory import view
+from cnpp_trt.runtime.backends.interface import Buffer, Launch
+from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.loop import run
-from cnpp_trt.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 
 STEPS = 4
 ADVICE = "check the weights with `cnpp-trt verify`, or use a fp32 bundle"

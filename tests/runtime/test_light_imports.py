@@ -50,8 +50,8 @@ def test_the_block_blocks() -> None:
 def test_every_module_of_runtime_and_engines_imports() -> None:
     names = python(
         """
-import importlib, pkgutil, cnpp_trt, cnpp_trt.engines, cnpp_trt.runtime
-for room in (cnpp_trt.engines, cnpp_trt.runtime):
+import importlib, pkgutil, cnpp_trt, cnpp_trt.engines, cnpp_trt.runtime, cnpp_trt.runtime.backends
+for room in (cnpp_trt.engines, cnpp_trt.runtime, cnpp_trt.runtime.backends):
     for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
         importlib.import_module(module.name)
         print(module.name)
@@ -60,7 +60,7 @@ for name in ("bundle", "cli", "conditions", "doctor", "errors", "gpu"):
 assert not {"tensorrt", "tensorrt_rtx", "cuda", "onnxruntime", "openvino"} & sys.modules.keys()
 """
     ).split()
-    assert {"cnpp_trt.runtime.pipeline", "cnpp_trt.runtime.tensorrt", "cnpp_trt.engines.build"} <= set(names)
+    assert {"cnpp_trt.runtime.pipeline", "cnpp_trt.runtime.backends.tensorrt", "cnpp_trt.engines.build"} <= set(names)
 
 
 def test_images_without_pytorch_are_the_same_bytes(tiny: Any, control_image: Any, tmp_path: Any) -> None:

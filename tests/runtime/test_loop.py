@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cnpp_trt.runtime.backend import ALIGNMENT, Allocate, Buffer, Step, WallClock, aligned
+from cnpp_trt.runtime.backends.interface import ALIGNMENT, Allocate, Buffer, Step, WallClock, aligned
+from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.encodings import Encodings
 from cnpp_trt.runtime.loop import Program, Structure, Values, run, workspace_bytes
-from cnpp_trt.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.schedulers import build_table
 
 

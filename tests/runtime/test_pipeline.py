@@ -16,8 +16,8 @@ import pytest
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundle import Bundle
 from cnpp_trt.errors import BackendError, BundleError, DeviceMemoryError, UserError
+from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.encodings import MAX_ENCODINGS
-from cnpp_trt.runtime.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.pipeline import MAX_PROGRAMS
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ..bundle import Bundle
-from ..errors import BackendError, UserError
-from ..gpu import Gpu, find_gpu
-from .backend import Backend
+from ...bundle import Bundle
+from ...errors import BackendError, UserError
+from ...gpu import Gpu, find_gpu
+from .interface import Backend
 
 BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "openvino")
 OPENVINO_PRECISIONS = ("f32", "bf16")

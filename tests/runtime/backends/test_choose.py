@@ -14,9 +14,9 @@ from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundle import find_bundle
 from cnpp_trt.errors import BackendError, BundleError, UserError
 from cnpp_trt.gpu import Gpu, find_gpu
-from cnpp_trt.runtime import backends, cuda, onnxruntime_cuda, tensorrt
-from cnpp_trt.runtime.backends import BACKENDS, open_backend, preferred_precisions
-from cnpp_trt.runtime.onnxruntime_cuda import OnnxRuntimeCuda
+from cnpp_trt.runtime.backends import choose, cuda, onnxruntime_cuda, tensorrt
+from cnpp_trt.runtime.backends.choose import BACKENDS, open_backend, preferred_precisions
+from cnpp_trt.runtime.backends.onnxruntime_cuda import OnnxRuntimeCuda
 from PIL import Image
 
 GPU = Gpu("NVIDIA Imaginary 9000", (12, 0), 24 << 30, "13.0")
@@ -26,14 +26,14 @@ NO_DRIVER = "no NVIDIA driver (libcuda.so.1)"
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, whatever this machine has."""
-    for module in (backends, cuda):
+    for module in (choose, cuda):
         monkeypatch.setattr(module, "find_gpu", lambda: NO_DRIVER)
 
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU is found when the backend is chosen; there is none to run on."""
-    monkeypatch.setattr(backends, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(choose, "find_gpu", lambda: GPU)
     monkeypatch.setattr(cuda, "find_gpu", lambda: NO_DRIVER)
 
 
@@ -208,7 +208,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         self.gpu, self.stream = GPU, 4321
 
     monkeypatch.setattr(cuda.Cuda, "__init__", start)
-    monkeypatch.setattr(backends, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(choose, "find_gpu", lambda: GPU)
 
 
 def test_a_silent_fall_back_to_the_cpu_is_an_error(tiny, on_a_gpu, monkeypatch):

@@ -13,9 +13,9 @@ import pytest
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundle import Bundle
 from cnpp_trt.errors import BackendError, BundleError
-from cnpp_trt.runtime.backend import Buffer
-from cnpp_trt.runtime.onnxruntime_cpu import OnnxRuntimeCpu
-from cnpp_trt.runtime.openvino import OpenVino
+from cnpp_trt.runtime.backends.interface import Buffer
+from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from cnpp_trt.runtime.backends.openvino import OpenVino
 
 openvino = pytest.importorskip("openvino")
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from ..bundle import Bundle
-from ..errors import BackendError, BundleError
-from .backend import Launch
+from ...bundle import Bundle
+from ...errors import BackendError, BundleError
 from .cuda import Cuda
+from .interface import Launch
 from .onnxruntime_session import Session
 
 

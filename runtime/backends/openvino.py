@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..bundle import Bundle, GraphSpec
-from ..errors import BackendError, BundleError
-from .backend import Buffer
+from ...bundle import Bundle, GraphSpec
+from ...errors import BackendError, BundleError
 from .host_memory import HostMemory, view
+from .interface import Buffer
 
 # Nearly all of a request's time. The other graphs stay float32 in every precision: the sampler's state is float32 by
 # design (`update`), extractors score images, and text encoder and hints run once, for all steps to inherit their error.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 _spec = importlib.util.spec_from_file_location(
-    "simulated_gpu_plugin", Path(__file__).parents[1] / "simulated_gpu" / "plugin.py"
+    "simulated_gpu_plugin", Path(__file__).parents[2] / "simulated_gpu" / "plugin.py"
 )
 assert _spec and _spec.loader
 _plugin = importlib.util.module_from_spec(_spec)
@@ -344,7 +344,7 @@ print(chosen.backend.name, chosen.reason)
 
 def test_the_stand_in_has_nothing_that_tensorrt_has_not():
     trt = pytest.importorskip("tensorrt_rtx")
-    source = (Path(__file__).parents[1] / "simulated_gpu" / "fake_tensorrt.py").read_text()
+    source = (Path(__file__).parents[2] / "simulated_gpu" / "fake_tensorrt.py").read_text()
     for name, real in {
         "Context": trt.IExecutionContext,
         "Config": trt.IRuntimeConfig,

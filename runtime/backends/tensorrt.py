@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle
-from ..engines.flavor import INSTALL, Flavor, installed_flavors, load_flavor
-from ..engines.store import Plan, PlanStore
-from ..errors import BackendError
-from .backend import Buffer, Launch
+from ...bundle import Bundle
+from ...engines.flavor import INSTALL, Flavor, installed_flavors, load_flavor
+from ...engines.store import Plan, PlanStore
+from ...errors import BackendError
 from .cuda import Cuda
+from .interface import Buffer, Launch
 
 # What every request needs, whatever its condition.
 _CORE = ("text_encoder", "unet", "update", "vae_decoder")

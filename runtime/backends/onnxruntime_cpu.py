@@ -1,7 +1,7 @@
 """The backend `onnxruntime-cpu`: graphs in ONNX Runtime, buffers in NumPy arrays, bound by address."""
 
-from ..bundle import Bundle
-from ..errors import BackendError
+from ...bundle import Bundle
+from ...errors import BackendError
 from .host_memory import HostMemory
 from .onnxruntime_session import Session
 

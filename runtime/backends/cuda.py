@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, DeviceMemoryError
-from ..gpu import Gpu, find_gpu
-from .backend import Allocate, Buffer, Launch, aligned
+from ...errors import BackendError, DeviceMemoryError
+from ...gpu import Gpu, find_gpu
 from .host_memory import view
+from .interface import Allocate, Buffer, Launch, aligned
 
 # Pinned host memory that uploads and downloads go through. What a request uploads fits, so that nothing waits.
 _STAGING = 16 << 20

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import ALIGNMENT, Allocate, Buffer, Launch, WallClock
+from .interface import ALIGNMENT, Allocate, Buffer, Launch, WallClock
 
 
 class HostMemory:

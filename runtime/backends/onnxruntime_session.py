@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle
-from ..errors import BackendError, BundleError
-from .backend import Buffer
+from ...bundle import Bundle
+from ...errors import BackendError, BundleError
+from .interface import Buffer
 
 
 class Session:

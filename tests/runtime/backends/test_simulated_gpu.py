@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 _spec = importlib.util.spec_from_file_location(
-    "simulated_gpu_plugin", Path(__file__).parents[1] / "simulated_gpu" / "plugin.py"
+    "simulated_gpu_plugin", Path(__file__).parents[2] / "simulated_gpu" / "plugin.py"
 )
 assert _spec and _spec.loader
 _plugin = importlib.util.module_from_spec(_spec)
