@@ -179,7 +179,7 @@ def _serialize(trt: Any, builder: Any, network: Any, config: Any, progress: Prog
             done.set()
 
     # TensorRT cannot be interrupted in its own thread: the main one stays free for Ctrl-C and asks it to stop.
-    threading.Thread(target=work).start()
+    threading.Thread(target=work, name="tensorrt-build").start()
     try:
         # Not Thread.join: when that is interrupted, Python 3.11 and 3.12 take the thread for ended.
         while not done.wait(0.1):

@@ -1,7 +1,9 @@
 """The backend `openvino`: the bundle's ONNX graphs in OpenVINO on the CPU, on NumPy arrays that are shared with it."""
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ...bundle import Bundle, GraphSpec
 from ...errors import BackendError, BundleError
@@ -96,7 +98,8 @@ class _Graph:
 
     Compiled for any size it would be one copy of the weights, but take 1.3 to 1.5 times as long on the miniature. The
     launches of one size share a request, and each sets all its tensors before it runs: what an earlier one was bound
-    to may be gone.
+    to may be gone. Sizes that no launch is bound to any more are forgotten, but for the last two: an extraction binds
+    anew for every image.
     """
 
     def __init__(self, backend: OpenVino, name: str, spec: GraphSpec, model: Any) -> None:
@@ -105,28 +108,40 @@ class _Graph:
         self._inputs = [tensor.name for tensor in spec.inputs]
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._model = model
-        self._requests: dict[tuple[tuple[int, ...], ...], list[Any]] = {}
+        self._compiled: WeakValueDictionary[tuple[tuple[int, ...], ...], _Compiled] = WeakValueDictionary()
+        self._recent: deque[_Compiled] = deque(maxlen=2)
 
     def bind(self, buffers: Mapping[str, Buffer]) -> "_Launch":
         sizes = {name: buffers[name].shape for name in self._inputs}
         key = tuple(sizes.values())
-        if key not in self._requests:
+        compiled = self._compiled.get(key)
+        if compiled is None:
             try:
                 self._model.reshape({name: list(shape) for name, shape in sizes.items()})
-                self._requests[key] = self._backend.compile(self._name, self._model)
+                compiled = _Compiled(self._backend.compile(self._name, self._model))
             except Exception as e:
                 raise BackendError(f"OpenVINO cannot compile {self._name}: {_line(e)[:300]}") from e
+            self._compiled[key] = compiled
+            self._recent.append(compiled)
         tensors = {
             name: self._backend._ov.Tensor(view(buffers[name]), shared_memory=True)
             for name in (*self._inputs, *self._outputs)
         }
-        return _Launch(self._name, self._requests[key], tensors, tuple(buffers.values()))
+        return _Launch(self._name, compiled, tensors, tuple(buffers.values()))
+
+
+class _Compiled:
+    """A graph for one set of sizes: its own copy of the weights, and the requests that run it, one after the other."""
+
+    def __init__(self, requests: list[Any]) -> None:
+        self.requests = requests
 
 
 class _Launch:
-    def __init__(self, name: str, requests: list[Any], tensors: dict[str, Any], buffers: tuple[Buffer, ...]) -> None:
+    def __init__(self, name: str, compiled: _Compiled, tensors: dict[str, Any], buffers: tuple[Buffer, ...]) -> None:
         self._name = name
-        *self._heads, self._request = requests
+        self._compiled = compiled  # lives as long as a launch of it
+        *self._heads, self._request = compiled.requests
         self._tensors = tensors
         self._buffers = buffers  # held so that no address dies before the launch
 

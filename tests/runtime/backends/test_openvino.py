@@ -216,7 +216,7 @@ def test_a_graph_is_compiled_once_for_each_size(tiny):
     assert backend.load("update") is backend.load("update")
     for images in (1, 2, 1):
         backend.load("update").bind(bound(bundle, backend, "update", {"images": images, "guidance": 1}))
-    assert len(backend.load("update")._requests) == 2
+    assert len(backend.load("update")._compiled) == 2
 
 
 def test_without_the_package(tiny, monkeypatch):
@@ -283,3 +283,25 @@ def test_sizes_that_a_graph_cannot_have(tiny):
     with pytest.raises(BackendError, match="OpenVINO cannot compile update: ") as error:
         backend.load("update").bind({**buffers, "coefficients": backend.arena(0)((5, 7), "float32")})
     assert "\n" not in str(error.value)
+
+
+def test_sizes_that_nothing_is_bound_to_are_forgotten_but_for_the_last_two(tiny):
+    bundle = tiny.pipeline.bundle
+    backend = OpenVino(bundle)
+    graph = backend.load("update")
+
+    def bind(images: int) -> Any:
+        return graph.bind(bound(bundle, backend, "update", {"guidance": 1, "images": images}))
+
+    kept = bind(1)
+    for images in (2, 3, 4):
+        bind(images)
+    gc.collect()
+    assert sorted(key[0][1] for key in graph._compiled) == [1, 3, 4]
+    again = bind(4)
+    assert sorted(key[0][1] for key in graph._compiled) == [1, 3, 4]
+    kept()
+    again()
+    del kept
+    gc.collect()
+    assert sorted(key[0][1] for key in graph._compiled) == [3, 4]
