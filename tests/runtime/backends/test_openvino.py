@@ -148,6 +148,13 @@ def test_what_stays_f32_in_bf16(tiny, graph):
 
 
 @needs_bf16
+def test_the_decoder_that_is_there_to_be_exact_stays_f32_in_bf16(tiny):
+    backend = OpenVino(tiny.pipeline.bundle, 1, "bf16")
+    assert backend.precision_of("vae_decoder") == "bf16"
+    assert backend.precision_of("vae_decoder_fp32") == "f32"
+
+
+@needs_bf16
 @pytest.mark.parametrize("graph", ["unet", "controlnet_seg"])
 def test_bf16_does_not_round_the_timestep(tiny, graph):
     """In bfloat16 999 is 1000."""
