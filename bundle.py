@@ -209,6 +209,14 @@ class Bundle:
         except KeyError:
             raise BundleError(f"{self.folder} has no graph {name!r}: export the bundle again") from None
 
+    def graph_files(self, name: str) -> dict[str, dict[str, Any]]:
+        """Size and digest of the graph's files by name: its ONNX file and, where it has weights, those beside it.
+
+        Raises: BundleError where the bundle has no such graph.
+        """
+        file, files = self.graph(name).file, self.manifest.files
+        return {name: files[name] for name in (file, f"{file}.data") if name in files}
+
     def require_condition(self, condition: str) -> None:
         """Raises: UserError where `condition` is unknown or not in this bundle."""
         if condition not in CONDITIONS:

@@ -115,7 +115,7 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Bundle → TensorRT plans, and what was fused in each. Exports the fp16 bundle first where it is missing."""
-    from .engines.build import Engines, Sizes, build_engines
+    from .engines.build import Engines, Sizes, build_engines, guided_by_default
     from .engines.builder import Settings
     from .engines.describe import engines_json, engines_table
     from .engines.flavor import load_flavor
@@ -136,15 +136,14 @@ def build(
     with _progress_bar() as progress:
         for opened in bundles:
             conditions = list(opened.manifest.conditions) if cond == ["all"] else cond
-            alone = opened.manifest.defaults.get("guidance_scale", 7.5) > 1
-            chosen = (True, False) if both or (guided and unguided) else (guided or (alone and not unguided),)
-            sizes = Sizes(counts, chosen, dynamic)
+            asked = tuple(g for g, wanted in ((True, guided or both), (False, unguided or both)) if wanted)
+            sizes = Sizes(counts, asked or (guided_by_default(opened),), dynamic)
             made.append(build_engines(opened, conditions, loaded, PlanStore(out), sizes, settings, _say, progress))
     if as_json:
         print(json.dumps([engines_json(engines) for engines in made]))
+        return
     for opened, engines in zip(bundles, made, strict=True):
-        if not as_json:
-            print(f"{opened.folder}\n{engines_table(engines)}\nin {PlanStore(out).root}")
+        print(f"{opened.folder}\n{engines_table(engines)}\nin {PlanStore(out).root}")
 
 
 engines_app = typer.Typer(help="The plans that were built: list, inspect, prune.", no_args_is_help=True)
@@ -271,7 +270,8 @@ def run(
 ) -> None:
     """Draw pictures that follow a condition, and a sheet that shows how well they do."""
     from .runtime import run as running
-    from .runtime.backends.choose import OPENVINO_PRECISIONS, preferred_precisions
+    from .runtime.backends.choose import preferred_precisions
+    from .runtime.backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
     from .runtime.pipeline import Pipeline
 
     out = out or home() / "runs"

@@ -120,31 +120,29 @@ def build_engines(
     return Engines(tuple(plans), tuple(built), time.perf_counter() - start)
 
 
+def guided_by_default(bundle: Bundle) -> bool:
+    """Whether the model's own guidance scale, where it has one, asks for classifier-free guidance."""
+    scale = bundle.manifest.defaults.get("guidance_scale")
+    return scale is None or scale > 1
+
+
 def required_graphs(bundle: Bundle, conditions: Sequence[str]) -> list[str]:
     """Every graph of the bundle but those of other conditions; the smallest first, so that trouble shows early."""
     for condition in conditions:
         bundle.require_condition(condition)
-    own = {f"{role}_{condition}" for role in ("hint", "controlnet", "extractor") for condition in conditions}
     others = {
         f"{role}_{condition}"
         for role in ("hint", "controlnet", "extractor")
         for condition in bundle.manifest.conditions
         if condition not in conditions
     }
-    graphs = [name for name in bundle.manifest.graphs if name not in others or name in own]
-    return sorted(graphs, key=lambda name: _size(bundle, name))
-
-
-def _size(bundle: Bundle, graph: str) -> int:
-    file = bundle.graph(graph).file
-    return sum(bundle.manifest.files.get(name, {}).get("size", 0) for name in (file, f"{file}.data"))
+    graphs = [name for name in bundle.manifest.graphs if name not in others]
+    return sorted(graphs, key=lambda name: sum(entry["size"] for entry in bundle.graph_files(name).values()))
 
 
 def _checked(bundle: Bundle, graph: str) -> Path:
     """The graph's ONNX file; a plan of damaged weights would carry the bundle's good digest."""
-    file = bundle.graph(graph).file
-    for name in (file, f"{file}.data"):
-        entry = bundle.manifest.files.get(name)
-        if entry and sha256_of(bundle.folder / name) != entry["sha256"]:
+    for name, entry in bundle.graph_files(graph).items():
+        if sha256_of(bundle.folder / name) != entry["sha256"]:
             raise BundleError(f"{bundle.folder / name} changed since the export: export the bundle again")
-    return bundle.folder / file
+    return bundle.folder / bundle.graph(graph).file

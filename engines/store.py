@@ -18,11 +18,11 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..bundle import MANIFEST, PARTIAL, Bundle, exclusive, home, sha256_of
+from ..doctor import installed
 from ..errors import BackendError, BundleError
 from .builder import REVISION, Built, Profile, Range, Settings
 from .flavor import Flavor, installed_flavors
@@ -276,9 +276,7 @@ class PlanStore:
 
 def graph_digest(bundle: Bundle, graph: str) -> str:
     """SHA-256 over the recorded digests of the graph's files: its ONNX file and the weights beside it."""
-    file = bundle.graph(graph).file
-    files = bundle.manifest.files
-    parts = [files[name]["sha256"] for name in (file, f"{file}.data") if name in files]
+    parts = [entry["sha256"] for entry in bundle.graph_files(graph).values()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -294,7 +292,7 @@ def bundle_sources() -> set[str]:
 
 def installed_versions() -> dict[str, str]:
     """The versions of the flavours that are installed; none is imported."""
-    return {name: version(name) for name in installed_flavors()}
+    return installed(installed_flavors())
 
 
 def system() -> str:

@@ -7,9 +7,9 @@ from ...bundle import Bundle
 from ...errors import BackendError, UserError
 from ...gpu import Gpu, find_gpu
 from .interface import Backend
+from .openvino import PRECISIONS as OPENVINO_PRECISIONS
 
 BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "openvino")
-OPENVINO_PRECISIONS = ("f32", "bf16")
 
 
 def open_backend(

@@ -58,12 +58,8 @@ class OnnxRuntimeCuda(Cuda):
         return self._graphs[graph]
 
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
-        files = self._bundle.manifest.files
-        weights = sum(
-            files.get(f"{self._bundle.graph(graph).file}.data", {}).get("size", 0)
-            for graph in dict.fromkeys(graphs)
-            if graph not in self._graphs
-        )
+        missing = [graph for graph in dict.fromkeys(graphs) if graph not in self._graphs]
+        weights = sum(entry["size"] for graph in missing for entry in self._bundle.graph_files(graph).values())
         return {"weights": weights, **super().needed(graphs, nbytes)}  # its activations it allocates as it runs
 
     def record(self, launches: Sequence[Launch]) -> Launch | None:

@@ -10,6 +10,8 @@ from ...errors import BackendError, BundleError
 from .host_memory import HostMemory, view
 from .interface import Buffer
 
+PRECISIONS = ("f32", "bf16")
+
 # Nearly all of a request's time. The other graphs stay float32 in every precision: the sampler's state is float32 by
 # design (`update`), extractors score images, and text encoder and hints run once, for all steps to inherit their error.
 # `vae_decoder_fp32` is there to be exact.
@@ -24,7 +26,7 @@ class OpenVino(HostMemory):
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, precision: str = "f32") -> None:
-        if precision not in ("f32", "bf16"):
+        if precision not in PRECISIONS:
             raise BackendError(f"openvino has no precision {precision!r}: choose f32 or bf16")
         try:
             import openvino

@@ -43,17 +43,14 @@ class TensorRt(Cuda):
         return self._graphs[graph]
 
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
-        plans = [plans[0] for graph in dict.fromkeys(graphs) if (plans := self._plans(graph))]
+        plans = self._newest(graphs)
         weights = sum(plan.weights for plan in plans if plan.folder not in self._engines)
-        # One scratch for all: they never run together.
-        activations = max((plan.activations for plan in plans), default=0)
-        growth = max(activations - (self._scratch.nbytes if self._scratch else 0), 0)
+        growth = max(_activations(plans) - (self._scratch.nbytes if self._scratch else 0), 0)
         return {"weights": weights, "activations": growth, **super().needed(graphs, nbytes)}
 
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
         super().reserve(graphs, nbytes)
-        held = self._scratch.nbytes if self._scratch else 0
-        self._scratch_bytes = max(self._scratch_bytes, held + self.needed(graphs, nbytes)["activations"])
+        self._scratch_bytes = max(self._scratch_bytes, _activations(self._newest(graphs)))
 
     def record(self, launches: Sequence[Launch]) -> Launch | None:
         for engine in self._engines.values():
@@ -101,6 +98,10 @@ class TensorRt(Cuda):
             reasons.append(self._why_not(flavor, missing[0]))
         raise BackendError("; ".join(reasons))
 
+    def _newest(self, graphs: Sequence[str]) -> list[Plan]:
+        """The newest plan of each graph."""
+        return [self.load(graph).plans[0] for graph in dict.fromkeys(graphs)]
+
     def _plans(self, graph: str) -> list[Plan]:
         return self._runnable(self._flavor, graph)
 
@@ -125,14 +126,14 @@ class _Graph:
     def __init__(self, backend: TensorRt, name: str, plans: Sequence[Plan]) -> None:
         self._backend = backend
         self._name = name
-        self._plans = plans
+        self.plans = plans
         if not plans:
             raise BackendError(backend._why_not(backend._flavor, name))
 
     def bind(self, buffers: Mapping[str, Buffer]) -> "_Launch":
         bundle = self._backend._bundle
         shapes = {t.name: buffers[t.name].shape for t in bundle.graph(self._name).inputs}
-        for plan in self._plans:
+        for plan in self.plans:
             profile = plan.profile_for(shapes)
             if profile is not None:
                 context = self._backend.engine(plan).context(profile, shapes)
@@ -250,6 +251,11 @@ class _Launch:
         if not context.context.execute_async_v3(self._backend.stream):
             context.bound = None
             raise self._backend.refuse(f"failed in {self._name}")
+
+
+def _activations(plans: Sequence[Plan]) -> int:
+    """The scratch that they share: they never run together."""
+    return max(plan.activations for plan in plans)
 
 
 def _logger(trt: Any) -> Any:

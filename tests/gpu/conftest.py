@@ -168,10 +168,7 @@ Open = Callable[..., Pipeline]
 @pytest.fixture(scope="session", params=FLAVORS)
 def open_tensorrt(request: pytest.FixtureRequest, fp16: Bundle, try_flavor: Try) -> Open:
     """`open_tensorrt(warm=…)`: a new pipeline on a flavour's plans of the fp16 bundle."""
-    tried = try_flavor(request.param)
-    if tried.refusal:
-        pytest.skip(tried.refusal)
-    return _opener(fp16, "tensorrt", tried.plans)
+    return _plans_opener(fp16, try_flavor(request.param))
 
 
 @pytest.fixture(scope="session")
@@ -184,6 +181,12 @@ def open_cuda(fp32: Bundle) -> Open:
             raise  # CUDA works here, and we use it wrongly
         pytest.skip(str(e))
     return _opener(fp32, "onnxruntime-cuda", None)
+
+
+def _plans_opener(bundle: Bundle, tried: Tried) -> Open:
+    if tried.refusal:
+        pytest.skip(tried.refusal)
+    return _opener(bundle, "tensorrt", tried.plans)
 
 
 def _opener(bundle: Bundle, backend: str, plans: Path | None) -> Open:
@@ -200,10 +203,7 @@ def open_any(request: pytest.FixtureRequest, fp16: Bundle, try_flavor: Try) -> O
     if request.param == "onnxruntime-cuda":
         opener: Open = request.getfixturevalue("open_cuda")
         return opener
-    tried = try_flavor(request.param)
-    if tried.refusal:
-        pytest.skip(tried.refusal)
-    return _opener(fp16, "tensorrt", tried.plans)
+    return _plans_opener(fp16, try_flavor(request.param))
 
 
 @pytest.fixture(scope="session")
