@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from . import __version__
+from .benchmarks import commands
 from .bundle import Bundle, bundle_folder, find_bundle, home
 from .conditions import CONDITIONS
 from .errors import CnppError, UserError
@@ -22,7 +23,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option(help="`miniature`, `miniature-lcm`, or a local diffusers folder (SD 1.x).")]
+Model = Annotated[
+    str,
+    typer.Option(help="`miniature`, `miniature-lcm`, `miniature-controlnet`, or a local diffusers folder (SD 1.x)."),
+]
 # Typer's base of "no such option", "missing option" and the like; it has no public name.
 _UsageError: Any = typer.BadParameter.__base__
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -453,6 +457,9 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+commands.register(app)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ REFERENCE and CANDIDATE are bundles of the miniature. The conditions are those o
 on; both sides draw them with the same prompts and seeds.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -16,14 +15,10 @@ import typer
 from numpy.typing import NDArray
 
 from ..conditions import CONDITIONS
-from ..miniature.scenes import draw_scene
 from ..runtime.consistency import Score, score
-from ..runtime.palette import colors_from_labels
 from ..runtime.pipeline import Pipeline
-from ..runtime.request import Control, Request
-
-# Beyond every seed of miniature/data.py's splits: nothing was trained or measured on these scenes.
-FIRST_SCENE = 10_000_000
+from ..runtime.request import Request
+from .requests import make_requests
 
 
 @dataclass(frozen=True)
@@ -64,12 +59,12 @@ class Draws(Protocol):
         ...
 
 
-def compare(reference: Pipeline, candidate: Draws, condition: str, count: int, first: int = FIRST_SCENE) -> Parity:
+def compare(reference: Pipeline, candidate: Draws, condition: str, count: int) -> Parity:
     """Draws `count` scenes on both sides; scores are taken by the reference's extractor."""
     psnr: list[float] = []
     largest = 0
     scores: dict[str, list[Score]] = {"reference": [], "candidate": []}
-    for request in requests(reference, condition, range(first, first + count)):
+    for request in make_requests(reference, condition, range(count)):
         images = {"reference": reference(request).images[0], "candidate": candidate(request).images[0]}
         difference = images["candidate"].astype(np.int64) - images["reference"]
         largest = max(largest, int(np.abs(difference).max()))
@@ -80,20 +75,6 @@ def compare(reference: Pipeline, candidate: Draws, condition: str, count: int, f
     means = {side: float(np.mean([s.value for s in found])) for side, found in scores.items()}
     metric = scores["reference"][0].metric
     return Parity(condition, metric, tuple(psnr), largest, means["reference"], means["candidate"])
-
-
-def requests(pipeline: Pipeline, condition: str, seeds: Sequence[int]) -> list[Request]:
-    """The model's defaults on fresh scenes' own conditions and prompts."""
-    defaults = pipeline.bundle.manifest.defaults
-    given = {
-        name: defaults[name] for name in ("num_inference_steps", "guidance_scale", "scheduler") if name in defaults
-    }
-    made = []
-    for seed in seeds:
-        scene = draw_scene(seed)
-        control = colors_from_labels(scene.labels) if condition == "seg" else pipeline.extract(condition, scene.image)
-        made.append(Request(scene.caption, "", (Control(condition, control),), seed=seed, **given))
-    return made
 
 
 def peak_signal_to_noise(difference: NDArray[np.int64]) -> float:

@@ -1,5 +1,6 @@
 """diffusers' own pipeline behind the runtime's interface: the reference and the competitor."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,28 @@ from numpy.typing import NDArray
 from ..export.checkpoint import Checkpoint
 from ..runtime.request import Request
 
+# diffusers' class and settings of each of the runtime's schedulers.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """images uint8 [B,H,W,3], latents float32 [B,4,h,w] as the decoder was given them."""
+    """images uint8 [B,H,W,3]; trajectory, the latents after each step, float32 [B,4,h,w] each."""
 
     images: NDArray[np.uint8]
-    latents: NDArray[np.float32]
+    trajectory: tuple[NDArray[np.float32], ...]
+
+    @property
+    def latents(self) -> NDArray[np.float32]:
+        """As the decoder was given them."""
+        return self.trajectory[-1]
 
 
 class PyTorch:
@@ -25,46 +41,62 @@ class PyTorch:
     Args:
         dtype: of weights and activations. On a CPU float16 rounds every operation's result, which is slow, and the
             most that fp16 can do to an image.
+        adapt: is given each network (UNet, VAE, text encoder, ControlNet), loaded, by name, and returns what runs in
+            its place: for `torch.compile` and memory formats.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-        self._checkpoint = checkpoint
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        adapt: Callable[[str, Any], Any] = lambda name, module: module,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
         self._dtype = dtype
-        self._device = device
+        self._adapt = adapt
+        self._pipelines: dict[tuple[str, ...], Any] = {}
         self._controlnets: dict[str, Any] = {}
-        self._components = {
-            name: getattr(checkpoint, name)(dtype).to(device) for name in ("unet", "vae", "text_encoder")
+        self._shared = {
+            "unet": adapt("unet", checkpoint.unet(dtype).to(device)),
+            "vae": adapt("vae", checkpoint.vae(dtype).to(device)),
+            "text_encoder": adapt("text_encoder", checkpoint.text_encoder(dtype).to(device)),
+            "tokenizer": checkpoint.tokenizer(),
         }
+
+    def pipeline(self, request: Request) -> Any:
+        """The pipeline of this request's conditions and scheduler; made once."""
+        conditions = tuple(c.condition for c in request.controls)
+        key = (request.scheduler, *conditions)
+        if key not in self._pipelines:
+            import diffusers
+
+            name, settings = SCHEDULERS[request.scheduler]
+            scheduler = getattr(diffusers, name).from_config(self.checkpoint.config("scheduler"), **settings)
+            made = diffusers.StableDiffusionControlNetPipeline(
+                controlnet=[self._controlnet(condition) for condition in conditions],
+                scheduler=scheduler,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                **self._shared,
+            )
+            made.set_progress_bar_config(disable=True)
+            self._pipelines[key] = made
+        return self._pipelines[key]
 
     def __call__(self, request: Request) -> Drawn:
-        import diffusers
         from PIL import Image
 
-        schedulers = {
-            "ddim": diffusers.DDIMScheduler,
-            "euler": diffusers.EulerDiscreteScheduler,
-            "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
-            "unipc": diffusers.UniPCMultistepScheduler,
-            "lcm": diffusers.LCMScheduler,
-        }
-        pipeline = diffusers.StableDiffusionControlNetPipeline(
-            controlnet=[self._controlnet(c.condition) for c in request.controls],
-            scheduler=schedulers[request.scheduler].from_config(self._checkpoint.config("scheduler")),
-            tokenizer=self._checkpoint.tokenizer(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-            **self._components,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        seeds = [int(request.seed or 0) + i for i in range(request.num_images_per_prompt)]
-        latents: list[Any] = []
+        trajectory: list[Any] = []
 
         def remember(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-            latents[:] = [kwargs["latents"]]
+            trajectory.append(kwargs["latents"])
             return kwargs
 
-        output = pipeline(
+        seeds = [int(request.seed or 0) + i for i in range(request.num_images_per_prompt)]
+        output = self.pipeline(request)(
             request.prompt,
             negative_prompt=request.negative_prompt or None,
             image=[Image.fromarray(c.image) for c in request.controls],
@@ -78,9 +110,11 @@ class PyTorch:
             output_type="np",
             callback_on_step_end=remember,
         )
-        return Drawn((output.images * 255).round().astype(np.uint8), latents[0].float().cpu().numpy())
+        images = (output.images * 255).round().astype(np.uint8)
+        return Drawn(images, tuple(latents.float().cpu().numpy() for latents in trajectory))
 
     def _controlnet(self, condition: str) -> Any:
         if condition not in self._controlnets:
-            self._controlnets[condition] = self._checkpoint.controlnet(condition, self._dtype).to(self._device)
+            loaded = self.checkpoint.controlnet(condition, self._dtype).to(self.device)
+            self._controlnets[condition] = self._adapt("controlnet", loaded)
         return self._controlnets[condition]

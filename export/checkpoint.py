@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 MINIATURE = Path(__file__).parent.parent / "miniature" / "model"
-# The embedded models by name, each with the LoRA that is fused into its UNet.
-EMBEDDED: dict[str, Path | None] = {
-    "miniature": None,
-    "miniature-lcm": MINIATURE / "lora" / "lcm" / "pytorch_lora_weights.safetensors",
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A variant of the embedded model: the folder of its ControlNets, and the LoRA that is fused into its UNet."""
+
+    controlnets: str = "controlnet"
+    lora: Path | None = None
+
+
+EMBEDDED = {
+    "miniature": Embedded(),
+    "miniature-lcm": Embedded(lora=MINIATURE / "lora" / "lcm" / "pytorch_lora_weights.safetensors"),
+    "miniature-controlnet": Embedded(controlnets="controlnet-plain"),
 }
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -29,8 +40,9 @@ class Checkpoint:
     """A local folder of SD-1.x architecture in the diffusers layout, with its ControlNets.
 
     Args:
-        model: `miniature`, `miniature-lcm` (the same with its few-step LoRA fused), or the path of a folder with
-            `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`.
+        model: `miniature`, `miniature-lcm` (the same with its few-step LoRA fused), `miniature-controlnet` (with the
+            ControlNets before their fine-tuning for consistency), or the path of a folder with `unet/`, `vae/`,
+            `text_encoder/`, `tokenizer/`, `scheduler/`.
         controlnets: ControlNet folders by condition; others are looked for in the model's own `controlnet/<condition>`.
     Raises: UserError where the model is not such a folder.
     """
@@ -38,7 +50,9 @@ class Checkpoint:
     def __init__(self, model: str, controlnets: Mapping[str, Path] | None = None) -> None:
         self.name = model
         self.folder = MINIATURE if model in EMBEDDED else Path(model)
-        self.lora = EMBEDDED.get(model)
+        embedded = EMBEDDED.get(model, Embedded())
+        self.lora = embedded.lora
+        self._controlnets = self.folder / embedded.controlnets
         self.controlnets = dict(controlnets or {})
         if not self.folder.is_dir():
             raise UserError(
@@ -101,7 +115,7 @@ class Checkpoint:
         """
         if condition not in CONDITIONS:
             raise UserError(f"unknown condition {condition!r}: choose from {', '.join(CONDITIONS)}")
-        folder = self.controlnets.get(condition, self.folder / "controlnet" / condition)
+        folder = self.controlnets.get(condition, self._controlnets / condition)
         # Published ControlNet++ folders hold the model itself or one level down.
         for candidate in (folder, folder / "controlnet"):
             if (candidate / "config.json").is_file():

@@ -257,8 +257,9 @@ class Program:
         self, stage: str, graph: str | None = None, index: int | None = None, ends: bool = False, /, **buffers: Buffer
     ) -> Step:
         graph = graph or stage
-        outputs = {t.name: buffers[t.name] for t in self._bundle.graph(graph).outputs}
-        return Step(stage, graph, self._backend.load(graph).bind(buffers), outputs, index, ends)
+        spec = self._bundle.graph(graph)
+        inputs, outputs = ({t.name: buffers[t.name] for t in tensors} for tensors in (spec.inputs, spec.outputs))
+        return Step(stage, graph, self._backend.load(graph).bind(buffers), inputs, outputs, index, ends)
 
 
 def run(steps: Sequence[Step], clock: Stopwatch, on_step_end: Callable[[int], None] | None = None) -> None:

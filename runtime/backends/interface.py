@@ -71,7 +71,7 @@ class Step:
     """A launch with the stage it counts for.
 
     Attributes:
-        outputs: what it writes, by the graph's tensor names.
+        inputs, outputs: what it reads and writes, by the graph's tensor names.
         index: the denoising step k that it belongs to.
         ends: whether that step ends with it.
     """
@@ -79,6 +79,7 @@ class Step:
     stage: str
     graph: str
     launch: Launch
+    inputs: Mapping[str, Buffer]
     outputs: Mapping[str, Buffer]
     index: int | None = None
     ends: bool = False

@@ -160,7 +160,7 @@ def test_timings_and_steps_are_told():
     clock = WallClock()
 
     def step(stage: str, index: int | None = None, ends: bool = False) -> Step:
-        return Step(stage, stage, lambda: time.sleep(0.01 if stage == "unet" else 0), {}, index, ends)
+        return Step(stage, stage, lambda: time.sleep(0.01 if stage == "unet" else 0), {}, {}, index, ends)
 
     run([step("unet", 0), step("update", 0, True), step("unet", 1), step("update", 1, True), step("x")], clock)
     assert clock.seconds().keys() == {"unet", "update", "x"}

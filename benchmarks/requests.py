@@ -1,0 +1,49 @@
+"""Requests to measure with: fresh scenes for the embedded models, random blocks for every other."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..export.checkpoint import EMBEDDED
+from ..miniature.scenes import draw_scene
+from ..runtime.palette import colors_from_labels
+from ..runtime.pipeline import Pipeline
+from ..runtime.request import Control, Request
+
+# Beyond every seed of miniature/data.py's splits: nothing was trained or measured on these scenes.
+FIRST_SCENE = 10_000_000
+
+
+def make_requests(pipeline: Pipeline, condition: str, indices: Iterable[int], **fields: Any) -> Iterator[Request]:
+    """One request for each index, each with its own prompt, control image and seed.
+
+    An embedded model gets scenes that nothing was trained on, with their captions; any other model random blocks,
+    which have no meaning but do for latency and parity.
+
+    Args: fields: of `Request`, over the model's defaults.
+    """
+    defaults = pipeline.bundle.manifest.defaults
+    names = ("num_inference_steps", "guidance_scale", "scheduler")
+    given: dict[str, Any] = {name: defaults[name] for name in names if name in defaults} | fields
+    for index in indices:
+        image, prompt = control(pipeline, condition, index)
+        yield Request(prompt, controls=(Control(condition, image),), **{"seed": index, **given})
+
+
+def control(pipeline: Pipeline, condition: str, index: int) -> tuple[NDArray[np.uint8], str]:
+    """The index-th control image, uint8 [H,W,3], and its prompt."""
+    m = pipeline.bundle.manifest
+    if m.model not in EMBEDDED:
+        return blocks(m.width, m.height, index), f"a photo of {index} coloured blocks"
+    scene = draw_scene(FIRST_SCENE + index)
+    image = colors_from_labels(scene.labels) if condition == "seg" else pipeline.extract(condition, scene.image)
+    return image, scene.caption
+
+
+def blocks(width: int, height: int, seed: int) -> NDArray[np.uint8]:
+    """16 by 16 random colours, uint8 [H,W,3]."""
+    cells = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    rows, columns = np.arange(height) * 16 // height, np.arange(width) * 16 // width
+    return np.ascontiguousarray(cells[rows][:, columns])
