@@ -13,9 +13,10 @@ import typer
 
 from . import __version__
 from .benchmarks import commands
-from .bundle import Bundle, bundle_folder, find_bundle, home
+from .bundle import Bundle, find_bundle, home
 from .conditions import CONDITIONS
 from .errors import CnppError, UserError
+from .options import Json, Model, read_counts, read_pairs, read_size, say
 
 app = typer.Typer(
     help="ControlNet++ as ONNX graphs and TensorRT engines, and a runtime without PyTorch.",
@@ -23,13 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[
-    str,
-    typer.Option(help="`miniature`, `miniature-lcm`, `miniature-controlnet`, or a local diffusers folder (SD 1.x)."),
-]
 # Typer's base of "no such option", "missing option" and the like; it has no public name.
 _UsageError: Any = typer.BadParameter.__base__
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 _INTERRUPTED = 130
@@ -47,15 +43,15 @@ def main() -> NoReturn:
     except _UsageError as e:
         if not e.format_message():  # the help was printed instead
             sys.exit(2)
-        _say(f"error: {' '.join(e.format_message().split()).rstrip('.')}: see `cnpp-trt --help`")
+        say(f"error: {' '.join(e.format_message().split()).rstrip('.')}: see `cnpp-trt --help`")
         sys.exit(2)
     except CnppError as e:
         if debug:
             raise
-        _say(f"error: {e}")
+        say(f"error: {e}")
         sys.exit(2 if isinstance(e, UserError) else 1)
     if status == _INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
-        _say("interrupted: nothing half-made is left")
+        say("interrupted: nothing half-made is left")
     sys.exit(status)
 
 
@@ -127,7 +123,7 @@ def build(
 
     if bundle is not None and size:
         raise UserError("--size goes with --model: a bundle has its one size")
-    settings, counts = Settings(optimization_level), _counts(images)
+    settings, counts = Settings(optimization_level), read_counts(images)
     loaded = load_flavor(flavor)
     loaded.target()  # whether it can build here at all is known before anything is exported
     sizes_given: list[str | None] = [*size] if size else [None]
@@ -142,7 +138,7 @@ def build(
             conditions = list(opened.manifest.conditions) if cond == ["all"] else cond
             asked = tuple(g for g, wanted in ((True, guided or both), (False, unguided or both)) if wanted)
             sizes = Sizes(counts, asked or (guided_by_default(opened),), dynamic)
-            made.append(build_engines(opened, conditions, loaded, PlanStore(out), sizes, settings, _say, progress))
+            made.append(build_engines(opened, conditions, loaded, PlanStore(out), sizes, settings, say, progress))
     if as_json:
         print(json.dumps([engines_json(engines) for engines in made]))
         return
@@ -168,7 +164,7 @@ def engines_list(store: Store = None, as_json: Json = False) -> None:
     elif plans:
         print(plans_table(plans))
     else:
-        _say(f"no plans in {opened.root}: make some with `cnpp-trt build --cond …`")
+        say(f"no plans in {opened.root}: make some with `cnpp-trt build --cond …`")
 
 
 @engines_app.command("inspect")
@@ -220,7 +216,7 @@ def engines_prune(
     else:
         reasons = opened.useless(installed_versions(), bundle_sources() if unused else None)
     for plan, reason in reasons.items():
-        _say(f"{plan.folder.name}: {reason}")
+        say(f"{plan.folder.name}: {reason}")
     freed = 0 if dry_run else opened.remove(reasons) + opened.remove_leftovers()
     if as_json:
         print(json.dumps({"plans": [p.folder.name for p in reasons], "freed": freed, "dry_run": dry_run}))
@@ -284,9 +280,9 @@ def run(
         repeated = running.repeat(repeat, out, bundle, backend, threads, openvino_precision, plans)
         _print_drawn(repeated.drawn, as_json, {"max_difference": repeated.max_difference})
         same = repeated.max_difference == 0
-        _say("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
+        say("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
         return
-    folder = bundle or find_bundle(model, precision, _size(size), preferred_precisions(backend))
+    folder = bundle or find_bundle(model, precision, read_size(size), preferred_precisions(backend))
     pipeline = Pipeline.open(folder, backend, threads, openvino_precision=openvino_precision, plans=plans)
     conditions = cond or list(pipeline.bundle.manifest.conditions)[:1]
     controls = _controls(conditions, image or [], extract, control_scale, control_start, control_end)
@@ -337,16 +333,11 @@ def _export(
     out: Path | None,
 ) -> Bundle:
     from .export.checkpoint import Checkpoint
-    from .export.exporter import export_bundle
+    from .export.exporter import export_model
 
-    checkpoint = Checkpoint(model, _pairs(controlnets or []))
-    pixels = checkpoint.size(_size(size))
-    folder = out or bundle_folder(model, precision, *pixels)
+    checkpoint = Checkpoint(model, read_pairs(controlnets or []))
     wanted = list(CONDITIONS) if conditions == ["all"] else conditions
-    try:
-        return export_bundle(checkpoint, wanted, folder, precision=precision, size=pixels, report=_say)
-    except ModuleNotFoundError as e:
-        raise CnppError(f"export needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
+    return export_model(checkpoint, wanted, precision, read_size(size), out, say)
 
 
 @contextmanager
@@ -365,19 +356,19 @@ def _progress_bar() -> Iterator[Callable[[str, float], None] | None]:
 
 def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any]) -> None:
     for note in drawn.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if as_json:
         print(json.dumps({**drawn.to_json(), **extra}))
         return
     stages = {k: v for k, v in drawn.timings.items() if k != "total"}
-    _say(f"{'total':<13}{drawn.timings['total']:8.3f} s on {drawn.backend} ({drawn.reason})")
+    say(f"{'total':<13}{drawn.timings['total']:8.3f} s on {drawn.backend} ({drawn.reason})")
     for stage, seconds in stages.items():
-        _say(f"  {stage:<11}{seconds:8.3f} s")
+        say(f"  {stage:<11}{seconds:8.3f} s")
     if drawn.memory:
         parts = ", ".join(f"{part} {nbytes / 2**20:.0f} MiB" for part, nbytes in drawn.memory.items())
-        _say(f"device memory {parts}")
+        say(f"device memory {parts}")
     for condition, scores in drawn.scores:
-        _say(f"consistency {condition}: {', '.join(str(s) for s in scores)}")
+        say(f"consistency {condition}: {', '.join(str(s) for s in scores)}")
     for path in (*drawn.images, *([drawn.sheet] if drawn.sheet else [])):
         print(path)
 
@@ -420,43 +411,10 @@ def _controls(
     ]
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UserError(f"cannot read size {text!r}: give 512 or 768x512 (width x height, in pixels)")
-    return int(parts[0]), int(parts[-1])
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    counts: list[int] = []
-    for part in text.split(","):
-        low, dash, high = part.partition("-")
-        if not low.isdecimal() or (dash and not high.isdecimal()) or len(part) > 9:
-            raise UserError(f"cannot read --images {text!r}: give 1, 1-4 or 1,4")
-        counts += range(int(low), min(int(high or low), 99) + 1)
-    return tuple(dict.fromkeys(counts))
-
-
-def _pairs(texts: list[str]) -> dict[str, Path]:
-    pairs = {}
-    for text in texts:
-        condition, equals, path = text.partition("=")
-        if not equals or not path:
-            raise UserError(f"cannot read --controlnet {text!r}: give COND=PATH, as in seg=./my-controlnet")
-        pairs[condition] = Path(path)
-    return pairs
-
-
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     # As an exception, so that every `finally` runs and nothing half-made is left.
-    _say("terminated: nothing half-made is left")
+    say("terminated: nothing half-made is left")
     sys.exit(128 + signum)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 commands.register(app)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import sha256_of
+from ..bundle import Bundle, sha256_of
 from ..conditions import CONDITIONS
 from ..errors import UserError
 
@@ -201,6 +201,30 @@ class Checkpoint:
         if hasattr(loaded, "requires_grad_"):  # a module, not the tokenizer
             loaded.eval().requires_grad_(False)
         return loaded
+
+
+def checkpoint_of(
+    bundle: Bundle, model: str | None = None, controlnets: Mapping[str, Path] | None = None
+) -> Checkpoint:
+    """The checkpoint that a bundle was exported from, its weights compared by their digests.
+
+    Args:
+        model: where it is; None does for the embedded models, which a bundle names.
+    Raises: UserError where it cannot be found, or has other weights.
+    """
+    made_from = bundle.manifest.model
+    if model is None and made_from not in EMBEDDED:
+        raise UserError(f"{bundle.folder} was exported from a folder {made_from!r}: say where it is with --model PATH")
+    checkpoint = Checkpoint(model or made_from, controlnets)
+    if checkpoint.fingerprint() != bundle.manifest.base:
+        raise UserError(f"{bundle.folder} was not exported from {checkpoint.name}: its weights are others")
+    for condition, recorded in bundle.manifest.conditions.items():
+        if checkpoint.controlnet_fingerprint(condition) != recorded.get("controlnet"):
+            raise UserError(
+                f"the {condition} ControlNet of {bundle.folder} is not {checkpoint.controlnet_folder(condition)}: "
+                f"say where it is with --controlnet {condition}=PATH"
+            )
+    return checkpoint
 
 
 def _digest(*folders: Path) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..bundle import MANIFEST, Bundle, Manifest, lock_bundle, model_name, write_bundle
+from ..bundle import MANIFEST, Bundle, Manifest, bundle_folder, lock_bundle, model_name, write_bundle
 from ..conditions import CONDITIONS
 from ..doctor import installed
-from ..errors import BundleError, UserError
+from ..errors import BundleError, CnppError, UserError
 from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -51,6 +51,26 @@ def export_bundle(
     manifest = _manifest(checkpoint, precision, *checkpoint.size(size))
     with lock_bundle(out):
         return _export_locked(checkpoint, conditions, out, manifest, report)
+
+
+def export_model(
+    checkpoint: Checkpoint,
+    conditions: Sequence[str],
+    precision: str,
+    size: tuple[int, int] | None,
+    out: Path | None,
+    report: Report,
+) -> Bundle:
+    """`export_bundle` to where a user's bundles are (or `out`), at the model's own size unless another is given.
+
+    Raises: as `export_bundle`; CnppError where what exporting needs is not installed.
+    """
+    pixels = checkpoint.size(size)
+    folder = out or bundle_folder(checkpoint.name, precision, *pixels)
+    try:
+        return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, report=report)
+    except ModuleNotFoundError as e:
+        raise CnppError(f"export needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
 
 
 def _export_locked(

@@ -1,0 +1,52 @@
+"""What the commands share of their options: how sizes, counts and pairs are typed, and where progress goes."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import UserError
+
+Model = Annotated[
+    str,
+    typer.Option(help="`miniature`, `miniature-lcm`, `miniature-controlnet`, or a local diffusers folder (SD 1.x)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """(width, height) from `512` or `768x512`."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"cannot read size {text!r}: give 512 or 768x512 (width x height, in pixels)")
+    return int(parts[0]), int(parts[-1])
+
+
+def read_counts(text: str) -> tuple[int, ...]:
+    """From `1`, `1-4` or `1,4`."""
+    counts: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()) or len(part) > 9:
+            raise UserError(f"cannot read --images {text!r}: give 1, 1-4 or 1,4")
+        counts += range(int(low), min(int(high or low), 99) + 1)
+    return tuple(dict.fromkeys(counts))
+
+
+def read_pairs(texts: list[str]) -> dict[str, Path]:
+    """Paths by condition, from `seg=PATH` each."""
+    pairs = {}
+    for text in texts:
+        condition, equals, path = text.partition("=")
+        if not equals or not path:
+            raise UserError(f"cannot read --controlnet {text!r}: give COND=PATH, as in seg=./my-controlnet")
+        pairs[condition] = Path(path)
+    return pairs
+
+
+def say(line: str) -> None:
+    """Progress and errors: to stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
