@@ -6,6 +6,8 @@ COND ?= seg
 # 512 or WxH; empty takes the model's own size. Empty STEPS takes the model's own number.
 SIZE ?=
 STEPS ?=
+# Further options of bench, parity and consistency.
+FLAGS ?=
 PYTHON ?= python3
 # Where torch comes from; empty is pip's own index, whose Linux build brings gigabytes of CUDA packages along.
 # Without an NVIDIA GPU: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -24,7 +26,11 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 SIZED := $(if $(SIZE),--size $(SIZE))
 STEPPED := $(if $(STEPS),--steps $(STEPS))
 
-.PHONY: run bundle test test-gpu lint engines clean help
+# Measured are all conditions that a COND on the command line does not narrow down; latency is that of one.
+MEASURED := $(addprefix --cond ,$(if $(filter file,$(origin COND)),all,$(COND)))
+TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
+
+.PHONY: run bundle test test-gpu lint engines bench parity consistency report clean help
 
 run: bundle  ## export the bundle where it is missing, then draw MODEL's example of each COND
 	@conditions="$(COND)"; \
@@ -52,13 +58,27 @@ lint: $(VENV)/test.stamp  ## ruff and mypy
 engines: $(VENV)/engines.stamp  ## fp16 bundle and TensorRT plans of MODEL with COND (and SIZE), on any machine
 	$(BIN)/cnpp-trt build --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)
 
+bench: $(VENV)/bench.stamp  ## latency beside PyTorch and what each technique is worth (minutes)
+	$(BIN)/cnpp-trt bench --model "$(MODEL)" $(TIMED) $(SIZED) $(FLAGS)
+
+parity: $(VENV)/bench.stamp  ## how close to PyTorch, graph by graph, step by step and in the images; a gate
+	$(BIN)/cnpp-trt export --model "$(MODEL)" $(MEASURED) $(SIZED)
+	$(BIN)/cnpp-trt parity --model "$(MODEL)" $(MEASURED) --precision fp32 $(SIZED) $(FLAGS)
+
+consistency: $(VENV)/bench.stamp  ## how well pictures follow their condition, beside PyTorch's
+	$(BIN)/cnpp-trt export --model "$(MODEL)" $(MEASURED) $(SIZED)
+	$(BIN)/cnpp-trt consistency --model "$(MODEL)" $(MEASURED) --precision fp32 $(SIZED) --against pytorch $(FLAGS)
+
+report: $(VENV)/bench.stamp  ## one page of all that was measured, and its Markdown twin
+	$(BIN)/cnpp-trt report
+
 clean:  ## remove artifacts, build outputs and caches (not .venv)
 	rm -rf artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
-	@echo "Variables: MODEL=$(MODEL) COND=\"$(COND)\" SIZE=$(SIZE) STEPS=$(STEPS) PYTHON=$(PYTHON)"
+	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
+	@echo "Variables: MODEL=$(MODEL) COND=\"$(COND)\" SIZE=$(SIZE) STEPS=$(STEPS) FLAGS=$(FLAGS) PYTHON=$(PYTHON)"
 
 # What running needs comes first and alone: the tests' packages would make a first `make run` wait for nothing.
 $(VENV)/run.stamp: pyproject.toml constraints.txt
@@ -72,6 +92,11 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 $(VENV)/engines.stamp: $(VENV)/run.stamp
 	@echo "installing cnpp-trt[rtx] into $(VENV)"
 	@$(PIP) --editable '.[$(DEVICE),export,rtx]'
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/run.stamp
+	@echo "installing cnpp-trt[openvino,bench] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE),export,openvino,bench]'
 	@touch $@
 
 # mypy knows a package by its folder's name, which a clone may have changed: the link has the right one.

@@ -111,6 +111,9 @@ def build(
         bool, typer.Option("--dynamic", help="One profile for the whole range of sizes: slower.")
     ] = False,
     optimization_level: Annotated[int | None, typer.Option(help="TensorRT's, 0 to 5.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare every graph with PyTorch after the build, as `parity` does.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -132,18 +135,49 @@ def build(
         if bundle is not None
         else [_export(model, cond, controlnet, "fp16", s, None) for s in sizes_given]
     )
+    # Before anything is built: what a check needs may be missing.
+    checks = [_check_of(opened, model, bundle is None, controlnet) for opened in bundles] if check else []
     made: list[Engines] = []
+    found: list[Any] = []
     with _progress_bar() as progress:
-        for opened in bundles:
+        for i, opened in enumerate(bundles):
             conditions = list(opened.manifest.conditions) if cond == ["all"] else cond
             asked = tuple(g for g, wanted in ((True, guided or both), (False, unguided or both)) if wanted)
             sizes = Sizes(counts, asked or (guided_by_default(opened),), dynamic)
             made.append(build_engines(opened, conditions, loaded, PlanStore(out), sizes, settings, say, progress))
+            found.append(checks[i](conditions, sizes, out, say) if check else None)
     if as_json:
-        print(json.dumps([engines_json(engines) for engines in made]))
-        return
-    for opened, engines in zip(bundles, made, strict=True):
-        print(f"{opened.folder}\n{engines_table(engines)}\nin {PlanStore(out).root}")
+        rows = [engines_json(e) | ({"check": f} if f else {}) for e, f in zip(made, found, strict=True)]
+        print(json.dumps(rows))
+    else:
+        for opened, engines, outcome in zip(bundles, made, found, strict=True):
+            print(f"{opened.folder}\n{engines_table(engines)}\nin {PlanStore(out).root}")
+            if outcome:
+                from .benchmarks.check import describe_check
+
+                print(f"\n{describe_check(outcome, opened.manifest.precision)}")
+    failures = [line for outcome in found if outcome for line in outcome["missed"]]
+    for line in failures:
+        say(f"missed: {line}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _check_of(bundle: Bundle, model: str, is_models: bool, controlnet: list[str] | None) -> Callable[..., Any]:
+    """What checks the plans of a bundle.
+
+    Raises: UserError where the checkpoint that it was exported from is not known, CnppError where PyTorch is missing.
+    """
+    from functools import partial
+
+    from .export.checkpoint import checkpoint_of
+
+    try:
+        from .benchmarks.check import check_plans
+    except ModuleNotFoundError as e:
+        raise CnppError(f"--check needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
+    given = model if is_models or model != "miniature" else None  # a bundle names its embedded model itself
+    return partial(check_plans, bundle, checkpoint_of(bundle, given, read_pairs(controlnet or [])))
 
 
 engines_app = typer.Typer(help="The plans that were built: list, inspect, prune.", no_args_is_help=True)

@@ -29,7 +29,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
+        "memory_bytes": memory_bytes(),
         "gpu": gpu_state(),
         "versions": installed(PACKAGES),
     }
@@ -45,15 +45,28 @@ def cpu_name() -> str:
 
 def gpu_state() -> dict[str, str] | None:
     """What nvidia-smi says of the first GPU, by its own field names; None without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader", "--id=0"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return dict(zip(_GPU_FIELDS, (value.strip() for value in answer.stdout.strip().split(",")), strict=False))
+    return _nvidia_smi(*_GPU_FIELDS)
+
+
+def gpu_memory_used() -> int | None:
+    """Bytes in use on the first GPU, by whomever; None without one."""
+    used = _nvidia_smi("memory.used")
+    return None if used is None else int(used["memory.used"].split()[0]) * 2**20
+
+
+def memory_bytes() -> int:
+    """Of this machine's host memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def physical_cores() -> int:
+    """That this process may run on: what every backend uses by default."""
+    threads = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for thread in threads:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{thread}/topology/thread_siblings_list")
+        cores.add(siblings.read_text("utf-8").strip() if siblings.is_file() else str(thread))
+    return len(cores)
 
 
 def commit() -> str | None:
@@ -66,6 +79,18 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if changed else "")
+
+
+def _nvidia_smi(*fields: str) -> dict[str, str] | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(zip(fields, (value.strip() for value in answer.stdout.strip().split(",")), strict=False))
 
 
 def _git(*arguments: str) -> str:

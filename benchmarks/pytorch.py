@@ -75,7 +75,7 @@ class PyTorch:
             name, settings = SCHEDULERS[request.scheduler]
             scheduler = getattr(diffusers, name).from_config(self.checkpoint.config("scheduler"), **settings)
             made = diffusers.StableDiffusionControlNetPipeline(
-                controlnet=[self._controlnet(condition) for condition in conditions],
+                controlnet=_one_or_list([self._controlnet(condition) for condition in conditions]),
                 scheduler=scheduler,
                 safety_checker=None,
                 feature_extractor=None,
@@ -87,34 +87,46 @@ class PyTorch:
         return self._pipelines[key]
 
     def __call__(self, request: Request) -> Drawn:
-        from PIL import Image
-
         trajectory: list[Any] = []
 
         def remember(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             trajectory.append(kwargs["latents"])
             return kwargs
 
+        images = self.images(request, remember)
+        return Drawn(images, tuple(latents.float().cpu().numpy() for latents in trajectory))
+
+    def images(self, request: Request, callback_on_step_end: Callable[..., Any] | None = None) -> NDArray[np.uint8]:
+        """uint8 [B,H,W,3], as diffusers makes them."""
+        from PIL import Image
+
         seeds = [int(request.seed or 0) + i for i in range(request.num_images_per_prompt)]
         output = self.pipeline(request)(
             request.prompt,
             negative_prompt=request.negative_prompt or None,
-            image=[Image.fromarray(c.image) for c in request.controls],
+            image=_one_or_list([Image.fromarray(c.image) for c in request.controls]),
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             num_images_per_prompt=request.num_images_per_prompt,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            controlnet_conditioning_scale=[float(c.controlnet_conditioning_scale) for c in request.controls],
-            control_guidance_start=[c.control_guidance_start for c in request.controls],
-            control_guidance_end=[c.control_guidance_end for c in request.controls],
+            controlnet_conditioning_scale=_one_or_list(
+                [float(c.controlnet_conditioning_scale) for c in request.controls]
+            ),
+            control_guidance_start=_one_or_list([c.control_guidance_start for c in request.controls]),
+            control_guidance_end=_one_or_list([c.control_guidance_end for c in request.controls]),
             output_type="np",
-            callback_on_step_end=remember,
+            callback_on_step_end=callback_on_step_end,
         )
-        images = (output.images * 255).round().astype(np.uint8)
-        return Drawn(images, tuple(latents.float().cpu().numpy() for latents in trajectory))
+        levels: NDArray[np.uint8] = (output.images * 255).round().astype(np.uint8)
+        return levels
 
     def _controlnet(self, condition: str) -> Any:
         if condition not in self._controlnets:
             loaded = self.checkpoint.controlnet(condition, self._dtype).to(self.device)
             self._controlnets[condition] = self._adapt("controlnet", loaded)
         return self._controlnets[condition]
+
+
+def _one_or_list(values: list[Any]) -> Any:
+    """diffusers runs a list of one ControlNet as several, which adds their residuals up in vain."""
+    return values[0] if len(values) == 1 else values

@@ -158,7 +158,7 @@ class Pipeline:
         Empty on a CPU. A request that does not fit raises DeviceMemoryError and loads nothing.
         """
         config = self.bundle.manifest.scheduler_config
-        structure = _structure(request, build_table(request.scheduler, config, request.num_inference_steps))
+        structure = structure_of(request, build_table(request.scheduler, config, request.num_inference_steps))
         with self._lock:
             return self.backend.needed(graphs_of(structure), workspace_bytes(self.bundle, structure))
 
@@ -202,7 +202,7 @@ class Pipeline:
         return Result(images, latents, ready.seed, timings, tuple(ready.values.control_images), tuple(notes))
 
     def _program(self, request: Request, table: SamplerTable) -> Program:
-        structure = _structure(request, table)
+        structure = structure_of(request, table)
         while structure not in self._programs:
             if len(self._programs) >= MAX_PROGRAMS:
                 self._programs.popitem(last=False)
@@ -251,7 +251,8 @@ class Pipeline:
         return resize(control.image, m.width, m.height, resample)
 
 
-def _structure(request: Request, table: SamplerTable) -> Structure:
+def structure_of(request: Request, table: SamplerTable) -> Structure:
+    """What of a request decides which launches there are; `table` is its sampler's."""
     n = request.num_inference_steps
     return Structure(
         images=request.num_images_per_prompt,

@@ -1,0 +1,88 @@
+"""Tables of what export and plans cost, and of where a result was measured."""
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from ..records import Export, PlanRow, Plans
+from ..result import Result
+from . import numbers
+from .table import ABSENT, Column, Table, make_table
+
+
+def plans(result: Plans) -> Table:
+    """A row for each plan; those of several conditions that are alike in one."""
+    columns = (
+        Column(f"plan, {result['flavor']}, {numbers.size(result['width'], result['height'])}", "code"),
+        Column("seconds"),
+        Column("MiB"),
+        Column("kernels"),
+        Column("attention fused"),
+        Column("norms fused"),
+    )
+    ordered = sorted(result["plans"], key=lambda p: p["bytes"])
+    groups = [list(alike) for _, alike in groupby(ordered, key=_alike)]
+    count, total = len(result["plans"]), sum(p["bytes"] for p in result["plans"])
+    whole = (f"all {count}", f"{result['seconds']:.0f}", f"{total / 2**20:.0f}", "", "", "")
+    return make_table(columns, [*map(_plan_cells, groups), whole], total=True)
+
+
+def _alike(plan: PlanRow) -> tuple[Any, ...]:
+    """Graphs of one family, as in `hint_seg` and `hint_depth`, whose plans differ in nothing but their weights."""
+    family = plan["graph"].rpartition("_")[0] if plan["graph"].startswith(("hint_", "controlnet_")) else plan["graph"]
+    shape = (round(plan["bytes"] / 2**20), plan["kernels"], plan["attentions_fused"], plan["norms_fused"])
+    return family, shape
+
+
+def _plan_cells(alike: list[PlanRow]) -> tuple[str, ...]:
+    first = alike[0]
+    low, high = (f"{f(p['seconds'] for p in alike):.1f}" for f in (min, max))
+    name = first["graph"] if len(alike) == 1 else f"{first['graph'].rpartition('_')[0]}_…, each of {len(alike)}"
+    fused = [(first["attentions_fused"], first["attentions"]), (first["norms_fused"], first["norms"])]
+    return (
+        name,
+        low if low == high else f"{low}–{high}",
+        f"{first['bytes'] / 2**20:.0f}",
+        str(first["kernels"]),
+        *(f"{done}/{all_}" if all_ else ABSENT for done, all_ in fused),
+    )
+
+
+def export(result: Export) -> Table:
+    size = numbers.size(result["width"], result["height"])
+    columns = (
+        Column(f"export, {result['precision']}, {size}", "text"),
+        Column("graphs"),
+        Column("seconds"),
+        Column("peak memory"),
+    )
+    row = (
+        result["model"],
+        str(len(result["graphs"])),
+        f"{result['seconds']:.0f}",
+        numbers.memory(result["peak_bytes"]),
+    )
+    return make_table(columns, [row])
+
+
+def environment(result: Result) -> Table:
+    """Where, when and with what a result was measured, and the command that measures it again."""
+    return environment_table({**result.environment, "measured": result.created, "again": result.command})
+
+
+def environment_table(known: Mapping[str, Any], header: str = "environment") -> Table:
+    return make_table((Column(header, "text"), Column("", "note")), environment_rows(known).items())
+
+
+def environment_rows(known: Mapping[str, Any]) -> dict[str, str]:
+    """What is known, by name; nested groups, as of package versions, one after the other."""
+    rows: dict[str, str] = {}
+    for key, value in known.items():
+        if isinstance(value, Mapping):
+            prefix = "" if key == "versions" else f"{key}: "
+            rows |= {f"{prefix}{inner}": str(text) for inner, text in value.items() if text}
+        elif key == "memory_bytes" and isinstance(value, int):
+            rows["memory"] = numbers.memory(value)
+        elif value is not None:
+            rows[key.replace("_", " ")] = str(value)
+    return rows

@@ -1,0 +1,23 @@
+"""A document as one HTML page that needs nothing else."""
+
+from pathlib import Path
+
+from ...errors import CnppError
+from .document import Document
+from .figures import themed
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def write_page(document: Document) -> str:
+    """Raises: CnppError without jinja2."""
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+    except ImportError:
+        raise CnppError("a report needs jinja2: pip install 'cnpp-trt[bench]'") from None
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # The figures' own text was escaped when they were drawn.
+    environment.filters["themed"] = lambda svg: Markup(themed(svg))
+    environment.filters["percent"] = lambda share: f"{100 * min(max(share, 0.0), 1.0):.2f}%"
+    return environment.from_string(_TEMPLATE.read_text("utf-8")).render(document=document)

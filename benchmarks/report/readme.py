@@ -1,0 +1,72 @@
+"""The README's tables, from committed results: what stands between two markers is written by this, and by nobody else.
+
+<!-- results: TABLE FILE.json -->
+<!-- /results -->
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...errors import UserError
+from . import tables
+from .load import load
+from .write import write_whole
+
+RESULTS = Path(__file__).parent.parent / "results"
+_OPEN = re.compile(r"<!-- *results: *(?P<table>[\w-]+) +(?P<file>[\w.-]+\.json) *-->")
+_ANY = re.compile(r"<!-- */?results\b.*-->")
+_CLOSE = "<!-- /results -->"
+
+
+def write_readme(path: Path, results: Path = RESULTS) -> bool:
+    """Whether the file changed. Raises: UserError where it, a marker, a result or a table cannot be used."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read {path}: {' '.join(str(e).split())}") from None
+    try:
+        filled = fill(text, results)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
+    if filled != text:
+        write_whole(path, filled.encode())
+    return filled != text
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """The text with each marked table made anew from its result in the folder `results`.
+
+    Raises: UserError with the line of a marker that is not whole, or names a file or table that there is not.
+    """
+    return "".join(_filled(text, results))
+
+
+def _filled(text: str, results: Path) -> Iterator[str]:
+    opened = 0  # the line of the marker whose table is being replaced; 0 outside of one
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        marker = line.strip()
+        if not _ANY.fullmatch(marker):
+            if not opened:
+                yield line
+        elif opened:
+            if marker != _CLOSE:
+                raise UserError(f"line {number}: expected {_CLOSE} for the table of line {opened}")
+            opened = 0
+            yield line
+        else:
+            yield line
+            yield _table(marker, number, results)
+            opened = number
+    if opened:
+        raise UserError(f"line {opened}: no {_CLOSE} follows")
+
+
+def _table(marker: str, number: int, results: Path) -> str:
+    found = _OPEN.fullmatch(marker)
+    if found is None:
+        raise UserError(f"line {number}: {marker} is not <!-- results: TABLE FILE.json -->")
+    try:
+        return tables.make(found["table"], load(results / found["file"]).result).markdown() + "\n"
+    except UserError as e:
+        raise UserError(f"line {number}: {e}") from None

@@ -1,0 +1,66 @@
+"""A table as text, whichever page it is for: Markdown and HTML are two writings of the same cells."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """`number` stands to the right, `text` and `code` to the left; a `note` is a sentence, and may wrap."""
+
+    header: str
+    kind: Literal["number", "text", "code", "note"] = "number"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Attributes:
+    rows: a cell for each column; `ABSENT` or empty where there is nothing to say.
+    title: on a page; the README has its own words.
+    total: whether the last row sums up the others.
+    """
+
+    block: ClassVar[str] = "table"
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    total: bool = False
+
+    def markdown(self) -> str:
+        rows = [[_markdown_cell(cell, c) for cell, c in zip(row, self.columns, strict=True)] for row in self.rows]
+        if self.total:
+            rows[-1] = [f"**{escape(cell)}**" if cell else "" for cell in self.rows[-1]]
+        headers = [escape(c.header) for c in self.columns]
+        rules = ["---:" if c.kind == "number" else "---" for c in self.columns]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rules, *rows))
+
+
+def make_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], title: str = "", total: bool = False) -> Table:
+    """Without the columns in which no row says anything."""
+    table = Table(tuple(columns), tuple(tuple(row) for row in rows), title, total)
+    kept = [i for i in range(len(columns)) if not i or any(row[i] not in ("", ABSENT) for row in table.rows)]
+    return replace(
+        table,
+        columns=tuple(columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+    )
+
+
+def escape(text: str) -> str:
+    """Plain text that Markdown takes for nothing else: no HTML, links, emphasis, code or further cells."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", plain)
+
+
+def code(text: str) -> str:
+    """As code, for a table's cell or a line."""
+    plain = " ".join(text.replace("`", "'").split())
+    return f"`{plain.replace('|', chr(92) + '|')}`" if plain else ""
+
+
+def _markdown_cell(cell: str, column: Column) -> str:
+    return code(cell) if column.kind == "code" and cell != ABSENT else escape(cell)

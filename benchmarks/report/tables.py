@@ -1,0 +1,50 @@
+"""Every table by its name, for the pages and the README."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ...errors import UserError
+from ..result import Result
+from . import building, fidelity, speed
+from .table import Table
+
+# By kind of result. Each takes the result's data.
+TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
+    "bench": {
+        "speed": speed.speed,
+        "stages": speed.stages,
+        "scaling": speed.scaling,
+        "floor": speed.floor,
+        "cold": speed.cold,
+    },
+    "waterfall": {"waterfall": speed.waterfall},
+    "parity": {
+        "parity": fidelity.parity,
+        "graphs": fidelity.graphs,
+        "steps": fidelity.steps,
+        "images": fidelity.images,
+    },
+    "consistency": {
+        "consistency": fidelity.consistency,
+        "differences": fidelity.differences,
+        "quality": fidelity.quality,
+    },
+    "plans": {"plans": building.plans},
+    "export": {"export": building.export},
+}
+
+
+def make(name: str, result: Result) -> Table:
+    """Raises: UserError where results of this kind have no such table."""
+    if name == "environment":
+        return building.environment(result)
+    if name not in TABLES[result.kind]:
+        names = ", ".join([*TABLES[result.kind], "environment"])
+        raise UserError(f"no table {name!r} of a {result.kind} result; there are {names}")
+    return TABLES[result.kind][name](result.data)
+
+
+def markdown_of(result: Result) -> str:
+    """Every table that has something to say, for a terminal."""
+    made = [make(name, result) for name in TABLES[result.kind]]
+    return "\n\n".join(table.markdown() for table in made if table.rows)

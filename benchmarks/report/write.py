@@ -1,0 +1,40 @@
+"""A document on disk."""
+
+from pathlib import Path
+
+from ...bundle import home
+from ...errors import UserError
+from .document import Document
+from .markdown import write_markdown
+from .page import write_page
+
+
+def write_document(document: Document, out: Path | None, name: str) -> tuple[Path, Path]:
+    """DIR/NAME.html and DIR/NAME.md, with the latter's figures in DIR/figures; replaces those that are there.
+
+    Args: out: DIR; None for `report` under CNPP_TRT_HOME.
+    Raises: UserError where DIR cannot be written.
+    """
+    folder = home() / "report" if out is None else out
+    page = write_page(document)
+    text, files = write_markdown(document)
+    html, markdown = folder / f"{name}.html", folder / f"{name}.md"
+    for path, content in files.items():
+        write_whole(folder / path, content)
+    write_whole(markdown, text.encode(errors="replace"))
+    write_whole(html, page.encode(errors="replace"))
+    return html, markdown
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replaces the file, or leaves it as it was. Raises: UserError where it cannot be written."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}") from None

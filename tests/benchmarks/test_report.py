@@ -1,0 +1,493 @@
+"""`cnpp-trt report`: tables, the page and its twin, from made-up results of every kind; bad input of every kind."""
+
+import base64
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from cnpp_trt.benchmarks import records
+from cnpp_trt.benchmarks.report import fidelity, numbers, speed, tables
+from cnpp_trt.benchmarks.report.load import RECORDS, load, load_results
+from cnpp_trt.benchmarks.report.sections import make_document
+from cnpp_trt.benchmarks.report.table import Column, make_table
+from markdown_it import MarkdownIt
+from PIL import Image
+
+_spec = importlib.util.spec_from_file_location("sample_results", Path(__file__).with_name("sample_results.py"))
+assert _spec is not None and _spec.loader is not None
+sample = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sample)
+
+EVIL = "<script>alert(1)</script> | [x](javascript:y) `$x^2$` ../../up"
+KINDS = tuple(RECORDS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result of every kind."""
+    made: Path = tmp_path_factory.mktemp("results")
+    for result in sample.make_all():
+        result.write(made / f"{result.kind}-sample.json")
+    return made
+
+
+@pytest.fixture(scope="module")
+def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of them, by the installed command."""
+    out = tmp_path_factory.mktemp("report")
+    script = Path(sys.executable).parent / "cnpp-trt"
+    line = [script, "report", folder, "--out", out]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines() == [str(out / "report.html"), str(out / "report.md")]
+    return out
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: tables as rows of cells, ids, links, and everything that would be loaded."""
+
+    VOID = frozenset(("meta", "img", "br", "hr", "link", "input"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.scripts = 0
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self._open.append(tag)
+        self._take(tag, dict(attrs))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._take(tag, dict(attrs))
+
+    def _take(self, tag: str, attributes: dict[str, str | None]) -> None:
+        self.ids += [value for key, value in attributes.items() if key == "id" and value]
+        self.loads += [v for k, v in attributes.items() if k in ("src", "srcset", "data", "action") and v]
+        self.links += [v for k, v in attributes.items() if k in ("href", "xlink:href") and v]
+        self.scripts += tag == "script" or any(key.startswith("on") for key in attributes)
+        if tag == "link":
+            self.loads.append(attributes.get("href") or "")
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if "td" in self._open or "th" in self._open:
+            self.tables[-1][-1][-1] += data
+
+
+def markdown_tables(text: str) -> list[list[list[str]]]:
+    """By an independent reader of Markdown, to HTML and back to cells."""
+    return Page(MarkdownIt("gfm-like", {"linkify": False}).render(text).replace("<br />", "<br>")).tables
+
+
+# ------------------------------------------------------------------------------------------------------- the samples
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_have_the_records_shapes(kind: str, folder: Path) -> None:
+    """`load` checks every key against `records`; a key that a record gained is one that the sample lacks."""
+    result = load(folder / f"{kind}-sample.json").result
+
+    def extra(value: Any, expected: Any, where: str) -> list[str]:
+        hints = getattr(expected, "__annotations__", {})
+        if not isinstance(value, dict) or not hints:
+            return []
+        return [f"{where}.{key}" for key in value if key not in hints]
+
+    assert extra(result.data, RECORDS[kind], kind) == []
+    if kind == "bench":
+        assert extra(result.data["cases"][0]["runs"]["openvino"], records.Timed, "timed") == []
+        assert set(result.data["cases"][0]["runs"]["openvino"]) == set(records.Timed.__annotations__)
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (6.0712, "6.07"), (0.0123456, "0.0123"), (131.4, "131"), (5766.2, "5766"), (9.999, "10.0"),
+     (2.34e-6, "2.3e-6"), (0.00999, "9.99e-3"[:0] + "0.00999")],
+)  # fmt: skip
+def test_numbers(value: float, text: str) -> None:
+    assert numbers.number(value) == text
+
+
+def test_units() -> None:
+    assert [numbers.duration(s) for s in (221.3, 6.07, 0.99999, 0.0451, 3.2e-5)] == [
+        "221 s", "6.07 s", "1.00 s", "45.1 ms", "32.0 µs"
+    ]  # fmt: skip
+    assert numbers.durations(0.98, 1.02) == "0.980–1.02 s"
+    assert numbers.memory(160 * 2**20) == "160 MiB"
+    assert numbers.memory(7.2 * 2**30) == "7.20 GiB"
+    assert [numbers.signed(v, 2) for v in (0.0, 0.123, -0.123, -3.1e-6)] == ["0", "+0.12", "−0.12", "−3.1e-6"]
+    assert [numbers.percent(f) for f in (0.62, 0.031, 1.0)] == ["62 %", "3.1 %", "100 %"]
+    assert [numbers.exponent(v) for v in (2.34e-6, 1.0, 0)] == ["2.3e-6", "1.00", "0"]
+
+
+def test_speed_table_is_what_the_samples_say() -> None:
+    bench = sample.make_bench()
+    by_header = [
+        dict(zip([c.header for c in speed.speed(bench).columns], row, strict=True)) for row in speed.speed(bench).rows
+    ]
+    base = bench["cases"][0]["runs"]
+    ours = next(row for row in by_header if "cnpp-trt, onnxruntime-cpu, fp32" in row.values())
+    median = sorted(base["onnxruntime-cpu"]["whole"]["samples"])[4]  # of nine
+    assert ours["median"] == f"{median:.3g} s"
+    assert float(ours["images/s"]) == pytest.approx(1 / median, rel=5e-3)
+    assert float(ours["it/s"]) == pytest.approx(20 / median, rel=5e-3)
+    assert ours["faster by (range)"].startswith(f"{base['onnxruntime-cpu']['ratio']['median']:.2f}x (")
+    refused = next(row for row in by_header if row["did not run"])
+    assert refused["median"] == "–"
+    assert "ControlNet pipeline" in refused["did not run"]
+
+
+def test_share_of_the_floor_is_the_rooflines() -> None:
+    """One stage by hand: 20 launches of max(flop / rate, bytes / bandwidth), over what they took."""
+    bench = sample.make_bench()
+    floor, took = bench["floor"], bench["cases"][0]["runs"]["openvino"]["stages"]
+    for stage, bound in (("unet", "compute"), ("update", "memory")):
+        work = floor["work"][stage]
+        compute, memory = work["flop"] / floor["flop_per_second"]["fp32"], work["bytes"] / floor["bytes_per_second"]
+        assert (compute > memory) == (bound == "compute")
+        contender = next(c for c in bench["contenders"] if c["name"] == "openvino")
+        expected = 20 * max(compute, memory) / took[stage]["median"]
+        assert speed.share_of_floor(bench, contender, stage) == pytest.approx(expected)
+
+
+def test_waterfall_steps_multiply_to_the_whole() -> None:
+    waterfall = sample.make_waterfall()
+    steps = [step for _, step in speed.steps_of(waterfall) if step is not None]
+    medians = [t["seconds"]["median"] for t in waterfall["techniques"] if "seconds" in t]
+    product = 1.0
+    for step in steps:
+        product *= step
+    assert len(steps) == 3
+    assert product == pytest.approx(medians[0] / medians[-1])
+    assert [row[-1] for row in speed.waterfall(waterfall).rows[-3:]] == [
+        "no NVIDIA GPU here: libcuda was not found"
+    ] * 3
+
+
+def test_verdicts_know_which_way_is_better() -> None:
+    consistency = sample.make_consistency()
+    depth = consistency["conditions"][-1]
+    assert depth["metric"] == "RMSE" and not depth["higher_is_better"]
+    same, tuned = depth["differences"]
+    assert (fidelity.verdict(same, depth), fidelity.verdict(tuned, depth)) == ("no difference", "better")
+    worse = {**tuned, "value": 0.5, "low": 0.1, "high": 0.9}
+    assert fidelity.verdict(worse, depth) == "worse"
+
+
+def test_plans_that_are_alike_share_a_row() -> None:
+    rows = {row[0]: row[1:] for row in tables.make("plans", sample.make_result("plans", sample.make_plans())).rows}
+    assert rows["controlnet_…, each of 5"] == ("3.6–7.6", "699", "257", "14/14", "34/48")
+    assert rows["unet"] == ("17.5", "1659", "545", "32/32", "77/109")
+    assert rows["all 13"][:2] == ("67", str(1659 + 1 + 98 + 5 * 3 + 5 * 699))
+
+
+def test_markdown_cells_are_plain_text() -> None:
+    table = make_table(
+        (Column("a", "text"), Column("b", "code"), Column("empty")), [(EVIL, EVIL, ""), ("x_y", "", "–")]
+    )
+    assert [c.header for c in table.columns] == ["a", "b"]  # the column in which no row says anything is gone
+    (cells,) = markdown_tables(table.markdown())
+    assert cells == [["a", "b"], [EVIL, EVIL.replace("`", "'")], ["x_y", ""]]
+
+
+# -------------------------------------------------------------------------------------------------- page and its twin
+
+
+def test_page_needs_nothing_else(written: Path) -> None:
+    page = Page((written / "report.html").read_text("utf-8"))
+    assert page.scripts == 0
+    assert page.loads and all(source.startswith("data:image/png;base64,") for source in page.loads)
+    assert not re.search(r"url\(\s*['\"]?(?!#)|@import", (written / "report.html").read_text("utf-8"))
+    for source in page.loads:
+        Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).verify()
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+
+
+def test_page_and_twin_have_the_same_tables(written: Path) -> None:
+    page = Page((written / "report.html").read_text("utf-8"))
+    twin = markdown_tables((written / "report.md").read_text("utf-8"))
+    assert len(twin) >= 16
+    assert page.tables == twin
+
+
+def test_twins_figures_lie_beside_it(written: Path) -> None:
+    text = (written / "report.md").read_text("utf-8")
+    linked = set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text))
+    assert linked == {p.relative_to(written).as_posix() for p in (written / "figures").iterdir()}
+    for path in linked:
+        if path.endswith(".svg"):
+            assert ElementTree.parse(written / path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        else:
+            Image.open(written / path).verify()
+
+
+def test_every_reason_is_gathered(written: Path) -> None:
+    gathered = next(
+        t for t in Page((written / "report.html").read_text("utf-8")).tables if t[0] == ["what", "why", "of"]
+    )
+    assert [row[0] for row in gathered[1:]] == [
+        "optimum, OpenVINO, fp32", "CUDA graph per engine", "whole loop as one CUDA graph", "TensorRT plans", "lpips"
+    ]  # fmt: skip
+
+
+def test_glance_says_which_is_fast_and_the_same(folder: Path) -> None:
+    fast, same, follows = make_document(load_results([folder])).answers
+    assert fast.figure == "1.91x" and "cnpp-trt, openvino, fp32 takes" in fast.line
+    assert "Faster, with another picture: cnpp-trt, openvino bf16" in fast.line  # 24 levels off
+    assert (same.figure, same.good) == ("yes", True) and "1 of 255 in 80 images" in same.line
+    assert (follows.figure, follows.good) == ("yes", True)
+
+
+def test_a_missed_threshold_is_a_no(tmp_path: Path) -> None:
+    sample.make_result("parity", sample.make_parity(passed=False)).write(tmp_path / "a.json")
+    (answer,) = make_document(load_results([tmp_path])).answers
+    assert (answer.figure, answer.good) == ("no", False)
+    assert "3 of 255 for depth" in answer.line
+
+
+def test_same_results_give_the_same_bytes(folder: Path, written: Path, tmp_path: Path, command: Any) -> None:
+    assert command("report", folder, "--out", tmp_path).status == 0
+    for name in ("report.html", "report.md"):
+        assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
+
+
+def test_several_of_one_kind_are_sections_of_their_own(folder: Path, tmp_path: Path, command: Any) -> None:
+    for i, title in enumerate(("512, seg", "768, seg", "768, seg")):
+        sample.make_result("bench", sample.make_bench(i), title).write(tmp_path / f"bench-{i}.json")
+    found = json.loads(command("report", tmp_path, "--out", tmp_path / "out", "--json").out)
+    assert [one["title"] for one in found["results"]] == ["512, seg", "768, seg", "768, seg"]
+    page = Page(Path(found["html"]).read_text("utf-8"))
+    assert len(page.ids) == len(set(page.ids))
+    assert len([h for h in page.text if h.startswith("Speed: ")]) == 2 * 3  # in the contents and above the section
+
+
+def test_text_from_a_result_stays_text(tmp_path: Path, command: Any) -> None:
+    """Names, titles, reasons, paths: whatever a result says is never a tag, a link or a path."""
+    bench, parity, consistency = sample.make_bench(), sample.make_parity(passed=False), sample.make_consistency()
+    bench["contenders"][0]["title"] = bench["contenders"][1]["reason"] = bench["cases"][0]["case"]["scheduler"] = EVIL
+    bench["cases"][1]["case"]["scheduler"] = EVIL
+    parity["missed"], parity["graphs"][0]["worst"], parity["steps"][0]["condition"] = [EVIL], EVIL, EVIL
+    parity["heatmaps"][0]["condition"] = EVIL
+    consistency["sides"]["deployed"], consistency["conditions"][0]["condition"] = EVIL, EVIL
+    for kind, data in (("bench", bench), ("parity", parity), ("consistency", consistency)):
+        environment = {**sample.ENVIRONMENT, "cpu": EVIL, EVIL: EVIL}
+        sample.make_result(kind, data, EVIL, command=EVIL, environment=environment).write(tmp_path / f"{kind}.json")
+    out = tmp_path / "out"
+    outcome = command("report", tmp_path, "--out", out)
+    assert (outcome.status, outcome.err) == (0, "")
+    page = Page((out / "report.html").read_text("utf-8"))
+    assert page.scripts == 0 and page.tables
+    assert "".join(page.text).count("<script>alert(1)</script>") > 15
+    for text in (MarkdownIt("gfm-like", {"linkify": False}).render((out / "report.md").read_text("utf-8")),):
+        assert "<script" not in text and 'href="javascript' not in text
+    assert {p.name for p in tmp_path.iterdir()} == {"bench.json", "parity.json", "consistency.json", "out"}
+    for figure in (out / "figures").glob("*.svg"):
+        assert not ElementTree.parse(figure).getroot().findall(".//{*}script")
+
+
+def test_a_sparse_result_is_a_page_too(tmp_path: Path, command: Any) -> None:
+    """Nothing but the baseline ran, nothing was drawn, nothing compared."""
+    bench, parity, consistency = sample.make_bench(), sample.make_parity(), sample.make_consistency()
+    base = bench["cases"][0]
+    base["runs"] = {"pytorch": {**base["runs"]["pytorch"], "stages": {}}}
+    bench |= {
+        "cases": [base],
+        "cold": {},
+        "floor": None,
+        "floor_reason": "no time",
+        "contenders": bench["contenders"][:1],
+    }
+    parity |= {"graphs": [], "steps": [], "images": [], "half": [], "heatmaps": [], "thresholds": {}, "unavailable": {}}
+    consistency |= {"conditions": [], "sheets": []}
+    for kind, data in (("bench", bench), ("parity", parity), ("consistency", consistency)):
+        sample.make_result(kind, data).write(tmp_path / f"{kind}.json")
+    outcome = command("report", tmp_path, "--out", tmp_path / "out")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "no time" in (tmp_path / "out" / "report.md").read_text("utf-8")
+
+
+def test_equal_latents_and_images(tmp_path: Path, command: Any) -> None:
+    """A logarithmic axis has no 0, and no PSNR is infinite."""
+    parity = sample.make_parity()
+    for steps in parity["steps"]:
+        steps["free"], steps["forced"] = [0.0] * 20, [0.0] * 20
+    for images in parity["images"]:
+        images["psnr"], images["max_difference"] = [None] * 16, [0] * 16
+    sample.make_result("parity", parity).write(tmp_path / "a.json")
+    outcome = command("report", tmp_path / "a.json", "--out", tmp_path)
+    assert (outcome.status, outcome.err) == (0, "")
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "to the bit, after every step" in text and "| 0 of 255 | equal | equal |" in text
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_no_results_yet(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path))
+    said = refused("report")
+    assert said.startswith("no results yet") and "cnpp-trt bench" in said
+    assert refused("report", tmp_path).startswith(f"no results in {tmp_path}: measure with")
+    assert refused("report", tmp_path / "a.json").startswith(f"there is no {tmp_path / 'a.json'}")
+
+
+def _cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def _without(*path: Any) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        content = json.loads(text)
+        inner = content
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+        return json.dumps(content)
+
+    return change
+
+
+def _with(value: Any, *path: Any) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        content = json.loads(text)
+        inner = content
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        return json.dumps(content)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "expected"),
+    [
+        ("export", _cut, "cannot read"),
+        ("export", lambda _: "", "cannot read"),
+        ("export", lambda _: "[1]", "is no result of cnpp-trt"),
+        ("export", _with(7, "format"), "is a result of format 7, not 1: measure again"),
+        ("export", _with("weather", "kind"), "is a result of unknown kind 'weather'"),
+        ("export", _with(1, "more"), "its fields are not those of format 1"),
+        ("export", _without("title"), "its fields are not those of format 1"),
+        ("export", _with(None, "command"), "command is a NoneType, not a str"),
+        ("export", _without("data", "peak_bytes"), "data lacks 'peak_bytes'"),
+        ("export", _with("much", "data", "peak_bytes"), "data.peak_bytes is a str, not a int"),
+        ("bench", _without("data", "cases", 0, "case", "width"), "data.cases[0].case lacks 'width'"),
+        ("bench", _without("data", "cases", 2, "runs", "openvino", "whole", "p99"),
+         "data.cases[2].runs.openvino.whole lacks 'p99'"),
+        ("bench", _with(-1.0, "data", "cases", 0, "runs", "openvino", "whole", "median"),
+         "data.cases[0].runs.openvino.whole holds a time that is not above 0"),
+        ("bench", _with([], "data", "contenders"), "lack the base case or the baseline"),
+        ("bench", _with("tpu", "data", "device"), "data.device is 'tpu', not one of 'cpu', 'gpu'"),
+        ("bench", _with(float("nan"), "data", "floor", "bytes_per_second"), "bytes_per_second is not a finite number"),
+        ("parity", _with("yes", "data", "passed"), "data.passed is a str, not a bool"),
+        ("parity", _with("not base64!", "data", "heatmaps", 0, "difference"), "is no PNG in base64"),
+        ("consistency", _without("data", "conditions", 1, "differences", 0, "low"),
+         "data.conditions[1].differences[0] lacks 'low'"),
+    ],
+)  # fmt: skip
+def test_damaged_results(
+    kind: str, damage: Callable[[str], str], expected: str, folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text(damage((folder / f"{kind}-sample.json").read_text("utf-8")), "utf-8")
+    said = refused("report", damaged, "--out", tmp_path / "out")
+    assert expected in said
+    assert "damaged" in said or "picture" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flipped_byte_is_a_line_or_a_page(folder: Path, tmp_path: Path, command: Any) -> None:
+    """Anywhere in the file: never a traceback."""
+    whole = (folder / "waterfall-sample.json").read_bytes()
+    statuses = set()
+    for position in range(0, len(whole), len(whole) // 60):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        (tmp_path / "flipped.json").write_bytes(bytes(flipped))
+        outcome = command("report", tmp_path / "flipped.json", "--out", tmp_path / "out")
+        statuses.add(outcome.status)
+        assert outcome.status == 0 or (outcome.status == 2 and len(outcome.err.splitlines()) == 1), outcome.err
+    assert statuses == {0, 2}
+
+
+def test_out_that_cannot_be_written(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    said = refused("report", folder / "export-sample.json", "--out", tmp_path / "file")
+    assert said.startswith("cannot write") and "Not a directory" in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_full_disk(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / ".report.html.partial").symlink_to("/dev/full")
+    said = refused("report", folder / "export-sample.json", "--out", tmp_path)
+    assert said == f"cannot write {tmp_path / 'report.html'}: No space left on device"
+    assert not (tmp_path / "report.html").exists() and not (tmp_path / ".report.html.partial").exists()
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
+def test_without_an_optional_package(missing: str, folder: Path, tmp_path: Path) -> None:
+    """One line that says what to install; a table in a terminal needs neither."""
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+sys.argv[0] = "cnpp-trt"
+from cnpp_trt.cli import main
+main()
+"""
+    line = [sys.executable, "-c", code, "report", str(folder), "--out", str(tmp_path / "out")]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=60, env=dict(os.environ))
+    assert ended.returncode == 1
+    assert ended.stderr == f"error: a report needs {missing}: pip install 'cnpp-trt[bench]'\n"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_no_sideways_scrolling_on_a_phone(written: Path, tmp_path: Path) -> None:
+    """In a frame of a phone's width, the page is no wider than the frame."""
+    page = (written / "report.html").read_text("utf-8")
+    (tmp_path / "page.html").write_text(re.sub(r"<meta http-equiv=[^>]*>", "", page), "utf-8")
+    (tmp_path / "frame.html").write_text(
+        '<iframe src="page.html" width="360" height="800" style="border:0" id="f"></iframe><script>f.onload = () => {'
+        "const d = f.contentDocument.documentElement; document.title = d.scrollWidth + ' of ' + d.clientWidth}</script>"
+    )
+    line = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
+            (tmp_path / "frame.html").as_uri()]  # fmt: skip
+    drawn = subprocess.run(line, capture_output=True, text=True, timeout=90)
+    title = re.search(r"<title>(\d+) of (\d+)</title>", drawn.stdout)
+    assert title is not None, drawn.stdout[:500]
+    assert 300 < int(title[1]) <= int(title[2]) <= 360
