@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands to `cnpp-trt`. Nothing heavy is imported until one of them runs."""
     app.command("bench")(bench_command)
     app.command("parity")(parity_command)
+    app.command("consistency")(consistency_command)
     app.command("report")(report_command)
 
 
@@ -118,9 +119,7 @@ def parity_command(
     allowed = read_thresholds(parity.precision_of(deployed), thresholds)
     if threads is not None:
         torch.set_num_threads(threads)
-    found = parity.measure(
-        deployed, checkpoint, conditions, allowed, images=images, half=half, steps=steps, report=say
-    )
+    found = parity.measure(deployed, checkpoint, conditions, allowed, images=images, half=half, steps=steps, report=say)
     m, name = deployed.bundle.manifest, deployed.backend.name
     asked = openvino_precision or m.precision
     command = f"cnpp-trt parity --model {m.model} --precision {asked} --backend {name.removesuffix('-bf16')}"
@@ -138,6 +137,116 @@ def parity_command(
         say(f"missed: {line}")
     if found["missed"]:
         raise typer.Exit(1)
+
+
+def consistency_command(
+    model: Annotated[
+        str | None, typer.Option(help="As for `run`. With --bundle, the checkpoint that it was exported from.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.")
+    ] = None,
+    controlnet: Annotated[list[str] | None, typer.Option(help="COND=PATH, as it was exported; repeatable.")] = None,
+    cond: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all of the bundle's.")] = None,
+    size: Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also f32 or bf16."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")
+    ] = "auto",
+    plans: Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: every physical core.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="pytorch, pytorch-fp16, a bundle's folder, or a model with a bundle; repeatable."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder with prompts.jsonl. Default: fresh scenes of the embedded models.")
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="So many. Default: all of --data, or 64 scenes.")] = None,
+    images: Annotated[int, typer.Option(min=1, max=16, help="Images per prompt.")] = 4,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Default: the paper's, or none for an embedded model.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps. Default: an embedded model's, or the paper's 20.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Default: an embedded model's, or the paper's 7.5.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Default: the model's, or unipc.")] = None,
+    shard: Annotated[str, typer.Option(help="As in 2/4: this process draws every fourth prompt, from the 2nd.")] = (
+        "1/1"
+    ),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier records instead of going on.")] = False,
+    fid: Annotated[Path | None, typer.Option(help="A folder of real images: compute the FID to them.")] = None,
+    clip_score: Annotated[
+        str | None, typer.Option(help="A CLIP model; the paper's is openai/clip-vit-base-patch16.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the records. Default: under CNPP_TRT_HOME.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How well images follow their condition, over many prompts, beside PyTorch's. Interrupted, it goes on."""
+    from ..bundle import find_bundle, home
+    from ..errors import CnppError, UserError
+    from ..runtime.backends.choose import preferred_precisions
+    from ..runtime.backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
+    from ..runtime.pipeline import Pipeline
+    from . import consistency, sides
+    from .consistency_scores import measure_quality, summarize
+    from .dataset import open_data
+    from .report.tables import markdown_of
+    from .result import Result, default_path
+    from .shards import Shard
+
+    own_shard = Shard.parse(shard)
+    if fresh and own_shard.of > 1:
+        raise UserError("--fresh would remove what other shards draw: choose a new folder with --out instead")
+    openvino_precision, precision = (precision, None) if precision in OPENVINO_PRECISIONS else (None, precision)
+
+    def open_pipeline(folder: Path) -> Pipeline:
+        return Pipeline.open(folder, backend, threads, openvino_precision=openvino_precision, plans=plans)
+
+    folder = bundle or find_bundle(model or "miniature", precision, read_size(size), preferred_precisions(backend))
+    deployed = open_pipeline(folder)
+    m, name = deployed.bundle.manifest, f"{deployed.bundle.folder.resolve().name}-{deployed.backend.name}"
+    conditions = list(m.conditions) if not cond or cond == ["all"] else list(dict.fromkeys(cond))
+    fid_metric, clip_metric = None, None
+    if fid is not None or clip_score is not None:  # before anything is drawn: what they need may be missing
+        try:
+            from .quality import ClipScore, Fid
+        except ModuleNotFoundError as e:
+            raise CnppError(f"FID and CLIP score need {e.name}: pip install 'cnpp-trt[quality]'") from None
+        fid_metric = Fid(fid, (m.width, m.height)) if fid is not None else None
+        clip_metric = ClipScore(clip_score) if clip_score is not None else None
+    study = consistency.Study(
+        deployed,
+        [
+            sides.deployed_side(deployed),
+            *sides.other_sides(against or [], deployed, open_pipeline, model, read_pairs(controlnet or [])),
+        ],
+        open_data(deployed, conditions, data, prompts),
+        conditions,
+        consistency.protocol_of(m, images, negative_prompt, steps, guidance_scale, scheduler),
+        out or home() / "consistency" / name,
+        keep_pictures=fid_metric is not None or clip_metric is not None,
+    )
+    if fresh:
+        consistency.start_again(study)
+    consistency.draw(study, own_shard, say)
+    found = summarize(study, say)
+    found["quality"] = measure_quality(study, fid_metric, clip_metric, say)
+    result = Result.of("consistency", sides.title_of(deployed), consistency.command_of(study), found, threads)
+    path = default_path("consistency", name)
+    result.write(path)
+    if as_json:
+        shown: dict[str, Any] = {**found, "result": str(path)}
+        del shown["sheets"]  # they are in the file
+        print(json.dumps(shown))
+    else:
+        print(f"{markdown_of(result)}\n\n{path}")
 
 
 def report_command(

@@ -5,7 +5,7 @@
 
 They make what they need in DIR (`export` a checkpoint of 2.7 GB and a bundle of 5.7 GB, `engines` a checkpoint of
 5.6 GB, an fp16 bundle of 5.8 GB and plans of 5.8 GB) and write a result, as `cnpp-trt report` reads it. For latency:
-`cnpp-trt bench --model DIR/checkpoint`.
+`cnpp-trt bench --bundle DIR/bundle --model DIR/sd15-random`.
 """
 
 import resource
@@ -35,7 +35,7 @@ _CNPP_TRT = [sys.executable, "-m", "cnpp_trt.cli"]
 @app.command()
 def export(work: Work = WORK, out: Out = None) -> None:
     """Exports UNet, one ControlNet, VAE and text encoder into DIR/bundle anew."""
-    checkpoint, folder = _checkpoint(work / "checkpoint", ("seg",)), work / "bundle"
+    checkpoint, folder = _checkpoint(work / "sd15-random", ("seg",)), work / "bundle"
     shutil.rmtree(folder, ignore_errors=True)
     seconds = _timed(["export", "--cond", "seg", "--model", str(checkpoint), "--out", str(folder)])
     m = Bundle.open(folder).manifest
@@ -58,7 +58,7 @@ def engines(work: Work = WORK, out: Out = None) -> None:
     from ..engines.build import required_graphs
     from ..engines.store import PlanStore
 
-    checkpoint = _checkpoint(work / "checkpoint-all", tuple(CONDITIONS))
+    checkpoint = _checkpoint(work / "sd15-random-all", tuple(CONDITIONS))
     folder, plans = work / "bundle-fp16", work / "plans"
     if not folder.is_dir():
         asked = ["export", "--cond", "all", "--precision", "fp16"]

@@ -66,6 +66,8 @@ def measure(
     recorded = [*firsts, *request_of_both(firsts)]
     graphs, step_parities = compare_launches(deployed, checkpoint, recorded, device, report)
 
+    gc.collect()  # diffusers' models hold themselves in cycles; two copies of the weights are never wanted
+
     unavailable: dict[str, str] = {}
     lpips = _lpips(unavailable)
     half = _half_count(deployed, images, half, device, unavailable)
@@ -82,7 +84,7 @@ def measure(
         kept[condition] = wanted[:half]
         report(f"{condition}: {images} images on either side in {time.perf_counter() - start:.1f} s")
     del exact
-    gc.collect()  # diffusers' pipelines hold themselves in cycles; two precisions are not held at once
+    gc.collect()
 
     halves: list[ImageParity] = []
     if half:
@@ -166,6 +168,8 @@ def _lpips(unavailable: dict[str, str]) -> Lpips | None:
 
 
 def _half_count(deployed: Pipeline, images: int, asked: int | None, device: str, unavailable: dict[str, str]) -> int:
+    if asked == 0:
+        unavailable["half"] = "it was not asked for"
     if asked is not None or device == "cuda":
         return min(images, images if asked is None else asked)
     if sum(entry["size"] for entry in deployed.bundle.graph_files("unet").values()) <= _SMALL:

@@ -7,6 +7,8 @@ from statistics import median
 from .graph_parity import NOT_FINITE
 from .records import GraphParity, ImageParity, Parity, StepParity
 
+_TITLES = {"half": "PyTorch's own fp16", "lpips": "LPIPS"}
+
 
 def describe(p: Parity) -> str:
     own = f"{p['backend']} {p['precision']}"
@@ -17,7 +19,7 @@ def describe(p: Parity) -> str:
     blocks.append(images_table(images))
     if p["half"]:
         blocks.append(_against_half(p))
-    blocks += [f"no {what}: {why}" for what, why in p["unavailable"].items()]
+    blocks += [f"without {_TITLES.get(what, what)}: {why}" for what, why in p["unavailable"].items()]
     return "\n\n".join([*blocks, verdict(p["missed"], p["precision"])])
 
 

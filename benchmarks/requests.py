@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ..export.checkpoint import EMBEDDED
 from ..miniature.scenes import draw_scene
+from ..runtime.images import resize
 from ..runtime.palette import colors_from_labels
 from ..runtime.pipeline import Pipeline
 from ..runtime.request import Control, Request
@@ -33,13 +34,14 @@ def make_requests(pipeline: Pipeline, condition: str, indices: Iterable[int], **
 
 
 def control(pipeline: Pipeline, condition: str, index: int) -> tuple[NDArray[np.uint8], str]:
-    """The index-th control image, uint8 [H,W,3], and its prompt."""
+    """The index-th control image, uint8 [H,W,3] of the bundle's size, and its prompt."""
     m = pipeline.bundle.manifest
     if m.model not in EMBEDDED:
         return blocks(m.width, m.height, index), f"a photo of {index} coloured blocks"
     scene = draw_scene(FIRST_SCENE + index)
-    image = colors_from_labels(scene.labels) if condition == "seg" else pipeline.extract(condition, scene.image)
-    return image, scene.caption
+    if condition == "seg":  # scenes have one size; the labels of each pixel are known
+        return resize(colors_from_labels(scene.labels), m.width, m.height, "nearest"), scene.caption
+    return pipeline.extract(condition, scene.image), scene.caption
 
 
 def blocks(width: int, height: int, seed: int) -> NDArray[np.uint8]:

@@ -6,7 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...errors import UserError
-from .compare import changes, environment_differences, make_comparison
+from .compare import (
+    OTHER_MACHINE,
+    changes,
+    different_machines,
+    environment_differences,
+    make_comparison,
+    require_alike,
+)
 from .load import Loaded, load_results
 from .readme import RESULTS, write_readme
 from .sections import make_document
@@ -43,12 +50,11 @@ def _alike(paths: Sequence[Path], loaded: Sequence[Loaded]) -> bool:
 
 
 def _compare(before: Loaded, after: Loaded, out: Path | None, as_json: bool) -> None:
-    document = make_comparison(before, after)
-    html, markdown = write_document(document, out, "comparison")
-    found = changes(before.result, after.result)
+    require_alike(before, after)
+    differ, found = environment_differences(before.result, after.result), changes(before.result, after.result)
+    html, markdown = write_document(make_comparison(before, after, found), out, "comparison")
     moved = [c for c in found if c.moved]
     if as_json:
-        differ = environment_differences(before.result, after.result)
         print(
             json.dumps(
                 {
@@ -61,6 +67,8 @@ def _compare(before: Loaded, after: Loaded, out: Path | None, as_json: bool) -> 
             )
         )
         return
+    if different_machines(differ):
+        print(OTHER_MACHINE)
     for c in moved:
         interval = f"{c.ratio['low']:.2f}–{c.ratio['high']:.2f}"
         print(f"{c.moved}: {c.ratio['median']:.2f}x ({interval}) {' · '.join(c.of)}")

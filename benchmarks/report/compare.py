@@ -17,8 +17,8 @@ from .document import Block, Document, Section, Text
 from .load import Loaded
 from .table import ABSENT, Column, Table, make_table
 
-# What two runs of the same program on an idle machine may differ by; below it, a difference is nobody's doing.
-LEAST_NOISE = 0.03
+# Two processes of one program differ by some percent (memory, clocks), however alike the runs within each are.
+LEAST_NOISE = 0.05
 _MACHINE = ("cpu", "cpus", "memory", "system", "gpu: name")
 
 
@@ -121,12 +121,10 @@ def different_machines(differences: Sequence[tuple[str, str, str]]) -> bool:
     return any(name in _MACHINE for name, _, _ in differences)
 
 
-def make_comparison(before: Loaded, after: Loaded) -> Document:
-    """Raises: UserError where the two are not of one kind."""
-    require_alike(before, after)
+def make_comparison(before: Loaded, after: Loaded, found: Sequence[Change]) -> Document:
+    """Args: found: the two's `changes`."""
     one, two = before.result, after.result
     differ = environment_differences(one, two)
-    found = changes(one, two)
     names = (f"A: {before.name}", f"B: {after.name}")
     sections = [Section("Where they were measured", "environment", "", tuple(_environments(differ, names)))]
     if found:
@@ -142,9 +140,10 @@ def make_comparison(before: Loaded, after: Loaded) -> Document:
     return Document(f"{before.name} → {after.name}", lead, (), tuple(sections))
 
 
+OTHER_MACHINE = "These are different machines: a change may be theirs and not the program's."
 _RULE = (
     "B over A: above 1 is slower. Something moved where the 95 % bootstrap interval of the ratio of medians excludes 1 "
-    f"and the change is larger than both {LEAST_NOISE:.0%} and half of what lies between p10 and p90 of either."
+    f"and the change is larger than both {100 * LEAST_NOISE:g} % and half of what lies between p10 and p90 of either."
 )
 
 
@@ -153,7 +152,7 @@ def _environments(differ: Sequence[tuple[str, str, str]], names: tuple[str, str]
         yield Text("The same machine, versions and commit.")
         return
     if different_machines(differ):
-        yield Text("These are different machines: a change may be theirs and not the program's.")
+        yield Text(OTHER_MACHINE)
     yield make_table((Column("differs", "text"), Column(names[0], "note"), Column(names[1], "note")), differ)
 
 

@@ -87,10 +87,16 @@ def _psnr_text(value: float) -> str:
     return "equal" if value == float("inf") else f"{value:.1f} dB"
 
 
-def largest_difference(parity: Parity) -> tuple[int, int]:
-    """(levels of 255, images)."""
-    found = [d for i in parity["images"] for d in i["max_difference"]]
-    return max(found, default=0), len(found)
+def largest_difference(images: Sequence[ImageParity]) -> int:
+    """In levels of 255."""
+    return max((d for i in images for d in i["max_difference"]), default=0)
+
+
+def images_text(images: Sequence[ImageParity]) -> str:
+    """All conditions in one line, by their worst."""
+    psnr = min((p for i in images for p in i["psnr"] if p is not None), default=float("inf"))
+    count = numbers.plural(sum(len(i["max_difference"]) for i in images), "image")
+    return f"largest difference {largest_difference(images)} of 255, worst PSNR {_psnr_text(psnr)}, in {count}"
 
 
 def parity(result: Parity) -> Table:

@@ -174,7 +174,8 @@ def scaling(name: str, bench: Bench, axis: str, colors: dict[str, int]) -> str |
             )  # fmt: skip
         plot.axes.set_xticks([x for x, _, _ in values], [label for _, label, _ in values])
         plot.axes.set_xlim(left=0)
-        plot.axes.set_ylim(bottom=0)
+        # One bad run must not flatten all others.
+        plot.axes.set_ylim(0, min(1.05 * plot.axes.dataLim.ymax, 1.4 * slowest * scale))
         _legend(plot)
     return plot.svg
 

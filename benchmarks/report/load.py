@@ -31,7 +31,7 @@ class Loaded:
 
 
 def load_results(paths: Iterable[Path] = ()) -> list[Loaded]:
-    """The results at these files and in these folders, those of a kind together; by default those of the last runs.
+    """The results at these files and in these folders, in their order; by default those of the last runs.
 
     Raises: UserError where there is none, or one cannot be used.
     """
@@ -41,8 +41,7 @@ def load_results(paths: Iterable[Path] = ()) -> list[Loaded]:
         raise UserError(f"no results yet: {_MEASURE}")
     if not files:
         raise UserError(f"no results in {', '.join(map(str, given))}: {_MEASURE}")
-    loaded = [load(file) for file in dict.fromkeys(files)]
-    return sorted(loaded, key=lambda one: list(RECORDS).index(one.result.kind))
+    return [load(file) for file in dict.fromkeys(files)]
 
 
 def _results_in(folder: Path) -> list[Path]:

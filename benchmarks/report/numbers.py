@@ -57,8 +57,13 @@ def memory(count: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """1.65x"""
-    return f"{value:.2f}x" if value < 100 else f"{value:.0f}x"
+    """1.65x, 10.3x"""
+    return f"{factor(value)}x"
+
+
+def factor(value: float) -> str:
+    """Two decimals below 10, then three significant digits."""
+    return f"{value:.2f}" if value < 9.995 else number(value)
 
 
 def percent(fraction: float) -> str:

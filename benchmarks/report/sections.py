@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..records import Bench, Consistency, Parity, Waterfall
+from ..statistics import Summary
 from . import building, fidelity, figures, numbers, speed, tables
 from .document import Answer, Bar, Bars, Block, Document, Figure, Picture, Pictures, Section, Text
 from .load import Loaded
@@ -37,6 +38,7 @@ _LEAD = (
 
 def make_document(loaded: Sequence[Loaded]) -> Document:
     """Args: loaded: at least one."""
+    loaded = sorted(loaded, key=_rank)
     colors = contender_colors(loaded)
     anchors = anchors_of(loaded)
     sections = [_section(one, anchor, colors) for one, anchor in zip(loaded, anchors, strict=True)]
@@ -45,6 +47,11 @@ def make_document(loaded: Sequence[Loaded]) -> Document:
         sections.append(Section("What was not measured, and why", "not-measured", "", (missing,)))
     sections.append(_environment(loaded))
     return Document("cnpp-trt, measured", _LEAD, tuple(_answers(loaded)), tuple(sections))
+
+
+def _rank(one: Loaded) -> tuple[int, bool]:
+    """Those of a kind together, and what is exact before what is not."""
+    return [*TITLES].index(one.result.kind), one.result.data.get("precision", "fp32") != "fp32"
 
 
 def contender_colors(loaded: Sequence[Loaded]) -> dict[str, int]:
@@ -109,17 +116,28 @@ def _how_fast(bench: Bench) -> Answer:
     if faster[0] is not exact:
         title = speed.contender_title(faster[0][0])
         line += f" Faster, with another picture: {title}, {numbers.ratio(faster[0][1]['ratio']['median'])}."
-    return Answer(question, numbers.ratio(timed["ratio"]["median"]), line)
+    return Answer(question, numbers.ratio(timed["ratio"]["median"]), line + _noise_text(bench))
+
+
+def _noise_text(bench: Bench) -> str:
+    """A warning, or nothing."""
+    titles = speed.noisy(bench)
+    return f" Not to be trusted: the runs of {fidelity.listed(titles)} vary widely; measure again." if titles else ""
 
 
 def _same_picture(parity: Parity) -> Answer:
-    levels, count = fidelity.largest_difference(parity)
-    who = f"{parity['backend']}, {parity['precision']}, against {parity['reference']}"
-    found = f"largest difference {levels} of 255 in {numbers.plural(count, 'image')}"
-    missed = "" if parity["passed"] else f" Missed: {'; '.join(parity['missed'])}"
-    return Answer(
-        "Is it the same picture?", "yes" if parity["passed"] else "no", f"{who}: {found}.{missed}", parity["passed"]
-    )
+    """`yes` is for pictures that are the same, `close` for others that meet their thresholds."""
+    question = "Is it the same picture?"
+    line = f"{parity['backend']}, {parity['precision']}, against {parity['reference']}: "
+    line += f"{fidelity.images_text(parity['images'])}."
+    if not parity["passed"]:
+        return Answer(question, "no", f"{line} Missed: {'; '.join(parity['missed'])}.", False)
+    if not parity["images"]:
+        return Answer(question, "not measured", "No images were compared.")
+    if fidelity.largest_difference(parity["images"]) <= SAME:
+        return Answer(question, "yes", line, True)
+    half = f" PyTorch's own fp16: {fidelity.images_text(parity['half'])}." if parity["half"] else ""
+    return Answer(question, "close", f"{line} Within its thresholds.{half}")
 
 
 def _still_follows(result: Consistency) -> Answer | None:
@@ -182,7 +200,7 @@ def _bench(bench: Bench, anchor: str, colors: dict[str, int]) -> Iterator[Block]
 
 def _speed_bars(bench: Bench, colors: dict[str, int]) -> Bars:
     base = speed.base_case(bench)
-    longest = max((t["whole"]["p90"] for t in base["runs"].values()), default=1.0)
+    longest = _longest([t["whole"] for t in base["runs"].values()])
     bars = []
     for contender in bench["contenders"]:
         timed = base["runs"].get(contender["name"])
@@ -191,15 +209,27 @@ def _speed_bars(bench: Bench, colors: dict[str, int]) -> Bars:
             bars.append(Bar(title, "did not run", None, 0, 0, color, contender["reason"]))
             continue
         whole = timed["whole"]
-        low, middle, high = whole["p10"] / longest, whole["median"] / longest, whole["p90"] / longest
+        shares = _shares(whole, longest)
         note = f"{numbers.ratio(timed['ratio']['median'])} as fast" if "ratio" in timed else "baseline"
-        bars.append(Bar(title, numbers.duration(whole["median"]), middle, low, high, color, note))
+        bars.append(Bar(title, numbers.duration(whole["median"]), *shares, color, note))
     caption = f"{speed.case_text(base['case'])}. Median; the thin line spans p10 to p90. Shorter is faster."
-    return Bars("Time of a request", caption, tuple(bars))
+    return Bars("Time of a request", caption + _noise_text(bench), tuple(bars))
+
+
+def _longest(summaries: Sequence[Summary]) -> float:
+    """What fills the track: room for p90, but not so much that one bad run shrinks all bars."""
+    most = max((s["median"] for s in summaries), default=1.0)
+    return min(max((s["p90"] for s in summaries), default=1.0), 1.3 * most)
+
+
+def _shares(summary: Summary, longest: float) -> tuple[float, float, float]:
+    """Median, p10 and p90."""
+    median, low, high = (min(summary[key] / longest, 1.0) for key in ("median", "p10", "p90"))
+    return median, low, high
 
 
 def _waterfall(result: Waterfall, anchor: str, colors: dict[str, int]) -> Iterator[Block]:
-    longest = max((t["seconds"]["p90"] for t in result["techniques"] if "seconds" in t), default=1.0)
+    longest = _longest([t["seconds"] for t in result["techniques"] if "seconds" in t])
     bars = []
     for technique, step in speed.steps_of(result):
         if "seconds" not in technique:
@@ -207,7 +237,7 @@ def _waterfall(result: Waterfall, anchor: str, colors: dict[str, int]) -> Iterat
             continue
         s = technique["seconds"]
         note = f"step {numbers.ratio(step)}" if step else "start"
-        shares = (s["median"] / longest, s["p10"] / longest, s["p90"] / longest)
+        shares = _shares(s, longest)
         bars.append(Bar(technique["title"], numbers.duration(s["median"]), *shares, 1 if step else 0, note))
     caption = "Each bar has every technique above it. Median; the thin line spans p10 to p90. Shorter is faster."
     yield Bars("One technique after the other", caption, tuple(bars))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from .. import arithmetic
 from ..records import Bench, Case, Contender, Technique, Timed, TimedCase, Waterfall
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
@@ -16,6 +17,10 @@ STAGES = {
     "extraction": "extraction",
     "host": "host",
 }
+
+
+# A p90 that many times the median is the machine's doing: something else ran on it.
+NOISY = 1.3
 
 
 def base_case(bench: Bench) -> TimedCase:
@@ -55,7 +60,14 @@ def ratio_text(timed: Timed | Technique) -> str:
     if "ratio" not in timed:
         return ABSENT
     r = timed["ratio"]
-    return f"{numbers.ratio(r['median'])} ({r['low']:.2f}–{r['high']:.2f})"
+    return f"{numbers.ratio(r['median'])} ({numbers.factor(r['low'])}–{numbers.factor(r['high'])})"
+
+
+def noisy(bench: Bench) -> list[str]:
+    """Titles of the contenders whose runs of the base case differed so much that no figure of theirs can be trusted."""
+    runs = base_case(bench)["runs"]
+    whole = {title: runs[name]["whole"] for name, title in titles(bench).items() if name in runs}
+    return [title for title, summary in whole.items() if summary["p90"] > NOISY * summary["median"]]
 
 
 def difference_text(timed: Timed) -> str:
@@ -74,6 +86,7 @@ def speed(bench: Bench) -> Table:
         Column("median"),
         Column("p10–p90"),
         Column("p99"),
+        Column("runs"),
         Column("images/s"),
         Column("it/s"),
         Column("faster by (range)"),
@@ -87,13 +100,14 @@ def _speed_row(contender: Contender, base: TimedCase) -> tuple[str, ...]:
     timed = base["runs"].get(contender["name"])
     reason = contender["reason"] or ("" if timed else "not measured")
     if timed is None:
-        figures: tuple[str, ...] = (ABSENT,) * 7
+        figures: tuple[str, ...] = (ABSENT,) * 8
     else:
         whole, case = timed["whole"], base["case"]
         figures = (
             numbers.duration(whole["median"]),
             numbers.durations(whole["p10"], whole["p90"]),
             numbers.duration(whole["p99"]),
+            str(len(whole["samples"])),
             numbers.number(case["images"] / whole["median"]),
             numbers.number(case["steps"] / whole["median"]),
             ratio_text(timed),
@@ -180,14 +194,12 @@ def _scaling_cell(timed: Timed | None) -> str:
 
 
 def floor_seconds(bench: Bench, stage: str, precision: str) -> float | None:
-    """The least that a request's launches of a stage can take here: of its operations at the measured matrix rate and
-    its bytes at the measured bandwidth, the longer (Williams et al., Roofline, CACM 2009)."""
+    """The least that a request's launches of a stage can take here."""
     measured = bench["floor"]
     if measured is None or stage not in measured["work"] or not measured["flop_per_second"].get(precision):
         return None
-    work = measured["work"][stage]
-    seconds = max(work["flop"] / measured["flop_per_second"][precision], work["bytes"] / measured["bytes_per_second"])
-    return seconds * measured["launches"].get(stage, 1)
+    work, rate = measured["work"][stage], measured["flop_per_second"][precision]
+    return arithmetic.floor_seconds(work, rate, measured["bytes_per_second"]) * measured["launches"].get(stage, 1)
 
 
 def share_of_floor(bench: Bench, contender: Contender, stage: str) -> float | None:
@@ -262,7 +274,7 @@ def waterfall(result: Waterfall) -> Table:
                 numbers.duration(summary["median"]) if summary else ABSENT,
                 numbers.durations(summary["p10"], summary["p90"]) if summary else ABSENT,
                 numbers.ratio(step) if step else ABSENT,
-                ratio_text(technique),
+                ratio_text(technique) if step else ABSENT,
                 numbers.exponent(technique["difference"]) if "difference" in technique else ABSENT,
                 technique["reason"],
             )

@@ -114,6 +114,7 @@ def test_what_draws_something_else_is_not_timed(tiny, monkeypatch, factor):
     assert first["reason"] == ""
     assert second["reason"].startswith(f"its latents differ by {abs(factor - 1):.1e}, more than 1e-03")
     assert "seconds" not in second
+    assert ("difference" in second) == np.isfinite(factor)  # a result holds no NaN
 
 
 @pytest.mark.parametrize(

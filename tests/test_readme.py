@@ -1,0 +1,119 @@
+"""The README's generated tables are what the committed results give, and the generator refuses what it cannot fill."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cnpp_trt.benchmarks.records import Export
+from cnpp_trt.benchmarks.report.readme import RESULTS, fill
+from cnpp_trt.benchmarks.result import Result, read_result
+from cnpp_trt.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+README = """# A readme
+
+Prose with `<!-- results: export a.json -->` in a line is left alone.
+
+<!-- results: export a.json -->
+what stood here before
+<!-- /results -->
+
+More prose.
+
+<!-- results: environment a.json -->
+<!-- /results -->
+"""
+FILLED = """# A readme
+
+Prose with `<!-- results: export a.json -->` in a line is left alone.
+
+<!-- results: export a.json -->
+| export, fp32, 512×512 | graphs | seconds | peak memory |
+| --- | ---: | ---: | ---: |
+| full-size | 2 | 131 | 7.20 GiB |
+<!-- /results -->
+
+More prose.
+
+<!-- results: environment a.json -->
+| environment |  |
+| --- | --- |
+| cpu | A processor |
+| torch | 2.13.0 |
+| measured | 2026-03-01T12:00:00+00:00 |
+| again | cnpp-trt export |
+<!-- /results -->
+"""
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    graphs = ["unet", "update"]
+    data = Export(model="full-size", precision="fp32", width=512, height=512, graphs=graphs, seconds=131.2,
+                  peak_bytes=int(7.2 * 2**30))  # fmt: skip
+    environment = {"cpu": "A processor", "versions": {"torch": "2.13.0"}}
+    Result("export", "full-size", "cnpp-trt export", data, environment, "2026-03-01T12:00:00+00:00").write(
+        tmp_path / "results" / "a.json"
+    )
+    return tmp_path / "results"
+
+
+def test_the_readme_is_what_the_results_give() -> None:
+    """When it fails: `cnpp-trt report --readme README.md`."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert fill(text) == text
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_results_can_be_read(path: Path) -> None:
+    from cnpp_trt.benchmarks.report.load import load
+    from cnpp_trt.benchmarks.report.tables import markdown_of
+
+    assert "| --- " in markdown_of(load(path).result)
+    assert str(Path.home()) not in path.read_text("utf-8") or str(Path.home()) == "/"
+    assert read_result(path).environment["commit"]
+
+
+def test_tables_are_written_anew(results: Path, tmp_path: Path, command: Any) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(README, "utf-8")
+    outcome = command("report", results, "--readme", readme)
+    assert (outcome.status, outcome.out) == (0, f"{readme}: written anew\n")
+    assert readme.read_text("utf-8") == FILLED
+    assert command("report", results, "--readme", readme).out == f"{readme}: as the results give it\n"
+    assert fill(FILLED, results) == FILLED
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\n<!-- results: export gone.json -->\n<!-- /results -->\n", "line 2: there is no"),
+        ("<!-- results: speeed a.json -->\n<!-- /results -->\n", "line 1: no table 'speeed' of a export result"),
+        ("<!-- results: speed a.json -->\n<!-- /results -->\n", "there are export, environment"),
+        ("<!-- results: export a.json -->\n", "line 1: no <!-- /results --> follows"),
+        ("<!-- results: export a.json -->\n<!-- results: export a.json -->\n<!-- /results -->\n",
+         "line 2: expected <!-- /results --> for the table of line 1"),
+        ("<!-- /results -->\n", "line 1: <!-- /results --> is not <!-- results: TABLE FILE.json -->"),
+        ("<!-- results: export -->\n", "line 1: <!-- results: export --> is not <!-- results: TABLE FILE.json -->"),
+        ("<!-- results: export ../a.json -->\n", "is not <!-- results: TABLE FILE.json -->"),
+    ],
+)  # fmt: skip
+def test_markers_that_cannot_be_filled(
+    text: str, expected: str, results: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text, "utf-8")
+    said = refused("report", results, "--readme", readme)
+    assert said.startswith(f"{readme}: line ") and expected in said
+    assert readme.read_text("utf-8") == text
+    with pytest.raises(UserError, match="line"):
+        fill(text, results)
+
+
+def test_readme_that_cannot_be_read_or_written(results: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert refused("report", "--readme", tmp_path / "none.md").startswith(f"cannot read {tmp_path / 'none.md'}")
+    (tmp_path / "bytes.md").write_bytes(b"\xff\xfe")
+    assert refused("report", "--readme", tmp_path / "bytes.md").startswith("cannot read")
+    assert "--readme takes nothing but" in refused("report", results, "--readme", ROOT / "README.md", "--out", tmp_path)
+    assert "--readme takes nothing but" in refused("report", results / "a.json", "--readme", ROOT / "README.md")
