@@ -27,8 +27,8 @@ Size = tuple[int, int]
 @dataclass(frozen=True)
 class Settings:
     """Attributes:
-    sizes: (width, height) in pixels; empty takes the model's own. The first of sizes, images and steps makes the base
-        case, each of the others varies it.
+    sizes: (width, height) in pixels; empty takes the model's own, and one and a half times it. The first of sizes,
+        images and steps makes the base case, each of the others varies it.
     scheduler: None takes the model's, and LCM without guidance for few steps.
     contenders: names of `ENTRIES`; empty takes all of the device.
     threads: of the CPU; None is every physical core.
@@ -168,9 +168,12 @@ def _exported(
     from ..export.exporter import export_model
 
     checkpoint = Checkpoint(model, controlnets)
+    width, height = checkpoint.size(None)
+    grain = checkpoint.vae_scale_factor
+    larger = (width * 3 // 2 // grain * grain, height * 3 // 2 // grain * grain)
     return [
         export_model(checkpoint, [settings.condition], precision, size, None, report)
-        for size in settings.sizes or (None,)
+        for size in settings.sizes or ((width, height), larger)
     ]
 
 

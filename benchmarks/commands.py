@@ -27,7 +27,8 @@ def bench_command(
     controlnet: Annotated[list[str] | None, typer.Option(help="COND=PATH, as it was exported; repeatable.")] = None,
     cond: Annotated[str, typer.Option(help="The condition.")] = "seg",
     size: Annotated[
-        list[str] | None, typer.Option(help="512 or WxH, in pixels; repeatable. Default: the model's own.")
+        list[str] | None,
+        typer.Option(help="512 or WxH, in pixels; repeatable. Default: the model's own, and 1.5 times it."),
     ] = None,
     images: Annotated[str, typer.Option(help="Images per prompt, as in 1 or 1-4.")] = "1-4",
     steps: Annotated[str, typer.Option(help="Denoising steps; up to 8 are LCM without guidance.")] = "20,4,50",
@@ -225,7 +226,7 @@ def consistency_command(
         deployed,
         [
             sides.deployed_side(deployed),
-            *sides.other_sides(against or [], deployed, open_pipeline, model, read_pairs(controlnet or [])),
+            *sides.other_sides(against or [], deployed, open_pipeline, model, read_pairs(controlnet or []), threads),
         ],
         open_data(deployed, conditions, data, prompts),
         conditions,
@@ -238,7 +239,7 @@ def consistency_command(
     consistency.draw(study, own_shard, say)
     found = summarize(study, say)
     found["quality"] = measure_quality(study, fid_metric, clip_metric, say)
-    result = Result.of("consistency", sides.title_of(deployed), consistency.command_of(study), found, threads)
+    result = Result.of("consistency", sides.title_of(deployed), consistency.command_of(study, data), found, threads)
     path = default_path("consistency", name)
     result.write(path)
     if as_json:

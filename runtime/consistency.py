@@ -10,7 +10,8 @@ scales:
 | hed, lineart | SSIM ↑ | 0–1           | multi-scale SSIM of gray maps scaled to [0, 1]            |
 | depth        | RMSE ↓ | 0–255         | gray maps, each scaled so that its maximum is 255         |
 
-The paper pools the pixels of several images for mIoU and F1 and averages SSIM and RMSE over images.
+Over a data set mIoU is pooled over all images; F1 is pooled over the images of a prompt and averaged over prompts; SSIM
+and RMSE are averaged over images.
 Where there is nothing to find and nothing is found (no labelled pixel, no edge in either map), the maps agree: 100.
 """
 
@@ -67,7 +68,7 @@ def score(condition: str, given: NDArray[np.uint8], extracted: NDArray[np.uint8]
         case "mIoU":
             value = mean_iou(labels_from_colors(given)[0], labels_from_colors(extracted)[0])
         case "F1":
-            value = f1(_gray(given) > 127, _gray(extracted) > 127)
+            value = f1(edges(given), edges(extracted))
         case "SSIM":
             value = ms_ssim(_gray(given) / 255, _gray(extracted) / 255)
         case "RMSE":
@@ -97,17 +98,17 @@ class MeanIoU:
         self._intersection += matched
         self._union += self._areas(truth) + self._areas(guess[guess != UNLABELLED]) - matched
 
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pixels in the intersection and in the union of each class, [classes] each: sums over all images seen."""
+        return self._intersection.copy(), self._union.copy()
+
     def per_class(self) -> _Floats:
         """IoU of each class, float64 [classes], 0–100; NaN where a class appears in neither map."""
-        present = self._union > 0
-        ious = np.full(self._classes, np.nan)
-        ious[present] = 100 * self._intersection[present] / self._union[present]
-        return ious
+        return _ious(self._intersection, self._union)
 
     def value(self) -> float:
         """mIoU in percent; 100 when nothing labelled has been seen."""
-        ious = self.per_class()
-        return float(np.nanmean(ious)) if np.isfinite(ious).any() else 100.0
+        return float(mean_iou_of_counts(self._intersection, self._union))
 
     def _areas(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
         areas = np.bincount(labels, minlength=self._classes)
@@ -128,6 +129,21 @@ def mean_iou(given: NDArray[np.integer], extracted: NDArray[np.integer]) -> floa
     return float(metric.per_class()[classes].mean()) if classes.size else 100.0
 
 
+def mean_iou_of_counts(intersection: NDArray[np.number], union: NDArray[np.number]) -> _Floats:
+    """mIoU in percent of `MeanIoU.counts`, or of sums of them: [..., classes] each → [...]; 100 for no label at all."""
+    ious = _ious(intersection, union)
+    present = np.isfinite(ious)
+    number = present.sum(-1)
+    total = np.where(present, ious, 0).sum(-1)
+    mean: _Floats = np.divide(total, number, out=np.full(number.shape, 100.0), where=number > 0)
+    return mean
+
+
+def _ious(intersection: NDArray[np.number], union: NDArray[np.number]) -> _Floats:
+    ious: _Floats = np.divide(100.0 * intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
+    return ious
+
+
 def f1(given: NDArray[np.bool_], extracted: NDArray[np.bool_]) -> float:
     """F1 = 2·TP / (2·TP + FP + FN) of edge pixels, in percent.
 
@@ -137,8 +153,16 @@ def f1(given: NDArray[np.bool_], extracted: NDArray[np.bool_]) -> float:
     Returns:
         0–100; 100 for two maps without any edge, 0 if only one of them has none.
     """
-    hits = int(np.count_nonzero(given & extracted))
-    marked = int(np.count_nonzero(given)) + int(np.count_nonzero(extracted))
+    return f1_of_counts(*f1_counts(given, extracted))
+
+
+def f1_counts(given: NDArray[np.bool_], extracted: NDArray[np.bool_]) -> tuple[int, int]:
+    """(TP, 2·TP + FP + FN): edge pixels that both have, and edge pixels in either map, added up."""
+    return int(np.count_nonzero(given & extracted)), int(np.count_nonzero(given)) + int(np.count_nonzero(extracted))
+
+
+def f1_of_counts(hits: int, marked: int) -> float:
+    """F1 in percent of `f1_counts`, or sums of them."""
     return 200.0 * hits / marked if marked else 100.0
 
 
@@ -193,6 +217,11 @@ def rmse(given: NDArray[np.number], extracted: NDArray[np.number]) -> float:
         0–255.
     """
     return float(np.sqrt(np.mean(np.square(_to_maximum(given) - _to_maximum(extracted)))))
+
+
+def edges(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where an edge map uint8 [H, W, 3] has an edge: bool [H, W]."""
+    return _gray(pixels) > 127
 
 
 def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
