@@ -63,11 +63,11 @@ bench: $(VENV)/bench.stamp  ## latency beside PyTorch and what each technique is
 
 parity: $(VENV)/bench.stamp  ## how close to PyTorch, graph by graph, step by step and in the images; a gate
 	$(BIN)/cnpp-trt export --model "$(MODEL)" $(MEASURED) $(SIZED)
-	$(BIN)/cnpp-trt parity --model "$(MODEL)" $(MEASURED) --precision fp32 $(SIZED) $(FLAGS)
+	$(BIN)/cnpp-trt parity --model "$(MODEL)" $(MEASURED) $(SIZED) $(FLAGS)
 
 consistency: $(VENV)/bench.stamp  ## how well pictures follow their condition, beside PyTorch's
 	$(BIN)/cnpp-trt export --model "$(MODEL)" $(MEASURED) $(SIZED)
-	$(BIN)/cnpp-trt consistency --model "$(MODEL)" $(MEASURED) --precision fp32 $(SIZED) --against pytorch $(FLAGS)
+	$(BIN)/cnpp-trt consistency --model "$(MODEL)" $(MEASURED) $(SIZED) --against pytorch $(FLAGS)
 
 report: $(VENV)/bench.stamp  ## one page of all that was measured, and its Markdown twin
 	$(BIN)/cnpp-trt report

@@ -13,10 +13,10 @@ import typer
 
 from . import __version__
 from .benchmarks import commands
-from .bundle import Bundle, find_bundle, home
+from .bundle import Bundle, home
 from .conditions import CONDITIONS
 from .errors import CnppError, UserError
-from .options import Json, Model, read_counts, read_pairs, read_size, say
+from .options import Json, Model, deployment, read_counts, read_pairs, read_size, say, split_precision
 
 app = typer.Typer(
     help="ControlNet++ as ONNX graphs and TensorRT engines, and a runtime without PyTorch.",
@@ -304,20 +304,16 @@ def run(
 ) -> None:
     """Draw pictures that follow a condition, and a sheet that shows how well they do."""
     from .runtime import run as running
-    from .runtime.backends.choose import preferred_precisions
-    from .runtime.backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
-    from .runtime.pipeline import Pipeline
 
     out = out or home() / "runs"
-    openvino_precision, precision = (precision, None) if precision in OPENVINO_PRECISIONS else (None, precision)
     if repeat is not None:
-        repeated = running.repeat(repeat, out, bundle, backend, threads, openvino_precision, plans)
+        repeated = running.repeat(repeat, out, bundle, backend, threads, split_precision(precision)[1], plans)
         _print_drawn(repeated.drawn, as_json, {"max_difference": repeated.max_difference})
         same = repeated.max_difference == 0
         say("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
         return
-    folder = bundle or find_bundle(model, precision, read_size(size), preferred_precisions(backend))
-    pipeline = Pipeline.open(folder, backend, threads, openvino_precision=openvino_precision, plans=plans)
+    folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
+    pipeline = open_pipeline(folder)
     conditions = cond or list(pipeline.bundle.manifest.conditions)[:1]
     controls = _controls(conditions, image or [], extract, control_scale, control_start, control_end)
     request, notes = running.make_request(

@@ -1,12 +1,17 @@
 """What the commands share of their options: how sizes, counts and pairs are typed, and where progress goes."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .bundle import find_bundle
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .runtime.pipeline import Pipeline
 
 Model = Annotated[
     str,
@@ -45,6 +50,35 @@ def read_pairs(texts: list[str]) -> dict[str, Path]:
             raise UserError(f"cannot read --controlnet {text!r}: give COND=PATH, as in seg=./my-controlnet")
         pairs[condition] = Path(path)
     return pairs
+
+
+def split_precision(precision: str | None) -> tuple[str | None, str | None]:
+    """(of the bundle, of OpenVINO): the option `--precision` names either."""
+    from .runtime.backends.openvino import PRECISIONS
+
+    return (None, precision) if precision in PRECISIONS else (precision, None)
+
+
+def deployment(
+    model: str | None,
+    bundle: Path | None,
+    size: str | None,
+    precision: str | None,
+    backend: str,
+    threads: int | None,
+    plans: Path | None,
+) -> tuple[Path, Callable[[Path], "Pipeline"]]:
+    """The bundle's folder that a command's options name, and what opens a bundle as they say.
+
+    Raises: UserError where there is none, or several fit.
+    """
+    from .runtime.backends.choose import preferred_precisions
+    from .runtime.pipeline import Pipeline
+
+    of_bundle, of_openvino = split_precision(precision)
+    preferred = preferred_precisions(backend)
+    folder = bundle or find_bundle(model or "miniature", of_bundle, read_size(size), preferred)
+    return folder, lambda path: Pipeline.open(path, backend, threads, openvino_precision=of_openvino, plans=plans)
 
 
 def say(line: str) -> None:

@@ -11,8 +11,8 @@ from ..export.checkpoint import Checkpoint
 from ..gpu import Gpu, find_gpu
 from ..runtime.pipeline import Pipeline
 from .graph_parity import Report, check_graphs, device_of
-from .parity_tables import graphs_table, verdict
 from .records import GraphParity
+from .report.fidelity import graph_table, verdict_text
 from .verdict import missed, read_thresholds
 
 
@@ -55,5 +55,5 @@ def check_plans(
 
 def describe_check(check: Check, precision: str) -> str:
     ran = f"on {check['backend']}, against PyTorch in fp32"
-    lines = [ran, graphs_table(check["graphs"]), check["note"], verdict(check["missed"], precision)]
+    lines = [ran, graph_table(check["graphs"]).markdown(), check["note"], verdict_text(check["missed"], precision)]
     return "\n\n".join(line for line in lines if line)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import Json, read_counts, read_pairs, read_size, say
+from ..options import Json, deployment, read_counts, read_pairs, read_size, say
 
 
 def register(app: typer.Typer) -> None:
@@ -94,12 +94,10 @@ def parity_command(
     as_json: Json = False,
 ) -> None:
     """How close to PyTorch: every graph, every step, and the images. Exit status 1 where a threshold is missed."""
-    from ..bundle import find_bundle
     from ..errors import CnppError
     from ..export.checkpoint import checkpoint_of
-    from ..runtime.backends.choose import preferred_precisions
-    from ..runtime.backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
-    from ..runtime.pipeline import Pipeline
+    from .report.fidelity import conclusion
+    from .report.tables import markdown_of
     from .result import Result, default_path
     from .verdict import read_thresholds
 
@@ -107,13 +105,10 @@ def parity_command(
         import torch
 
         from . import parity
-        from .parity_tables import describe
     except ModuleNotFoundError as e:
         raise CnppError(f"parity needs {e.name}: pip install 'cnpp-trt[bench,export]'") from None
-    openvino_precision, precision = (precision, None) if precision in OPENVINO_PRECISIONS else (None, precision)
-    pixels = read_size(size)
-    folder = bundle or find_bundle(model or "miniature", precision, pixels, preferred_precisions(backend))
-    deployed = Pipeline.open(folder, backend, threads, openvino_precision=openvino_precision, plans=plans)
+    folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
+    deployed = open_pipeline(folder)
     own = list(deployed.bundle.manifest.conditions)
     conditions = own if not cond or cond == ["all"] else list(dict.fromkeys(cond))
     checkpoint = checkpoint_of(deployed.bundle, model, read_pairs(controlnet or []))
@@ -122,7 +117,7 @@ def parity_command(
         torch.set_num_threads(threads)
     found = parity.measure(deployed, checkpoint, conditions, allowed, images=images, half=half, steps=steps, report=say)
     m, name = deployed.bundle.manifest, deployed.backend.name
-    asked = openvino_precision or m.precision
+    asked = precision or m.precision
     command = f"cnpp-trt parity --model {m.model} --precision {asked} --backend {name.removesuffix('-bf16')}"
     command += "".join(f" --cond {c}" for c in conditions if conditions != own) + f" --images {images}"
     result = Result.of("parity", f"{m.model}, {found['precision']} on {name}", command, found, threads)
@@ -133,7 +128,7 @@ def parity_command(
         del shown["heatmaps"]  # they are in the file
         print(json.dumps(shown))
     else:
-        print(f"{describe(found)}\n\n{path}")
+        print(f"{markdown_of(result)}\n\n{conclusion(found)}\n\n{path}")
     for line in found["missed"]:
         say(f"missed: {line}")
     if found["missed"]:
@@ -190,11 +185,8 @@ def consistency_command(
     as_json: Json = False,
 ) -> None:
     """How well images follow their condition, over many prompts, beside PyTorch's. Interrupted, it goes on."""
-    from ..bundle import find_bundle, home
+    from ..bundle import home
     from ..errors import CnppError, UserError
-    from ..runtime.backends.choose import preferred_precisions
-    from ..runtime.backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
-    from ..runtime.pipeline import Pipeline
     from . import consistency, sides
     from .consistency_scores import measure_quality, summarize
     from .dataset import open_data
@@ -205,12 +197,7 @@ def consistency_command(
     own_shard = Shard.parse(shard)
     if fresh and own_shard.of > 1:
         raise UserError("--fresh would remove what other shards draw: choose a new folder with --out instead")
-    openvino_precision, precision = (precision, None) if precision in OPENVINO_PRECISIONS else (None, precision)
-
-    def open_pipeline(folder: Path) -> Pipeline:
-        return Pipeline.open(folder, backend, threads, openvino_precision=openvino_precision, plans=plans)
-
-    folder = bundle or find_bundle(model or "miniature", precision, read_size(size), preferred_precisions(backend))
+    folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
     deployed = open_pipeline(folder)
     m, name = deployed.bundle.manifest, f"{deployed.bundle.folder.resolve().name}-{deployed.backend.name}"
     conditions = list(m.conditions) if not cond or cond == ["all"] else list(dict.fromkeys(cond))

@@ -5,7 +5,6 @@ it is about to read goes into the deployed side's buffers too, and what both wro
 on real inputs, whatever went wrong before it; nothing but the trajectory is kept.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,11 +21,9 @@ from ..runtime.loop import Program, run
 from ..runtime.pipeline import Pipeline, Prepared
 from ..runtime.request import Request
 from .pytorch_backend import TorchModules, exact_float32
-from .records import GraphParity, StepParity
+from .records import NOT_FINITE, GraphParity, StepParity
 from .requests import make_requests
 
-# Stands for the difference to a value that is not finite, in results, whose JSON knows no infinity.
-NOT_FINITE = sys.float_info.max
 # Of requests that are there for their graphs alone: with several controls, or of the sizes that plans were built for.
 FEW_STEPS = 4
 

@@ -41,7 +41,7 @@ class Lpips:
 
             self._metric: Any = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
         except ImportError:
-            raise CnppError("LPIPS needs torchmetrics and torchvision: pip install torchmetrics torchvision") from None
+            raise CnppError("LPIPS needs torchmetrics and torchvision: pip install 'cnpp-trt[quality]'") from None
         except Exception as e:  # a torchvision of another torch, or a download that fails as a network can
             why = " ".join(str(e).split())[:120]
             raise CnppError(f"LPIPS needs torchvision and its AlexNet weights, which are downloaded once: {why}") from e

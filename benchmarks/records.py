@@ -1,8 +1,12 @@
 """What results hold, by kind. Seconds, bytes, and fractions of 1 throughout, unless said otherwise."""
 
+import sys
 from typing import Literal, NotRequired, TypedDict
 
 from .statistics import Ratio, Summary
+
+# Stands for a difference that is not finite: JSON has no such number.
+NOT_FINITE = sys.float_info.max
 
 # ---- bench
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..records import ConditionScores, Consistency, Difference, ImageParity, Interval, Parity
+from ..records import ConditionScores, Consistency, Difference, GraphParity, ImageParity, Interval, Parity
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
 
@@ -10,6 +10,10 @@ _DECIMALS = {"SSIM": 4}
 
 
 def graphs(parity: Parity) -> Table:
+    return graph_table(parity["graphs"])
+
+
+def graph_table(graphs: Sequence[GraphParity]) -> Table:
     """Each graph on the inputs of the reference's run."""
     columns = (
         Column("graph", "code"),
@@ -28,7 +32,7 @@ def graphs(parity: Parity) -> Table:
             numbers.exponent(max(0.0, 1 - g["cosine"])),
             g["worst"],
         )
-        for g in parity["graphs"]
+        for g in graphs
     )
     return make_table(columns, rows, "Graphs, on the inputs of PyTorch's run")
 
@@ -52,8 +56,12 @@ def steps(parity: Parity) -> Table:
 
 
 def images(parity: Parity) -> Table:
+    return image_table(parity["images"], parity["half"])
+
+
+def image_table(images: Sequence[ImageParity], half: Sequence[ImageParity] = ()) -> Table:
     """Against PyTorch in fp32, and beside it PyTorch's own fp16 against the same."""
-    half = {h["condition"]: h for h in parity["half"]}
+    others = {h["condition"]: h for h in half}
     measures = ("images", "max difference", "PSNR, median", "PSNR, worst", "SSIM, worst", "LPIPS, worst")
     columns = (
         Column("condition", "text"),
@@ -61,8 +69,8 @@ def images(parity: Parity) -> Table:
         *(Column(f"PyTorch fp16: {m}") for m in measures),
     )
     rows = []
-    for deployed in parity["images"]:
-        other = half.get(deployed["condition"])
+    for deployed in images:
+        other = others.get(deployed["condition"])
         cells = (ABSENT,) * len(measures) if other is None else _image_cells(other)
         rows.append((deployed["condition"], *_image_cells(deployed), *cells))
     return make_table(columns, rows, "Images against PyTorch in fp32, and PyTorch's own fp16 against the same")
@@ -92,11 +100,35 @@ def largest_difference(images: Sequence[ImageParity]) -> int:
     return max((d for i in images for d in i["max_difference"]), default=0)
 
 
+def worst_psnr(images: Sequence[ImageParity], first: int | None = None) -> float:
+    """In dB, of the `first` images of each condition; infinite where all are equal."""
+    return min((p for i in images for p in i["psnr"][:first] if p is not None), default=float("inf"))
+
+
 def images_text(images: Sequence[ImageParity]) -> str:
     """All conditions in one line, by their worst."""
-    psnr = min((p for i in images for p in i["psnr"] if p is not None), default=float("inf"))
+    psnr = worst_psnr(images)
     count = numbers.plural(sum(len(i["max_difference"]) for i in images), "image")
     return f"largest difference {largest_difference(images)} of 255, worst PSNR {_psnr_text(psnr)}, in {count}"
+
+
+def conclusion(p: Parity) -> str:
+    """What the tables do not say: both precisions on the same images, what was not computed, the verdict."""
+    titles = {"half": "PyTorch's own fp16", "lpips": "LPIPS"}
+    lines = [f"without {titles.get(what, what)}: {why}" for what, why in p["unavailable"].items()]
+    if p["half"]:
+        own, half = worst_psnr(p["images"], len(p["half"][0]["psnr"])), worst_psnr(p["half"])
+        count = numbers.plural(sum(len(i["psnr"]) for i in p["half"]), "image")
+        lines.insert(
+            0,
+            f"worst PSNR on the same {count}: PyTorch's own fp16 {_psnr_text(half)}, "
+            f"{p['backend']} {p['precision']} {_psnr_text(own)}",
+        )
+    return "\n\n".join([*lines, verdict_text(p["missed"], p["precision"])])
+
+
+def verdict_text(missed: Sequence[str], precision: str) -> str:
+    return f"{len(missed)} thresholds of {precision} missed" if missed else f"within every threshold of {precision}"
 
 
 def parity(result: Parity) -> Table:
@@ -135,7 +167,7 @@ def differences(result: Consistency) -> Table:
     for name in minus:
         columns += [Column(result["sides"].get(name, name)), Column("that is", "text")]
     rows = []
-    for c in result["conditions"]:
+    for c in result["conditions"] if minus else ():
         cells = [f"{c['condition']}, {metric_text(c)}"]
         for name in minus:
             found = next((d for d in c["differences"] if d["minus"] == name), None)

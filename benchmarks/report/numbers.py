@@ -2,6 +2,8 @@
 
 from math import floor, log10
 
+from ..records import NOT_FINITE
+
 TIMES = "×"
 
 
@@ -17,6 +19,8 @@ def number(value: float) -> str:
 
 def exponent(value: float) -> str:
     """Two significant digits, 2.3e-6; from 0.1 to 1000 as `number`."""
+    if value >= NOT_FINITE:
+        return "not finite"
     if value == 0 or 0.1 <= abs(value) < 1000:
         return number(value)
     mantissa, _, power = f"{value:.1e}".partition("e")

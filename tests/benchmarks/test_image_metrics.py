@@ -67,7 +67,7 @@ def test_ssim_is_the_formula(levels):
 def test_lpips_says_what_it_needs():
     if importlib.util.find_spec("torchvision"):
         pytest.skip("torchvision is installed: whether LPIPS works depends on a download")
-    with pytest.raises(CnppError, match="pip install torchmetrics torchvision"):
+    with pytest.raises(CnppError, match=r"pip install .cnpp-trt\[quality\]"):
         Lpips()
 
 

@@ -3,8 +3,7 @@
 import tomllib
 
 import pytest
-from cnpp_trt.benchmarks.graph_parity import NOT_FINITE
-from cnpp_trt.benchmarks.records import GraphParity, ImageParity, StepParity
+from cnpp_trt.benchmarks.records import NOT_FINITE, GraphParity, ImageParity, StepParity
 from cnpp_trt.benchmarks.verdict import DEFAULTS, PRECISIONS, missed, read_thresholds
 from cnpp_trt.errors import UserError
 

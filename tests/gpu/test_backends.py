@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cnpp_trt import Pipeline
 from cnpp_trt.benchmarks.parity import compare_images, draw
-from cnpp_trt.benchmarks.parity_tables import images_table, worst_psnr
+from cnpp_trt.benchmarks.report.fidelity import image_table, worst_psnr
 from cnpp_trt.benchmarks.requests import make_requests
 from cnpp_trt.conditions import CONDITIONS
 from cnpp_trt.gpu import Gpu
@@ -50,15 +50,15 @@ def compare(reference, candidate, condition, count):
 @pytest.mark.parametrize("condition", list(CONDITIONS))
 def test_onnxruntime_cuda_draws_the_cpus_images(reference, cuda, report, condition):
     found, *scores = compare(reference, cuda, condition, 16)
-    report(f"{images_table([('onnxruntime-cuda fp32', found)])}\nconsistency of the CPU's and of these: {scores}")
+    report(f"onnxruntime-cuda fp32\n{image_table([found]).markdown()}\nconsistency of the CPU's and of these: {scores}")
     assert max(found["max_difference"]) <= 2
 
 
 @pytest.mark.parametrize("condition", list(CONDITIONS))
 def test_tensorrt_fp16_is_near_the_cpu_in_fp32(reference, tensorrt, report, condition):
     found, expected, score_ = compare(reference, tensorrt, condition, 64)
-    side = f"{tensorrt.backend.name} fp16"
-    report(f"{images_table([(side, found)])}\nconsistency of the CPU's and of these: {expected}, {score_}")
+    images = f"{tensorrt.backend.name} fp16\n{image_table([found]).markdown()}"
+    report(f"{images}\nconsistency of the CPU's and of these: {expected}, {score_}")
     assert worst_psnr([found]) >= 35
     assert abs(score_ - expected) <= (0.005 if CONDITIONS[condition].metric == "SSIM" else 0.5)
 
