@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle
+from ..bundle import Bundle, bundle_folder, home
 from ..errors import CnppError, UserError
 from ..export.checkpoint import Checkpoint, checkpoint_of
 from ..gpu import Gpu, find_gpu
@@ -172,9 +172,17 @@ def _exported(
     grain = checkpoint.vae_scale_factor
     larger = (width * 3 // 2 // grain * grain, height * 3 // 2 // grain * grain)
     return [
-        export_model(checkpoint, [settings.condition], precision, size, None, report)
+        export_model(checkpoint, [settings.condition], precision, size, folder_of(checkpoint, precision, size), report)
         for size in settings.sizes or ((width, height), larger)
     ]
+
+
+def folder_of(checkpoint: Checkpoint, precision: str, size: Size) -> Path:
+    """Where the bundle of a size is, or goes: one that only a benchmark asks for stays out of the user's own bundles,
+    where `run` would have to be told from then on which size is meant."""
+    usual = bundle_folder(checkpoint.name, precision, *size)
+    own = size == checkpoint.size(None)
+    return usual if own or usual.is_dir() else home() / "bench" / usual.name
 
 
 def _openings(

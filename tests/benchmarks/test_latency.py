@@ -16,6 +16,7 @@ from cnpp_trt.benchmarks import bench, contend, contenders, latency
 from cnpp_trt.benchmarks.environment import environment, physical_cores
 from cnpp_trt.benchmarks.requests import make_requests
 from cnpp_trt.errors import BackendError, CnppError, UserError
+from cnpp_trt.export.checkpoint import Checkpoint
 
 STAGES = {"text_encoder", "hint", "controlnet", "unet", "update", "vae_decoder", "host"}
 
@@ -146,6 +147,19 @@ def test_settings_are_checked():
         bench.Settings(contenders=("tensorflow",))
     with pytest.raises(UserError, match="give more than 0"):
         bench.Settings(rounds=0)
+
+
+def test_sizes_for_a_benchmark_stay_out_of_the_users_bundles(tiny: Any, monkeypatch: Any, tmp_path: Path):
+    """Or `run` would find several bundles of the model from then on."""
+    monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path))
+    checkpoint = Checkpoint(str(tiny.checkpoint))
+    own, other = checkpoint.size(None), (96, 96)
+    usual = tmp_path / "bundles"
+    assert bench.folder_of(checkpoint, "fp32", own).parent == usual
+    assert bench.folder_of(checkpoint, "fp32", other).parent == tmp_path / "bench"
+    there = usual / bench.folder_of(checkpoint, "fp32", other).name
+    there.mkdir(parents=True)
+    assert bench.folder_of(checkpoint, "fp32", other) == there  # the user has that size: it is measured
 
 
 def test_a_child_loads_no_pytorch_for_the_runtime():
