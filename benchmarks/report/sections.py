@@ -142,7 +142,7 @@ def _same_picture(parity: Parity) -> Answer:
 
 def _still_follows(result: Consistency) -> Answer | None:
     """The figure is of the first comparison, which is with the reference; a sentence for each."""
-    counts, lines = [], []
+    counts, lines, everything = [], [], result["conditions"]
     for minus in fidelity.compared(result):
         verdicts = [
             (c["condition"], fidelity.verdict(d, c))
@@ -155,7 +155,7 @@ def _still_follows(result: Consistency) -> Answer | None:
         for v in ("no difference", "better", "worse"):
             if names := [name for name, found in verdicts if found == v]:
                 said.append(
-                    f"{v} for {'all conditions' if len(names) == len(verdicts) > 1 else fidelity.listed(names)}"
+                    f"{v} for {'all conditions' if len(names) == len(everything) > 1 else fidelity.listed(names)}"
                 )
         counts.append((len(kept), len(verdicts)))
         lines.append(f"Against {result['sides'].get(minus, minus)}: {'; '.join(said)}.")
