@@ -16,7 +16,21 @@ from .benchmarks import commands
 from .bundle import Bundle, home
 from .conditions import CONDITIONS
 from .errors import CnppError, UserError
-from .options import Json, Model, deployment, read_counts, read_pairs, read_size, say, split_precision
+from .options import (
+    BackendName,
+    BundleFolder,
+    BundleSize,
+    Json,
+    Model,
+    Plans,
+    Precision,
+    deployment,
+    read_counts,
+    read_pairs,
+    read_size,
+    say,
+    split_precision,
+)
 
 app = typer.Typer(
     help="ControlNet++ as ONNX graphs and TensorRT engines, and a runtime without PyTorch.",
@@ -114,7 +128,7 @@ def build(
     check: Annotated[
         bool, typer.Option("--check", help="Compare every graph with PyTorch after the build, as `parity` does.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")] = None,
+    out: Plans = None,
     as_json: Json = False,
 ) -> None:
     """Bundle → TensorRT plans, and what was fused in each. Exports the fp16 bundle first where it is missing."""
@@ -261,9 +275,7 @@ def engines_prune(
 @app.command()
 def run(
     model: Model = "miniature",
-    bundle: Annotated[
-        Path | None, typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.")
-    ] = None,
+    bundle: BundleFolder = None,
     cond: Annotated[list[str] | None, typer.Option(help="Condition; repeatable. Default: the bundle's first.")] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Control image of each --cond. Default: the model's example.")
@@ -286,15 +298,10 @@ def run(
     control_end: Annotated[list[float] | None, typer.Option(help="Share of steps at which control ends.")] = None,
     seed: Annotated[int | None, typer.Option(help="0 to 2**64 - 1; image i has seed + i. Default: random.")] = None,
     images: Annotated[int, typer.Option(help="Images of this prompt, 1 to 16.")] = 1,
-    size: Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also f32 or bf16."),
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")
-    ] = "auto",
-    plans: Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")] = None,
+    size: BundleSize = None,
+    precision: Precision = None,
+    backend: BackendName = "auto",
+    plans: Plans = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: every physical core.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Pictures go into a new folder in here. Default: under CNPP_TRT_HOME.")

@@ -18,6 +18,20 @@ Model = Annotated[
     typer.Option(help="`miniature`, `miniature-lcm`, `miniature-controlnet`, or a local diffusers folder (SD 1.x)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+BundleFolder = Annotated[
+    Path | None, typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.")
+]
+BundleSize = Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also f32 or bf16."),
+]
+BackendName = Annotated[str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")]
+Plans = Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")]
+SourceModel = Annotated[
+    str | None, typer.Option(help="As for `run`. With --bundle, the checkpoint that it was exported from.")
+]
+SourceControlNets = Annotated[list[str] | None, typer.Option(help="COND=PATH, as it was exported; repeatable.")]
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:

@@ -6,7 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import Json, deployment, read_counts, read_pairs, read_size, say
+from ..options import (
+    BackendName,
+    BundleFolder,
+    BundleSize,
+    Json,
+    Plans,
+    Precision,
+    SourceControlNets,
+    SourceModel,
+    deployment,
+    read_counts,
+    read_pairs,
+    read_size,
+    say,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +38,7 @@ def bench_command(
     bundle: Annotated[
         Path | None, typer.Option(help="Measure this bundle. Default: the model's, exported where missing.")
     ] = None,
-    controlnet: Annotated[list[str] | None, typer.Option(help="COND=PATH, as it was exported; repeatable.")] = None,
+    controlnet: SourceControlNets = None,
     cond: Annotated[str, typer.Option(help="The condition.")] = "seg",
     size: Annotated[
         list[str] | None,
@@ -65,23 +79,14 @@ def bench_command(
 
 
 def parity_command(
-    model: Annotated[
-        str | None, typer.Option(help="As for `run`. With --bundle, the checkpoint that it was exported from.")
-    ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.")
-    ] = None,
-    controlnet: Annotated[list[str] | None, typer.Option(help="COND=PATH, as it was exported; repeatable.")] = None,
+    model: SourceModel = None,
+    bundle: BundleFolder = None,
+    controlnet: SourceControlNets = None,
     cond: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all of the bundle's.")] = None,
-    size: Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also f32 or bf16."),
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")
-    ] = "auto",
-    plans: Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")] = None,
+    size: BundleSize = None,
+    precision: Precision = None,
+    backend: BackendName = "auto",
+    plans: Plans = None,
     images: Annotated[int, typer.Option(min=1, help="Images of each condition.")] = 8,
     half: Annotated[
         int | None,
@@ -136,23 +141,14 @@ def parity_command(
 
 
 def consistency_command(
-    model: Annotated[
-        str | None, typer.Option(help="As for `run`. With --bundle, the checkpoint that it was exported from.")
-    ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.")
-    ] = None,
-    controlnet: Annotated[list[str] | None, typer.Option(help="COND=PATH, as it was exported; repeatable.")] = None,
+    model: SourceModel = None,
+    bundle: BundleFolder = None,
+    controlnet: SourceControlNets = None,
     cond: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all of the bundle's.")] = None,
-    size: Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also f32 or bf16."),
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")
-    ] = "auto",
-    plans: Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")] = None,
+    size: BundleSize = None,
+    precision: Precision = None,
+    backend: BackendName = "auto",
+    plans: Plans = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: every physical core.")] = None,
     against: Annotated[
         list[str] | None,
