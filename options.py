@@ -90,8 +90,8 @@ def deployment(
     from .runtime.pipeline import Pipeline
 
     of_bundle, of_openvino = split_precision(precision)
-    preferred = preferred_precisions(backend)
-    folder = bundle or find_bundle(model or "miniature", of_bundle, read_size(size), preferred)
+    pixels, preferred = read_size(size), preferred_precisions(backend)
+    folder = bundle or find_bundle(model or "miniature", of_bundle, pixels, preferred)
     return folder, lambda path: Pipeline.open(path, backend, threads, openvino_precision=of_openvino, plans=plans)
 
 
