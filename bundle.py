@@ -26,7 +26,7 @@ from typing import Any
 from .conditions import CONDITIONS
 from .errors import BundleError, UserError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 
@@ -73,15 +73,19 @@ class Manifest:
 
     Attributes:
         model: the name the bundle was exported under.
-        base: SHA-256 over the weights that all conditions share.
+        base: SHA-256 over the weights that all conditions share, what was fused into them included.
         precision: `fp32` or `fp16`, of weights and activations.
         width, height: of the images, in pixels; multiples of 8.
         vae_scale_factor: pixels per latent in each direction.
         scheduler_config: the checkpoint's `scheduler_config.json`.
         defaults: the model's own `guidance_scale`, `num_inference_steps` and `scheduler`, where it has them.
         graphs: by name.
-        conditions: by name, each with the digest of its `controlnet` and, where the model has an example, its
-            `image`, `prompt` and `seed`.
+        recipe: what the export was asked for: the arguments of `Checkpoint`, as they were typed.
+        sources: where each component came from (`unet`, `vae`, …): a path, or a hub repository with its commit.
+        loras: what was fused: `source`, `sha256`, `weight`, the number of layers `fused`, and the keys `unmatched`.
+        embeddings: textual inversions: the number of vectors of each token.
+        conditions: by name, each with the digest of its `controlnet`, its `palette` where that is not ADE20K's, and,
+            where the model has an example, its `image`, `prompt` and `seed`.
         files: size in bytes and SHA-256 of every file.
         exported_with: versions of the packages that made it.
     """
@@ -95,6 +99,10 @@ class Manifest:
     vae_scale_factor: int
     scheduler_config: dict[str, Any]
     defaults: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    loras: list[dict[str, Any]] = field(default_factory=list)
+    embeddings: dict[str, int] = field(default_factory=dict)
     graphs: dict[str, GraphSpec] = field(default_factory=dict)
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -322,8 +330,9 @@ def bundle_folder(model: str, precision: str, width: int, height: int) -> Path:
 
 
 def model_name(model: str) -> str:
-    """A short name for a model: itself, or a folder's or hub id's last part."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-.") or "model"
+    """A short name for a model: itself, or the last part of a path or hub id without a weight file's ending."""
+    last = re.sub(r"\.(safetensors|ckpt|bin|pth?)(?=$|:)", "", Path(model).name)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
 
 
 def find_bundle(

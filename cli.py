@@ -20,10 +20,18 @@ from .options import (
     BackendName,
     BundleFolder,
     BundleSize,
+    Config,
+    ControlNets,
+    Embeddings,
+    Extractors,
     Json,
+    Loras,
     Model,
+    Parts,
     Plans,
     Precision,
+    Vae,
+    Variant,
     deployment,
     read_counts,
     read_pairs,
@@ -87,14 +95,21 @@ def _root(
 def export_command(
     cond: Annotated[list[str], typer.Option(help=f"Repeatable: {', '.join(CONDITIONS)}, or all.")],
     model: Model = "miniature",
-    controlnet: Annotated[list[str] | None, typer.Option(help="COND=PATH of a ControlNet; repeatable.")] = None,
+    controlnet: ControlNets = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    embedding: Embeddings = None,
+    extractor: Extractors = None,
+    variant: Variant = None,
+    config: Config = None,
     precision: Annotated[str, typer.Option(help="fp32 (CPU) or fp16 (TensorRT).")] = "fp32",
     size: Annotated[str | None, typer.Option(help="512 or WxH, in pixels. Default: the model's own.")] = None,
     out: Annotated[Path | None, typer.Option(help="The bundle's folder. Default: under CNPP_TRT_HOME.")] = None,
     as_json: Json = False,
 ) -> None:
     """Checkpoint → bundle of ONNX graphs, each compared with PyTorch. A bundle that exists gains new conditions."""
-    bundle = _export(model, cond, controlnet, precision, size, out)
+    parts = Parts(controlnet, vae, lora, embedding, extractor, variant, config)
+    bundle = _export(model, parts, cond, precision, size, out)
     if as_json:
         print(
             json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest, **json.loads(bundle.manifest.dumps())})
@@ -110,7 +125,13 @@ def build(
     bundle: Annotated[
         Path | None, typer.Option(help="Build from this bundle; no checkpoint and no PyTorch are needed.")
     ] = None,
-    controlnet: Annotated[list[str] | None, typer.Option(help="COND=PATH of a ControlNet; repeatable.")] = None,
+    controlnet: ControlNets = None,
+    vae: Vae = None,
+    lora: Loras = None,
+    embedding: Embeddings = None,
+    extractor: Extractors = None,
+    variant: Variant = None,
+    config: Config = None,
     size: Annotated[
         list[str] | None, typer.Option(help="512 or WxH, in pixels; repeatable. Default: the model's own.")
     ] = None,
@@ -144,10 +165,11 @@ def build(
     loaded = load_flavor(flavor)
     loaded.target()  # whether it can build here at all is known before anything is exported
     sizes_given: list[str | None] = [*size] if size else [None]
+    parts = Parts(controlnet, vae, lora, embedding, extractor, variant, config)
     bundles = (
         [Bundle.open(bundle)]
         if bundle is not None
-        else [_export(model, cond, controlnet, "fp16", s, None) for s in sizes_given]
+        else [_export(model, parts, cond, "fp16", s, None) for s in sizes_given]
     )
     # Before anything is built: what a check needs may be missing.
     checks = [_check_of(opened, model, bundle is None, controlnet) for opened in bundles] if check else []
@@ -184,7 +206,7 @@ def _check_of(bundle: Bundle, model: str, is_models: bool, controlnet: list[str]
     """
     from functools import partial
 
-    from .export.checkpoint import checkpoint_of
+    from .export.reopen import checkpoint_of
 
     try:
         from .benchmarks.check import check_plans
@@ -362,18 +384,12 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _export(
-    model: str,
-    conditions: list[str],
-    controlnets: list[str] | None,
-    precision: str,
-    size: str | None,
-    out: Path | None,
+    model: str, parts: Parts, conditions: list[str], precision: str, size: str | None, out: Path | None
 ) -> Bundle:
-    from .export.checkpoint import Checkpoint
     from .export.exporter import export_model
 
-    checkpoint = Checkpoint(model, read_pairs(controlnets or []))
-    wanted = list(CONDITIONS) if conditions == ["all"] else conditions
+    checkpoint = parts.checkpoint(model)
+    wanted = checkpoint.places.conditions if conditions == ["all"] else conditions
     return export_model(checkpoint, wanted, precision, read_size(size), out, say)
 
 

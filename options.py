@@ -1,7 +1,8 @@
 """What the commands share of their options: how sizes, counts and pairs are typed, and where progress goes."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +12,26 @@ from .bundle import find_bundle
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from .export.checkpoint import Checkpoint
     from .runtime.pipeline import Pipeline
 
 Model = Annotated[
     str,
-    typer.Option(help="`miniature`, `miniature-lcm`, `miniature-controlnet`, or a local diffusers folder (SD 1.x)."),
+    typer.Option(
+        help="miniature, miniature-lcm, sd15, seg-coco, or any SD 1.x: a folder or file, or owner/name on the hub."
+    ),
 ]
+ControlNets = Annotated[
+    list[str] | None, typer.Option(help="COND=SOURCE of a ControlNet, or `sd15` for ControlNet++'s; repeatable.")
+]
+Vae = Annotated[str | None, typer.Option(help="Another VAE: a source, or `taesd`.")]
+Loras = Annotated[list[str] | None, typer.Option(help="SOURCE[:weight] of a LoRA, or `lcm`; repeatable.")]
+Embeddings = Annotated[list[str] | None, typer.Option(help="SOURCE[:token] of a textual inversion; repeatable.")]
+Extractors = Annotated[
+    list[str] | None, typer.Option(help="COND=SOURCE of an extractor, or `sd15` for the published ones; repeatable.")
+]
+Variant = Annotated[str | None, typer.Option(help="Of the weights, as in `fp16`: smaller downloads.")]
+Config = Annotated[str | None, typer.Option(help="Where a single file's configs and tokenizer are. Default: SD 1.5's.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 BundleFolder = Annotated[
     Path | None, typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.")
@@ -55,15 +70,49 @@ def read_counts(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(counts))
 
 
-def read_pairs(texts: list[str]) -> dict[str, Path]:
-    """Paths by condition, from `seg=PATH` each."""
-    pairs = {}
+def read_pairs(texts: Sequence[str], option: str = "--controlnet") -> dict[str, str]:
+    """Sources by condition, from `seg=SOURCE` each; a named model alone stands for every condition that it has."""
+    from .export.models import MODELS
+
+    pairs: dict[str, str] = {}
     for text in texts:
-        condition, equals, path = text.partition("=")
-        if not equals or not path:
-            raise UserError(f"cannot read --controlnet {text!r}: give COND=PATH, as in seg=./my-controlnet")
-        pairs[condition] = Path(path)
+        condition, equals, source = text.partition("=")
+        if text in MODELS:
+            of_model = MODELS[text].controlnets if option == "--controlnet" else MODELS[text].extractors
+            pairs |= dict.fromkeys(of_model, text)
+        elif not equals or not source:
+            raise UserError(f"cannot read {option} {text!r}: give COND=SOURCE, as in seg=./my-folder")
+        else:
+            pairs[condition] = source
     return pairs
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the options of `export` and `build` put into a model."""
+
+    controlnet: list[str] | None
+    vae: str | None
+    lora: list[str] | None
+    embedding: list[str] | None
+    extractor: list[str] | None
+    variant: str | None
+    config: str | None
+
+    def checkpoint(self, model: str) -> "Checkpoint":
+        from .export.checkpoint import Checkpoint
+
+        return Checkpoint(
+            model,
+            read_pairs(self.controlnet or []),
+            vae=self.vae,
+            loras=self.lora or [],
+            embeddings=self.embedding or [],
+            extractors=read_pairs(self.extractor or [], "--extractor"),
+            variant=self.variant,
+            config=self.config,
+            report=say,
+        )
 
 
 def split_precision(precision: str | None) -> tuple[str | None, str | None]:

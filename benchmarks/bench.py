@@ -7,7 +7,8 @@ from typing import Any
 
 from ..bundle import Bundle, bundle_folder, home
 from ..errors import CnppError, UserError
-from ..export.checkpoint import Checkpoint, checkpoint_of
+from ..export.checkpoint import Checkpoint
+from ..export.reopen import checkpoint_of
 from ..gpu import Gpu, find_gpu
 from ..runtime.pipeline import Pipeline, structure_of
 from ..runtime.request import Request
@@ -55,7 +56,7 @@ class Settings:
 def run(
     model: str | None,
     bundle: Path | None,
-    controlnets: Mapping[str, Path],
+    controlnets: Mapping[str, str],
     settings: Settings,
     out: Path | None,
     techniques: bool,
@@ -109,7 +110,7 @@ def run(
 def _contest(
     bundles: Sequence[Bundle],
     model: str | None,
-    controlnets: Mapping[str, Path],
+    controlnets: Mapping[str, str],
     settings: Settings,
     device: Device,
     threads: int | None,
@@ -163,7 +164,7 @@ def _command(bundle: Bundle, settings: Settings) -> str:
 
 
 def _exported(
-    model: str, controlnets: Mapping[str, Path], settings: Settings, precision: str, report: Report
+    model: str, controlnets: Mapping[str, str], settings: Settings, precision: str, report: Report
 ) -> list[Bundle]:
     from ..export.exporter import export_model
 
@@ -190,7 +191,7 @@ def _openings(
     settings: Settings,
     bundles: Mapping[Size, Bundle],
     model: str | None,
-    controlnets: Mapping[str, Path],
+    controlnets: Mapping[str, str],
     threads: int | None,
 ) -> list[tuple[Entry, Opening | str]]:
     """Each contender with what opens it, or the reason why it cannot take part.
@@ -215,8 +216,8 @@ def _openings(
             reason = no_checkpoint
         elif not reason and entry.bundle_precision != some.manifest.precision:
             reason = f"needs a bundle in {entry.bundle_precision}, and this one is {some.manifest.precision}"
-        name = checkpoint.name if checkpoint else ""
-        openings.append((entry, reason or Opening(entry.name, folders, name, dict(controlnets), threads)))
+        recipe = checkpoint.recipe.to_json() if checkpoint else {}
+        openings.append((entry, reason or Opening(entry.name, folders, recipe, threads)))
     return openings
 
 

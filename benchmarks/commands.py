@@ -100,7 +100,7 @@ def parity_command(
 ) -> None:
     """How close to PyTorch: every graph, every step, and the images. Exit status 1 where a threshold is missed."""
     from ..errors import CnppError
-    from ..export.checkpoint import checkpoint_of
+    from ..export.reopen import checkpoint_of
     from .report.fidelity import conclusion
     from .report.tables import markdown_of
     from .result import Result, default_path

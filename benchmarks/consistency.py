@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..bundle import Manifest
 from ..conditions import CONDITIONS
 from ..errors import CnppError, UserError
-from ..export.checkpoint import EMBEDDED
+from ..export.recipe import EMBEDDED
 from ..runtime.consistency import MeanIoU, edges, f1_counts, score
 from ..runtime.extraction import can_extract
 from ..runtime.images import encode_png, read_image, resize

@@ -39,8 +39,8 @@ def main() -> None:
 
     def opened() -> dict[str, Any]:
         given = json.loads(sys.stdin.readline())
-        paths = {name: {k: Path(v) for k, v in given[name].items()} for name in ("bundles", "controlnets")}
-        contestant.append(Opening(**{**given, **paths}).open())
+        bundles = {size: Path(folder) for size, folder in given["bundles"].items()}
+        contestant.append(Opening(**{**given, "bundles": bundles}).open())
         return {}
 
     if not answer(opened):

@@ -110,12 +110,12 @@ class Opening:
     """What a contender is opened with.
 
     bundles: folders by image size `WxH`; all of one model.
+    recipe: the arguments of the `Checkpoint` that they were exported from; empty where PyTorch takes no part.
     """
 
     name: str
     bundles: dict[str, Path]
-    model: str
-    controlnets: dict[str, Path]
+    recipe: dict[str, Any]
     threads: int | None
 
     def open(self) -> Contestant:
@@ -205,7 +205,7 @@ class _PyTorch:
 
             inductor.freezing = True
         self._drawing = PyTorch(
-            Checkpoint(opening.model, opening.controlnets),
+            Checkpoint(**opening.recipe),
             torch.float16 if self._cuda else torch.float32,
             "cuda" if self._cuda else "cpu",
             self._compile if self._compiled else lambda name, module: module,

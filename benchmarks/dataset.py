@@ -25,7 +25,7 @@ from PIL import Image
 from ..bundle import sha256_of
 from ..conditions import CONDITIONS
 from ..errors import UserError
-from ..export.checkpoint import EMBEDDED
+from ..export.recipe import EMBEDDED
 from ..miniature.scenes import draw_scene
 from ..runtime.images import decode_image, read_bytes, read_image, resize
 from ..runtime.palette import colors_from_labels, labels_from_colors

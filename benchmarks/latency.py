@@ -62,8 +62,7 @@ class Process:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
         given = asdict(opening)
-        for name in ("bundles", "controlnets"):
-            given[name] = {key: str(path) for key, path in given[name].items()}
+        given["bundles"] = {size: str(folder) for size, folder in opening.bundles.items()}
         try:
             self.ask(given)
         except BackendError:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.checkpoint import EMBEDDED
+from ..export.recipe import EMBEDDED
 from ..miniature.scenes import draw_scene
 from ..runtime.images import resize
 from ..runtime.palette import colors_from_labels

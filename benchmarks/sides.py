@@ -56,7 +56,7 @@ def other_sides(
     deployed: Pipeline,
     open_pipeline: Callable[[Path], Pipeline],
     model: str | None = None,
-    controlnets: Mapping[str, Path] | None = None,
+    controlnets: Mapping[str, str] | None = None,
     threads: int | None = None,
 ) -> list[Side]:
     """Of `pytorch`, `pytorch-fp16`, a bundle's folder, or a model whose bundle is under CNPP_TRT_HOME.
@@ -106,10 +106,10 @@ def _pytorch(
     name: str,
     deployed: Pipeline,
     model: str | None,
-    controlnets: Mapping[str, Path] | None,
+    controlnets: Mapping[str, str] | None,
     threads: int | None,
 ) -> Side:
-    from ..export.checkpoint import checkpoint_of
+    from ..export.reopen import checkpoint_of
 
     checkpoint = checkpoint_of(deployed.bundle, model, controlnets)
     try:

@@ -1,172 +1,67 @@
-"""A checkpoint: PyTorch weights in the diffusers layout, opened one component at a time."""
+"""A checkpoint: PyTorch weights of SD-1.x architecture, opened one component at a time."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import Bundle, sha256_of
-from ..conditions import CONDITIONS
+from ..bundle import sha256_of
 from ..errors import UserError
+from .architecture import require_fitting, require_sd1_configs, require_sd1_file
+from .recipe import CONFIG, EMBEDDED, Places, Recipe
+from .sources import LocalTree, Report, Source
 
 if TYPE_CHECKING:
     # Only for types: to look at a checkpoint without loading its weights takes no PyTorch, which is slow to import.
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
-MINIATURE = Path(__file__).parent.parent / "miniature" / "model"
+    from .embeddings import Embedding
+    from .lora import Fit
 
-
-@dataclass(frozen=True)
-class Embedded:
-    """A variant of the embedded model: the folder of its ControlNets, and the LoRA that is fused into its UNet."""
-
-    controlnets: str = "controlnet"
-    lora: Path | None = None
-
-
-EMBEDDED = {
-    "miniature": Embedded(),
-    "miniature-lcm": Embedded(lora=MINIATURE / "lora" / "lcm" / "pytorch_lora_weights.safetensors"),
-    "miniature-controlnet": Embedded(controlnets="controlnet-plain"),
-}
-
-_WEIGHTS = ("*.safetensors", "*.bin")
+_COMPONENTS = ("unet", "vae", "text_encoder")
 
 
 class Checkpoint:
-    """A local folder of SD-1.x architecture in the diffusers layout, with its ControlNets.
+    """A base model with what is put into it, and its ControlNets and extractors.
 
     Args:
-        model: `miniature`, `miniature-lcm` (the same with its few-step LoRA fused), `miniature-controlnet` (with the
-            ControlNets before their fine-tuning for consistency), or the path of a folder with `unet/`, `vae/`,
-            `text_encoder/`, `tokenizer/`, `scheduler/`.
-        controlnets: ControlNet folders by condition; others are looked for in the model's own `controlnet/<condition>`.
-    Raises: UserError where the model is not such a folder.
+        model, controlnets, parts: of a `Recipe`, which says what they may be.
+        report: is told what is downloaded.
+    Raises: UserError where the model cannot be found, or is of another architecture.
     """
 
-    def __init__(self, model: str, controlnets: Mapping[str, Path] | None = None) -> None:
-        self.name = model
-        self.folder = MINIATURE if model in EMBEDDED else Path(model)
-        embedded = EMBEDDED.get(model, Embedded())
-        self.lora = embedded.lora
-        self._controlnets = self.folder / embedded.controlnets
-        self.controlnets = dict(controlnets or {})
-        if not self.folder.is_dir():
-            raise UserError(
-                f"no model {model!r}: give `miniature` or the path of a local diffusers folder "
-                "(hub ids are not supported yet: download the repository first)"
-            )
-        config = self.config("unet")
-        if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
-            raise UserError(f"{model} has a {config['_class_name']}; only SD-1.x models can be exported")
-        if config.get("addition_embed_type") or config.get("in_channels", 4) != 4:
-            raise UserError(f"{model} is not of SD-1.x architecture (SDXL or inpainting?); only SD-1.x can be exported")
-        if config.get("time_cond_proj_dim"):
-            raise UserError(f"{model} is a guidance-distilled UNet (time_cond_proj_dim), which is not supported yet")
+    def __init__(
+        self,
+        model: str,
+        controlnets: Mapping[str, str | Path] | None = None,
+        *,
+        report: Report = lambda line: None,
+        **parts: Any,
+    ) -> None:
+        self.recipe = Recipe(model, controlnets or {}, **parts)
+        self.places = Places(self.recipe, report)
+        self._require_configs()
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    # What its configs say
 
     def config(self, component: str) -> dict[str, Any]:
         """The component's `config.json` (the scheduler's `scheduler_config.json`)."""
-        name = "scheduler_config.json" if component == "scheduler" else "config.json"
-        return _read_json(self.folder / component / name, f"{self.name} has no {component}")
+        name = "scheduler_config.json" if component == "scheduler" else CONFIG
+        return self._json(self.places.component(component), name, component)
 
     def setting(self, component: str, key: str) -> Any:
         """A value of the component's config that no model of SD-1.x architecture is without."""
         value = self.config(component).get(key)
         if value is None:
-            raise UserError(f"{self.folder / component / 'config.json'} has no {key}: is this an SD-1.x model?")
+            place = self.places.component(component).origin
+            raise UserError(f"{place}/{CONFIG} has no {key}: is this an SD-1.x model?")
         return value
-
-    def unet(self, dtype: "torch.dtype") -> "nn.Module":
-        from diffusers import UNet2DConditionModel
-
-        folder = self.folder / "unet"
-        unet = self._load("unet", lambda: UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype))
-        if self.lora is not None:
-            from .lora import fuse_lora
-
-            fuse_lora(unet, self.lora)
-        return unet
-
-    def vae(self, dtype: "torch.dtype") -> "nn.Module":
-        from diffusers import AutoencoderKL
-
-        return self._load("vae", lambda: AutoencoderKL.from_pretrained(self.folder / "vae", torch_dtype=dtype))
-
-    def text_encoder(self, dtype: "torch.dtype") -> "nn.Module":
-        from transformers import CLIPTextModel
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # it would stand in the middle of the export's own lines
-        folder = self.folder / "text_encoder"
-        return self._load("text_encoder", lambda: CLIPTextModel.from_pretrained(folder, dtype=dtype))
-
-    def tokenizer(self) -> Any:
-        from transformers import CLIPTokenizer
-
-        return self._load("tokenizer", lambda: CLIPTokenizer.from_pretrained(self.folder / "tokenizer"))
-
-    def controlnet_folder(self, condition: str) -> Path:
-        """Where the condition's ControlNet is.
-
-        Raises: UserError where the condition is unknown or no ControlNet was found.
-        """
-        if condition not in CONDITIONS:
-            raise UserError(f"unknown condition {condition!r}: choose from {', '.join(CONDITIONS)}")
-        folder = self.controlnets.get(condition, self._controlnets / condition)
-        # Published ControlNet++ folders hold the model itself or one level down.
-        for candidate in (folder, folder / "controlnet"):
-            if (candidate / "config.json").is_file():
-                return candidate
-        raise UserError(f"no ControlNet for {condition!r} at {folder}: give one with --controlnet {condition}=PATH")
-
-    def controlnet(self, condition: str, dtype: "torch.dtype") -> "nn.Module":
-        """Raises: UserError where it does not fit the UNet."""
-        from diffusers import ControlNetModel
-
-        folder = self.controlnet_folder(condition)
-        model = self._load(
-            f"the {condition} ControlNet", lambda: ControlNetModel.from_pretrained(folder, torch_dtype=dtype)
-        )
-        unet = self.config("unet")
-        for key in ("block_out_channels", "cross_attention_dim", "layers_per_block", "down_block_types"):
-            ours, theirs = model.config[key], unet.get(key, model.config[key])
-            if (list(ours) if isinstance(ours, list | tuple) else ours) != theirs:
-                raise UserError(f"the ControlNet at {folder} does not fit this UNet: {key} is {ours}, not {theirs}")
-        if model.config.global_pool_conditions:
-            raise UserError(f"the ControlNet at {folder} has global_pool_conditions, which is not supported")
-        return model
-
-    def extractor_folder(self, condition: str) -> Path | None:
-        """Where the condition's extractor is, None where the model has none."""
-        folder = self.folder / "extractors" / condition
-        return folder if (folder / "config.json").is_file() else None
-
-    def examples(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The model's defaults (`guidance_scale`, `num_inference_steps`, `scheduler`) and its examples by condition."""
-        path = self.folder / "examples" / "examples.json"
-        if not path.is_file():
-            return {}, {}
-        content = _read_json(path, "")
-        examples = content.get("examples", {})
-        for condition, example in examples.items():
-            if not (path.parent / example.get("image", "")).is_file():
-                raise UserError(f"{path} names no image for {condition!r} that is there: correct it")
-        defaults = content.get("defaults", {})
-        if self.lora is not None:
-            defaults = {**defaults, **_read_json(self.lora.with_name("defaults.json"), self.name)}
-        return defaults, examples
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the weights that every condition shares: two bundles of one base model have the same."""
-        lora = [self.lora.parent] if self.lora else []
-        return _digest(*(self.folder / component for component in ("unet", "vae", "text_encoder")), *lora)
-
-    def controlnet_fingerprint(self, condition: str) -> str:
-        """SHA-256 over the weights of the condition's ControlNet."""
-        return _digest(self.controlnet_folder(condition))
 
     def size(self, asked: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels of the images: what was asked for, or the UNet's own sample size.
@@ -187,62 +82,222 @@ class Checkpoint:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent in each direction."""
-        factor: int = 2 ** (len(self.setting("vae", "block_out_channels")) - 1)
+        tiny = self.config("vae").get("decoder_block_out_channels")  # what AutoencoderTiny calls them
+        factor: int = 2 ** (len(tiny or self.setting("vae", "block_out_channels")) - 1)
         return factor
 
-    def _load(self, what: str, load: Callable[[], Any]) -> Any:
+    def examples(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The model's defaults (`guidance_scale`, `num_inference_steps`, `scheduler`) and its examples by condition."""
+        folder = self.places.model.sub("examples")
+        content = self._json(folder, "examples.json", "examples") if folder.has("examples.json") else {}
+        examples = content.get("examples", {})
+        for condition, example in examples.items():
+            if not folder.has(example.get("image", "")):
+                raise UserError(
+                    f"{folder.origin}/examples.json names no image for {condition!r} that is there: correct it"
+                )
+        defaults = content.get("defaults", {})
+        embedded = EMBEDDED.get(self.recipe.model)
+        if embedded and embedded.lora:
+            defaults = {**defaults, **self._json(Source(LocalTree(embedded.lora.parent)), "defaults.json", "defaults")}
+        return {**defaults, **self.places.lora_defaults()}, examples
+
+    def example_image(self, name: str) -> Path:
+        """The image file of one of `examples`."""
+        return self.places.model.sub("examples").get(name)[0]
+
+    def check_controlnet(self, condition: str) -> None:
+        """Raises: UserError where there is no ControlNet of the condition, or it does not fit the UNet."""
+        place = self.places.controlnet(condition)
+        config = self._json(place, CONFIG, "ControlNet")
+        require_fitting(config, self.config("unet"), f"the ControlNet at {place.origin}")
+
+    def sources(self) -> dict[str, str]:
+        """Where each component of the base model comes from."""
+        found = {component: self.places.weights_source(component).origin for component in _COMPONENTS}
+        return {**found, "tokenizer": self.places.component("tokenizer").origin}
+
+    # Digests
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights that every condition shares, and what is put into them."""
+        if self.places.single_file:
+            other = [("vae", self.places.weights("vae"))] if self.recipe.vae else []
+            digest = _digest(("single", self.places.weights("unet")), *other)
+        else:
+            digest = _digest(*((component, self.places.weights(component)) for component in _COMPONENTS))
+        for lora in self.places.loras:
+            digest.update(f"lora {sha256_of(lora.file)} {lora.weight:g}\n".encode())
+        for file, token in self.places.embeddings:
+            digest.update(f"embedding {token} {sha256_of(file)}\n".encode())
+        return digest.hexdigest()
+
+    def controlnet_fingerprint(self, condition: str) -> str:
+        """SHA-256 over the weights of the condition's ControlNet."""
+        return _digest(("controlnet", self.places.controlnet_weights(condition))).hexdigest()
+
+    # Modules
+
+    def empty(self, component: str) -> "nn.Module":
+        """`unet`, `vae`, `text_encoder` or `controlnet_<condition>` as its config says, on the meta device."""
+        import diffusers
+        import transformers
+
+        from .weights import make_empty
+
+        if component.startswith("controlnet_"):
+            place = self.places.controlnet(component.removeprefix("controlnet_"))
+            config, what = self._json(place, CONFIG, component), f"the ControlNet {place.origin}"
+        else:
+            config, what = self.config(component), f"the {component} of {self.recipe.model}"
+        kinds = {
+            "unet": ("UNet2DConditionModel",),
+            "vae": ("AutoencoderKL", "AutoencoderTiny"),
+            "text_encoder": ("CLIPTextModel",),
+        }.get(component, ("ControlNetModel",))
+        kind = config.get("_class_name", kinds[0])
+        if kind not in kinds:
+            raise UserError(f"{what} is a {kind}, not a {kinds[0]}: check what it is")
+
+        def make() -> "nn.Module":
+            if component == "text_encoder":
+                return transformers.CLIPTextModel._from_config(transformers.CLIPTextConfig(**config))
+            return getattr(diffusers, kind).from_config(config)
+
         try:
-            loaded = load()
-        except Exception as e:  # whatever diffusers, transformers or safetensors raise, the user needs one line
-            reason = " ".join(str(e).split())[:300]
+            return make_empty(make)
+        except Exception as e:  # whatever diffusers and transformers raise, the user needs one line
+            raise UserError(f"the {CONFIG} of {what} cannot be used: {_line(e)}") from e
+
+    def unet(self, dtype: "torch.dtype") -> "nn.Module":
+        """With the LoRAs fused."""
+        unet = self._load("unet", dtype)
+        self._fuse(unet, "unet")
+        return unet
+
+    def vae(self, dtype: "torch.dtype") -> "nn.Module":
+        """An AutoencoderKL or an AutoencoderTiny."""
+        return self._load("vae", dtype)
+
+    def text_encoder(self, dtype: "torch.dtype") -> "nn.Module":
+        """With the LoRAs fused and the vectors of the textual inversions."""
+        text_encoder = self._load("text_encoder", dtype)
+        self._fuse(text_encoder, "text_encoder")
+        if self.places.embeddings:
+            from .embeddings import add_embeddings
+
+            add_embeddings(self._plain_tokenizer(), text_encoder, self.embeddings())
+        return text_encoder
+
+    def tokenizer(self) -> Any:
+        """With the tokens of the textual inversions."""
+        tokenizer = self._plain_tokenizer()
+        if self.places.embeddings:
+            from .embeddings import add_tokens
+
+            add_tokens(tokenizer, self.embeddings())
+        return tokenizer
+
+    def controlnet(self, condition: str, dtype: "torch.dtype") -> "nn.Module":
+        """Raises: UserError where it does not fit the UNet."""
+        from .weights import load_weights, read_weights
+
+        self.check_controlnet(condition)
+        module = self.empty(f"controlnet_{condition}")
+        state = read_weights(self.places.controlnet_weights(condition))
+        return load_weights(module, state, f"the ControlNet {self.places.controlnet(condition).origin}", dtype)
+
+    def extractor_folder(self, condition: str) -> Path | None:
+        source = self.places.extractor(condition)
+        return None if source is None else source.get(CONFIG)[0].parent
+
+    def embeddings(self) -> "list[Embedding]":
+        """The textual inversions."""
+        from .embeddings import read_embedding
+
+        return [read_embedding(file, token) for file, token in self.places.embeddings]
+
+    def fit_loras(self) -> "list[Fit]":
+        """How each LoRA fits, before any weights of the base model are read.
+
+        Raises: UserError where one does not.
+        """
+        from .lora import survey
+
+        return survey(self.places.loras, self.empty("unet"), self.empty("text_encoder")) if self.places.loras else []
+
+    def _load(self, component: str, dtype: "torch.dtype") -> "nn.Module":
+        from .layouts import as_module_names
+        from .weights import load_weights, read_weights
+
+        module = self.empty(component)
+        source = self.places.weights_source(component)
+        state = read_weights(self.places.weights(component))
+        if source.file:
+            state = self._converted(component, state, source)
+        return load_weights(module, as_module_names(state, module), f"the {component} of {source.origin}", dtype)
+
+    def _converted(self, component: str, state: "dict[str, Tensor]", source: Source) -> "dict[str, Tensor]":
+        """What a single file holds of a component."""
+        from . import layouts
+
+        if source == self.places.model:
+            require_sd1_file(state, source.origin)
+        if component == "unet":
+            return layouts.unet_of(state, self.config("unet"))
+        return layouts.vae_of(state, self.config("vae")) if component == "vae" else layouts.text_encoder_of(state)
+
+    def _fuse(self, module: "nn.Module", component: str) -> None:
+        if self.places.loras:
+            from .lora import fuse
+
+            fuse(module, self.places.loras, component)
+
+    def _plain_tokenizer(self) -> Any:
+        from transformers import CLIPTokenizer
+
+        place = self.places.component("tokenizer")
+        if not (place.has("vocab.json") and place.has("merges.txt")) and not place.has("tokenizer.json"):
             raise UserError(
-                f"cannot load {what} of {self.name}: {reason or type(e).__name__}; check that its files are whole"
-            ) from e
-        if hasattr(loaded, "requires_grad_"):  # a module, not the tokenizer
-            loaded.eval().requires_grad_(False)
-        return loaded
-
-
-def checkpoint_of(
-    bundle: Bundle, model: str | None = None, controlnets: Mapping[str, Path] | None = None
-) -> Checkpoint:
-    """The checkpoint that a bundle was exported from, its weights compared by their digests.
-
-    Args:
-        model: where it is; None does for the embedded models, which a bundle names.
-    Raises: UserError where it cannot be found, or has other weights.
-    """
-    made_from = bundle.manifest.model
-    if model is None and made_from not in EMBEDDED:
-        raise UserError(f"{bundle.folder} was exported from a folder {made_from!r}: say where it is with --model PATH")
-    checkpoint = Checkpoint(model or made_from, controlnets)
-    if checkpoint.fingerprint() != bundle.manifest.base:
-        raise UserError(f"{bundle.folder} was not exported from {checkpoint.name}: its weights are others")
-    for condition, recorded in bundle.manifest.conditions.items():
-        if checkpoint.controlnet_fingerprint(condition) != recorded.get("controlnet"):
-            raise UserError(
-                f"the {condition} ControlNet of {bundle.folder} is not {checkpoint.controlnet_folder(condition)}: "
-                f"say where it is with --controlnet {condition}=PATH"
+                f"{self.recipe.model} has no tokenizer: there is no {place.origin}/vocab.json and merges.txt"
             )
-    return checkpoint
+        files = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+        try:
+            return CLIPTokenizer.from_pretrained(place.local((*files, "added_tokens.json")))
+        except UserError:
+            raise
+        except Exception as e:
+            raise UserError(f"the tokenizer {place.origin} cannot be used: {_line(e)}") from e
+
+    def _require_configs(self) -> None:
+        """Raises: UserError for what cannot be exported, as far as configs tell."""
+        root, model = self.places.root, self.recipe.model
+        if not root.sub("unet").has(CONFIG) and root.has("model_index.json"):
+            kind = self._json(root, "model_index.json", "index").get("_class_name", "pipeline of another kind")
+            raise UserError(f"{model} is a {kind} without a UNet: only SD-1.x models can be exported")
+        require_sd1_configs(self.config("unet"), self.config("text_encoder"), model)
+
+    def _json(self, folder: Source, name: str, what: str) -> dict[str, Any]:
+        if not folder.has(name):
+            model = self.recipe.model
+            raise UserError(f"{model} has no {what}: there is no {folder.origin}/{name}; is this a diffusers folder?")
+        path = folder.get(name)[0]
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as e:
+            raise UserError(f"cannot read {path}: {_line(e)}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path} holds no JSON object")
+        return content
 
 
-def _digest(*folders: Path) -> str:
+def _digest(*components: tuple[str, Iterable[Path]]) -> "hashlib._Hash":
     digest = hashlib.sha256()
-    for folder in folders:
-        for pattern in _WEIGHTS:
-            for path in sorted(folder.glob(pattern)):
-                digest.update(f"{folder.name}/{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
+    for component, files in components:
+        for path in files:
+            digest.update(f"{component}/{path.name} {sha256_of(path)}\n".encode())
+    return digest
 
 
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{missing}: there is no {path}; is this a diffusers folder?") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot read {path}: {' '.join(str(e).split())[:200]}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -4,10 +4,10 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..bundle import MANIFEST, Bundle, Manifest, bundle_folder, lock_bundle, model_name, write_bundle
+from ..bundle import MANIFEST, Bundle, Manifest, bundle_folder, lock_bundle, model_name, sha256_of, write_bundle
 from ..conditions import CONDITIONS
 from ..doctor import installed
 from ..errors import BundleError, CnppError, UserError
@@ -46,8 +46,8 @@ def export_bundle(
         raise UserError(f"unknown precision {precision!r}: choose fp32 or fp16")
     if not conditions:
         raise UserError(f"no condition given: choose from {', '.join(CONDITIONS)}")
-    for condition in (*conditions, *checkpoint.controlnets):
-        checkpoint.controlnet_folder(condition)
+    for condition in (*conditions, *checkpoint.recipe.controlnets):
+        checkpoint.check_controlnet(condition)
     manifest = _manifest(checkpoint, precision, *checkpoint.size(size))
     with lock_bundle(out):
         return _export_locked(checkpoint, conditions, out, manifest, report)
@@ -95,6 +95,8 @@ def _export_locked(
 
     geometry = Geometry.of(checkpoint, manifest)
     start = time.perf_counter()
+    if not manifest.graphs:
+        _put_in(checkpoint, manifest, report)
     with write_bundle(out, manifest) as staging:
         if not manifest.graphs:
             checkpoint.tokenizer().save_pretrained(staging / "tokenizer")
@@ -102,11 +104,11 @@ def _export_locked(
         _, examples = checkpoint.examples()
         for condition in missing:
             _export(condition_graphs(checkpoint, condition, geometry), manifest, staging, report)
-            manifest.conditions[condition] = {"controlnet": checkpoint.controlnet_fingerprint(condition)}
+            manifest.conditions[condition] = _condition(checkpoint, condition)
             if example := examples.get(condition):
                 folder = staging / "examples"
                 folder.mkdir(exist_ok=True)
-                shutil.copyfile(checkpoint.folder / "examples" / example["image"], folder / f"{condition}.png")
+                shutil.copyfile(checkpoint.example_image(example["image"]), folder / f"{condition}.png")
                 manifest.conditions[condition] |= {**example, "image": f"examples/{condition}.png"}
     bundle = Bundle.open(out)
     report(f"bundle {out}: {', '.join(manifest.conditions)} in {time.perf_counter() - start:.1f} s")
@@ -142,8 +144,40 @@ def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -
         vae_scale_factor=checkpoint.vae_scale_factor,
         scheduler_config=checkpoint.config("scheduler"),
         defaults=checkpoint.examples()[0],
+        recipe=checkpoint.recipe.to_json(),
+        sources=checkpoint.sources(),
         exported_with={"cnpp-trt": __version__, **installed(packages)},
     )
+
+
+def _condition(checkpoint: Checkpoint, condition: str) -> dict[str, Any]:
+    """What the manifest says of a condition."""
+    entry = {
+        "controlnet": checkpoint.controlnet_fingerprint(condition),
+        "source": checkpoint.places.controlnet(condition).origin,
+    }
+    if (palette := checkpoint.places.palette(condition)) != "ade20k":
+        entry["palette"] = palette
+    if extractor := checkpoint.places.extractor(condition):
+        entry["extractor"] = extractor.origin
+    return entry
+
+
+def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
+    """What LoRAs and textual inversions there are, before anything heavy is loaded.
+
+    Raises: UserError where one does not fit the model.
+    """
+    for lora, fit in zip(checkpoint.places.loras, checkpoint.fit_loras(), strict=True):
+        if fit.unmatched:
+            some = ", ".join(fit.unmatched[:2])
+            report(
+                f"warning: {len(fit.unmatched)} of the LoRA {lora.source}'s keys match no layer and are left out "
+                f"({some}, …); {fit.fused} layers are fused"
+            )
+        entry = {"source": lora.source, "sha256": sha256_of(lora.file), "weight": lora.weight}
+        manifest.loras.append({**entry, "fused": fit.fused, "unmatched": list(fit.unmatched)})
+    manifest.embeddings = {embedding.token: len(embedding.vectors) for embedding in checkpoint.embeddings()}
 
 
 def _existing(out: Path, new: Manifest) -> Manifest:

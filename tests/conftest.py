@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,14 @@ import numpy as np
 import pytest
 from cnpp_trt import Pipeline, cli
 from cnpp_trt.benchmarks.random_checkpoint import make_checkpoint
-from cnpp_trt.export.checkpoint import MINIATURE, Checkpoint
+from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
+from cnpp_trt.export.recipe import MINIATURE
 from PIL import Image
+
+# No test reaches the hub, or reads what this machine has of it: huggingface_hub looks at these when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cnpp-trt-hub-")
 
 EXAMPLES = {
     "defaults": {"guidance_scale": 3.0, "num_inference_steps": 2},

@@ -507,7 +507,7 @@ def damage(bundle: Path, kind: str) -> str:
         (bundle / "unet.onnx.data").unlink()
         return "unet.onnx.data is missing"
     if kind == "another version":
-        manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 99'))
+        manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 99'))
         return "manifest format 99"
     if kind == "half a manifest":
         manifest.write_text(manifest.read_text()[:300])
@@ -556,7 +556,7 @@ def test_export_of_what_is_there_already(command: Any, tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--model", "/nowhere", "--cond", "seg"], "no model '/nowhere'"),
+        (["--model", "/nowhere", "--cond", "seg"], "there is no '/nowhere'"),
         (["--cond", "pose"], "unknown condition 'pose'"),
         (["--cond", "all"], "no ControlNet for 'canny'"),
         (["--cond", "seg", "--cond", "hed"], "no ControlNet for 'hed'"),
@@ -566,9 +566,9 @@ def test_export_of_what_is_there_already(command: Any, tiny: Any) -> None:
         (["--cond", "seg", "--size", "64x64x64"], "cannot read size"),
         (["--cond", "seg", "--size", "-64"], "cannot read size '-64'"),
         (["--cond", "seg", "--precision", "int4"], "unknown precision 'int4'"),
-        (["--cond", "seg", "--controlnet", "seg"], "give COND=PATH"),
-        (["--cond", "seg", "--controlnet", "seg="], "give COND=PATH"),
-        (["--cond", "seg", "--controlnet", "seg=/nowhere"], "no ControlNet for 'seg' at /nowhere"),
+        (["--cond", "seg", "--controlnet", "seg"], "give COND=SOURCE"),
+        (["--cond", "seg", "--controlnet", "seg="], "give COND=SOURCE"),
+        (["--cond", "seg", "--controlnet", "seg=/nowhere"], "seg ControlNet: there is no '/nowhere'"),
     ],
 )
 def test_exports_that_cannot_be_made(

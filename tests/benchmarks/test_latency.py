@@ -35,7 +35,7 @@ def request_of(tiny: Any):
 def opening(tiny: Any):
     def make(name: str) -> contenders.Opening:
         size = "{}x{}".format(*tiny.size)
-        return contenders.Opening(name, {size: tiny.bundle}, str(tiny.checkpoint), {}, 1)
+        return contenders.Opening(name, {size: tiny.bundle}, {"model": str(tiny.checkpoint)}, 1)
 
     return make
 
@@ -99,7 +99,7 @@ def test_contest(request_of: Any, opening: Any, tiny: Any):
 
 def test_one_that_cannot_be_opened_is_listed(request_of: Any, opening: Any, tiny: Any, tmp_path: Path):
     case = {"width": 1, "height": 1, "images": 1, "steps": 1, "scheduler": "ddim", "guidance_scale": 1.0, "base": True}
-    nowhere = contenders.Opening("openvino", {"64x64": tmp_path / "none"}, "", {}, 1)
+    nowhere = contenders.Opening("openvino", {"64x64": tmp_path / "none"}, {}, 1)
     plan = latency.Plan((case,), rounds=1, cold_rounds=1)
     openings = [
         (contenders.BY_NAME["openvino"], nowhere),

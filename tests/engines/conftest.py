@@ -12,8 +12,9 @@ from cnpp_trt.bundle import Bundle, GraphSpec, Manifest, TensorSpec, write_bundl
 from cnpp_trt.engines.builder import Built
 from cnpp_trt.engines.flavor import Flavor, load_flavor
 from cnpp_trt.engines.fusion import FusionReport
-from cnpp_trt.export.checkpoint import MINIATURE, Checkpoint
+from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
+from cnpp_trt.export.recipe import MINIATURE
 from onnx import TensorProto, helper, numpy_helper
 
 Shape = tuple[int | str, ...]

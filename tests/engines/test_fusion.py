@@ -10,7 +10,7 @@ from cnpp_trt.engines.build import Sizes
 from cnpp_trt.engines.builder import Settings, build_plan
 from cnpp_trt.engines.flavor import Flavor
 from cnpp_trt.engines.fusion import Fusible, FusionReport, fusion_report, parse_layers
-from cnpp_trt.export.checkpoint import MINIATURE
+from cnpp_trt.export.recipe import MINIATURE
 
 TENSOR = "{ Name: __mye1_myl0, Dimensions: [2,8,64], Strides: [512,64,1], Datatype: Half, Format: (Linear) Row major }"
 

@@ -22,8 +22,9 @@ from cnpp_trt.engines.builder import Settings
 from cnpp_trt.engines.flavor import load_flavor
 from cnpp_trt.engines.store import PlanStore
 from cnpp_trt.errors import BackendError
-from cnpp_trt.export.checkpoint import MINIATURE, Checkpoint
+from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
+from cnpp_trt.export.recipe import MINIATURE
 from cnpp_trt.gpu import Gpu, find_gpu
 from cnpp_trt.runtime.backends.tensorrt import TensorRt
 

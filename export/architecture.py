@@ -1,0 +1,63 @@
+"""What can be exported, told before anything is loaded: from configs, and from the names in a single file."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
+_CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+def require_sd1_configs(unet: Mapping[str, Any], text_encoder: Mapping[str, Any], name: str) -> None:
+    """Raises: UserError where the configs of `name` are not those of an SD-1.x model."""
+    only = "only SD-1.x models can be exported"
+    if unet.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
+        raise UserError(f"{name} has a {unet['_class_name']}: {only}")
+    if unet.get("addition_embed_type"):
+        raise UserError(f"{name} is not of SD-1.x architecture (SDXL?): {only}")
+    if unet.get("in_channels", 4) != 4:
+        raise UserError(f"{name} reads {unet['in_channels']} channels (an inpainting model?): {only}")
+    kinds = text_encoder.get("architectures") or ["CLIPTextModel"]
+    if not any(kind.startswith("CLIPTextModel") for kind in kinds):
+        raise UserError(f"{name} has a {kinds[0]} as its text encoder: {only}")
+    if (dim := unet.get("cross_attention_dim")) and dim != text_encoder.get("hidden_size", dim):
+        raise UserError(
+            f"the UNet of {name} reads prompts of width {dim}, its text encoder gives {text_encoder['hidden_size']}: "
+            "they do not belong together"
+        )
+
+
+def require_fitting(controlnet: Mapping[str, Any], unet: Mapping[str, Any], name: str) -> None:
+    """Raises: UserError where the config of the ControlNet `name` does not fit the UNet's."""
+    kind = controlnet.get("_class_name", "ControlNetModel")
+    if kind != "ControlNetModel":
+        raise UserError(f"{name} is a {kind}: only ControlNetModel can be exported")
+    for key in ("block_out_channels", "cross_attention_dim", "layers_per_block", "down_block_types"):
+        ours, theirs = controlnet.get(key, unet.get(key)), unet.get(key, controlnet.get(key))
+        if ours != theirs:
+            hint = " (one of SD 2, the other of SD 1?)" if key == "cross_attention_dim" else ""
+            raise UserError(f"{name} does not fit this UNet: {key} is {ours}, not {theirs}{hint}")
+    if controlnet.get("global_pool_conditions"):
+        raise UserError(f"{name} has global_pool_conditions, which is not supported")
+
+
+def require_sd1_file(state: "Mapping[str, Tensor]", name: str) -> None:
+    """Raises: UserError where a single file's weights are not those of a whole SD-1.x model; it says what they are."""
+    if any(key.startswith("conditioner.") for key in state):
+        raise UserError(f"{name} is an SDXL model: only SD-1.x can be exported")
+    if any(key.startswith("cond_stage_model.model.") for key in state):
+        raise UserError(f"{name} is an SD-2 model in one file, which is not supported: only SD-1.x can be exported")
+    if any(key.startswith("control_model.") for key in state):
+        raise UserError(f"{name} is a ControlNet in its original layout: give --controlnet a diffusers folder of it")
+    if _FIRST_CONVOLUTION not in state or _CROSS_ATTENTION not in state:
+        seen = ", ".join(sorted(state)[:2])
+        raise UserError(f"{name} is no Stable Diffusion model in one file (it has {seen}, …): check what it is")
+    if (channels := state[_FIRST_CONVOLUTION].shape[1]) != 4:
+        raise UserError(f"{name} reads {channels} channels (an inpainting model?): only SD-1.x with 4 can be exported")
+    for prefix, what in (("first_stage_model.", "VAE"), ("cond_stage_model.transformer.", "text encoder")):
+        if not any(key.startswith(prefix) for key in state):
+            raise UserError(f"{name} has a UNet but no {what}: it is not a whole model")

@@ -1,0 +1,112 @@
+"""Textual inversion (arXiv 2208.01618): learned vectors, put into tokenizer and text encoder under a new word."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .weights import read_pickle, read_weights
+
+MAX_VECTORS = 75
+"""What a prompt of CLIP's 77 tokens holds between its start and end."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A word and its vectors, float [n,D]."""
+
+    token: str
+    vectors: Tensor
+
+    @property
+    def tokens(self) -> list[str]:
+        """What the tokenizer calls the vectors, as diffusers has it: `token`, `token_1`, …"""
+        return [self.token, *(f"{self.token}_{i}" for i in range(1, len(self.vectors)))]
+
+
+def read_embedding(file: Path, token: str | None = None) -> Embedding:
+    """The vectors in a textual inversion file and the word for them.
+
+    Read are diffusers' `learned_embeds.safetensors` and `.bin` ({word: vectors}), AUTOMATIC1111's `.pt`
+    (`string_to_param`), and `.safetensors` with `emb_params`.
+
+    Args:
+        token: the word; None takes the one in the file, or the file's name without its suffix.
+    Raises: UserError where the file cannot be read, holds something else, or too many vectors.
+    """
+    content: dict[str, Any] = dict(read_weights([file])) if file.suffix == ".safetensors" else _unpickle(file)
+    if {"clip_l", "clip_g"} & content.keys():
+        raise UserError(f"{file} is an embedding for SDXL or SD 3 ({', '.join(content)}): only SD 1.x's can be used")
+    name: Any = None
+    if isinstance(parameters := content.get("string_to_param"), dict):
+        vectors, name = next(iter(parameters.values()), None), content.get("name")
+    elif "emb_params" in content:
+        vectors = content["emb_params"]
+    elif len(content) == 1:
+        name, vectors = next(iter(content.items()))
+    else:
+        vectors = None
+    if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2) or not vectors.is_floating_point():
+        raise UserError(f"{file} is no textual inversion embedding: it should hold the vectors of one word")
+    vectors = vectors.detach().reshape(-1, vectors.shape[-1])
+    if not 1 <= len(vectors) <= MAX_VECTORS:
+        raise UserError(f"{file} holds {len(vectors)} vectors: a prompt has room for {MAX_VECTORS}")
+    word = token or (name if isinstance(name, str) else "") or file.stem
+    if word.split() != [word]:
+        raise UserError(f"{file} is for {word!r}, which is not one word: write SOURCE:word to give it another")
+    return Embedding(word, vectors)
+
+
+def add_tokens(tokenizer: Any, embeddings: Sequence[Embedding]) -> None:
+    """Adds the embeddings' tokens to a transformers `CLIPTokenizer`.
+
+    Raises: UserError where the tokenizer knows one already.
+    """
+    for embedding in embeddings:
+        known = tokenizer.get_vocab().keys() & {*embedding.tokens, f"{embedding.token}_1"}
+        if known:
+            raise UserError(f"the tokenizer knows {min(known)!r} already: give the embedding another word, SOURCE:word")
+        tokenizer.add_tokens(embedding.tokens)
+
+
+def add_embeddings(tokenizer: Any, text_encoder: nn.Module, embeddings: Sequence[Embedding]) -> None:
+    """Adds the tokens, and their vectors to the text encoder's table, in its type.
+
+    Args:
+        tokenizer: transformers' `CLIPTokenizer`, without the tokens.
+        text_encoder: transformers' `CLIPTextModel`.
+    Raises: UserError where the vectors have another width, or as `add_tokens`.
+    """
+    table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    for embedding in embeddings:
+        if embedding.vectors.shape[1] != table.embedding_dim:
+            raise UserError(
+                f"the embedding {embedding.token!r} has vectors of width {embedding.vectors.shape[1]}, this text "
+                f"encoder's are {table.embedding_dim} wide: it is for another model (768: SD 1.x; 1024: SD 2)"
+            )
+    add_tokens(tokenizer, embeddings)
+    old = table.weight
+    # A table may have more rows than the tokenizer has words.
+    weight = torch.zeros(max(len(tokenizer), len(old)), table.embedding_dim, dtype=old.dtype)
+    weight[: len(old)] = old.data
+    for embedding in embeddings:
+        weight[tokenizer.convert_tokens_to_ids(embedding.tokens)] = embedding.vectors.to(old.dtype)
+    table.weight = nn.Parameter(weight, requires_grad=False)
+    table.num_embeddings = len(weight)
+    text_encoder.config.vocab_size = len(weight)  # type: ignore[union-attr]
+
+
+def _unpickle(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"there is no {file}: check the path, or download it again")
+    # What the first files of the method's authors keep their vectors in.
+    with torch.serialization.safe_globals([nn.ParameterDict]):
+        content = read_pickle(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is no textual inversion embedding: it should hold the vectors of one word")
+    parameters = content.get("string_to_param")
+    return {**content, "string_to_param": dict(parameters)} if isinstance(parameters, nn.ParameterDict) else content

@@ -1,0 +1,288 @@
+"""What a checkpoint is made of, as a user says it, and where the files of each part are."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..bundle import model_name
+from ..conditions import CONDITIONS
+from ..errors import UserError
+from .models import BASE, LORAS, MODELS, VAES, NamedModel
+from .sources import SUFFIXES, LocalTree, Report, Source, find_source
+
+MINIATURE = Path(__file__).parent.parent / "miniature" / "model"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A variant of the embedded model: the folder of its ControlNets, and the LoRA that is fused into its UNet."""
+
+    controlnets: str = "controlnet"
+    lora: Path | None = None
+
+
+EMBEDDED = {
+    "miniature": Embedded(),
+    "miniature-lcm": Embedded(lora=MINIATURE / "lora" / "lcm" / "pytorch_lora_weights.safetensors"),
+    "miniature-controlnet": Embedded(controlnets="controlnet-plain"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an export is asked for.
+
+    Attributes:
+        model: `miniature`, `miniature-lcm` (the same with its few-step LoRA fused), `miniature-controlnet` (with the
+            ControlNets before their fine-tuning for consistency), a key of `MODELS`, or a source (sources.py): a
+            diffusers folder with `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`, or one file in the
+            original Stable Diffusion layout.
+        controlnets: a source for each condition, or a key of `MODELS` for that model's; other conditions have the
+            model's own.
+        vae: a source that replaces the VAE, or a key of `VAES`.
+        loras: `SOURCE` or `SOURCE:weight`, or a key of `LORAS`; fused into UNet and text encoder in this order.
+        embeddings: textual inversions, `SOURCE` or `SOURCE:token`.
+        extractors: as `controlnets`.
+        variant: of the base model's weights, as diffusers has it: `fp16`.
+        config: the source of a single file's configs and tokenizer; None is Stable Diffusion 1.5's repository.
+    """
+
+    model: str
+    controlnets: Mapping[str, str | Path] = field(default_factory=dict)
+    vae: str | None = None
+    loras: Sequence[str] = ()
+    embeddings: Sequence[str] = ()
+    extractors: Mapping[str, str] = field(default_factory=dict)
+    variant: str | None = None
+    config: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A short name for the model and what is put into it: what its bundles are called."""
+        own = self.model in EMBEDDED or self.model in MODELS
+        parts = [self.model if own else model_name(self.model)]
+        return "-".join([*parts, *(model_name(t) for t in (*self.loras, self.vae, *self.embeddings) if t)])
+
+    def to_json(self) -> dict[str, Any]:
+        """What was asked for, JSON-able: `Recipe(**…)` is the same again."""
+        fields = {**asdict(self), "controlnets": {c: str(source) for c, source in self.controlnets.items()}}
+        return {key: value for key, value in fields.items() if value}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA to fuse.
+
+    Attributes:
+        source: as the user wrote it, for messages.
+        weight: what its change to the weights is multiplied by.
+    """
+
+    source: str
+    file: Path
+    weight: float = 1.0
+
+
+class Places:
+    """Where each part of a recipe is. Nothing but lists of files is fetched before a file is asked for.
+
+    Raises: UserError where the model or its VAE cannot be found.
+    """
+
+    def __init__(self, recipe: Recipe, report: Report) -> None:
+        self._recipe = recipe
+        self._report = report
+        self._embedded = EMBEDDED.get(recipe.model)
+        self._named = MODELS.get(recipe.model)
+        self.model = self._find_model()
+        needs = f"configs and tokenizer of {recipe.model}"
+        self._configs = self._find(recipe.config or BASE, needs) if self.model.file else self.model
+        self._vae = self._find(VAES.get(recipe.vae, recipe.vae), "VAE") if recipe.vae else None
+
+    @property
+    def single_file(self) -> bool:
+        return self.model.file is not None
+
+    @property
+    def conditions(self) -> list[str]:
+        """The conditions that there may be a ControlNet for: a named model says which, others are asked."""
+        return list(self._named.controlnets if self._named else CONDITIONS)
+
+    @property
+    def root(self) -> Source:
+        """The folder that holds the components' folders."""
+        return self._configs
+
+    def component(self, name: str) -> Source:
+        """The folder of a component's config, `unet`, `vae`, `text_encoder`, `tokenizer` or `scheduler`."""
+        if name == "vae" and self._vae is not None and not self._vae.file:
+            return self._other_vae()
+        return self._configs.sub(name)
+
+    def weights_source(self, component: str) -> Source:
+        """What holds a component's weights: its folder, or a single file."""
+        if component == "vae" and self._vae is not None:
+            return self._other_vae()
+        return self.model if self.model.file else self.component(component)
+
+    def weights(self, component: str) -> tuple[Path, ...]:
+        """The files of a component's weights."""
+        source = self.weights_source(component)
+        return source.weights(self._recipe.variant if source.tree == self.model.tree else None)
+
+    def controlnet(self, condition: str) -> Source:
+        """The folder of the condition's ControlNet.
+
+        Raises: UserError where the condition is unknown or no ControlNet was found.
+        """
+        if condition not in CONDITIONS:
+            raise UserError(f"unknown condition {condition!r}: choose from {', '.join(CONDITIONS)}")
+        given = self._recipe.controlnets.get(condition)
+        if named := MODELS.get(str(given)) if given else self._named:
+            given = _of_named(named, condition, str(given or self._recipe.model))
+        folder = self._embedded.controlnets if self._embedded else "controlnet"
+        own = self.model.sub(folder).sub(condition)
+        place = self._find(given, f"{condition} ControlNet") if given else own
+        # Published ControlNet++ folders hold the model itself or one level down.
+        for candidate in (place, place.sub("controlnet")):
+            if candidate.has(CONFIG):
+                return candidate
+        raise UserError(
+            f"no ControlNet for {condition!r} at {place.origin}: give one with --controlnet {condition}=PATH, or "
+            "ControlNet++'s with --controlnet sd15"
+        )
+
+    def controlnet_weights(self, condition: str) -> tuple[Path, ...]:
+        source = self.controlnet(condition)
+        try:
+            return source.weights(self._recipe.variant)
+        except UserError:
+            if self._recipe.variant is None:
+                raise
+            return source.weights()  # a variant of the base model need not be one of the ControlNet
+
+    def palette(self, condition: str) -> str:
+        """What colours the condition's ControlNet reads: `ade20k` or `coco-stuff`."""
+        given = self._recipe.controlnets.get(condition)
+        named = MODELS.get(str(given)) if given else self._named
+        return named.palettes.get(condition, "ade20k") if named else "ade20k"
+
+    def extractor(self, condition: str) -> Source | None:
+        """The condition's extractor: the one asked for, a named model's, or the model's own; None where it has none."""
+        given = self._recipe.extractors.get(condition)
+        if given is None and self._named is None:
+            own = self.model.sub("extractors").sub(condition)
+            return own if own.has(CONFIG) else None
+        named = MODELS.get(given) if given else self._named
+        published = named.extractors.get(condition) if named else given
+        return self._find(published, f"{condition} extractor") if published else None
+
+    @cached_property
+    def loras(self) -> tuple[Lora, ...]:
+        own = self._embedded.lora if self._embedded else None
+        found = [Lora("lcm", own, 1.0)] if own else []
+        for text in self._recipe.loras:
+            name, weight = parse_lora(text)
+            source = self._find(LORAS[name].source if name in LORAS else name, "LoRA")
+            found.append(Lora(text, _one_file(source, "LoRA", "pytorch_lora_weights"), weight))
+        return tuple(found)
+
+    @cached_property
+    def embeddings(self) -> tuple[tuple[Path, str | None], ...]:
+        """The files of textual inversions, with the token that each was asked for under."""
+        found = []
+        for text in self._recipe.embeddings:
+            name, token = parse_embedding(text)
+            source = self._find(name, "textual inversion")
+            found.append((_one_file(source, "textual inversion", "learned_embeds"), token))
+        return tuple(found)
+
+    def lora_defaults(self) -> dict[str, Any]:
+        """The settings that the LoRAs are made for, where they are known by name."""
+        defaults: dict[str, Any] = {}
+        for text in self._recipe.loras:
+            name, _ = parse_lora(text)
+            for key, lora in LORAS.items():
+                if name in (key, lora.source):
+                    defaults |= lora.defaults
+        return defaults
+
+    def _find(self, text: str | Path, what: str) -> Source:
+        """Raises: UserError that begins with what was looked for."""
+        try:
+            return find_source(text, self._report)
+        except UserError as e:
+            raise UserError(f"{what}: {e}") from e
+
+    def _find_model(self) -> Source:
+        model = self._recipe.model
+        if self._embedded:
+            return Source(LocalTree(MINIATURE))
+        try:
+            return find_source(self._named.base if self._named else model, self._report)
+        except UserError as e:
+            if self._named or "/" in model:
+                raise
+            names = ", ".join((*EMBEDDED, *MODELS))
+            raise UserError(f"no model {model!r}: choose {names}, a local folder or file, or a hub repository") from e
+
+    def _other_vae(self) -> Source:
+        """The VAE that replaces the model's: its own folder, that of a whole pipeline, or a file."""
+        assert self._vae is not None
+        within = self._vae.sub("vae")
+        return within if not self._vae.file and within.has(CONFIG) and not self._vae.has(CONFIG) else self._vae
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """`SOURCE` or `SOURCE:weight` → (source, weight); a weight is any finite number, 1 where there is none.
+
+    Raises: UserError where the weight is no such number.
+    """
+    source, colon, weight = text.rpartition(":")
+    # A colon may belong to a path: of a file that is there, or of a drive (C:\lora.safetensors).
+    if not colon or Path(text).exists() or "/" in weight or "\\" in weight:
+        return text, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or not source:
+        raise UserError(f"{weight!r} is no weight for the LoRA {source!r}: write SOURCE:0.8, or SOURCE alone for 1")
+    return source, number
+
+
+def parse_embedding(text: str) -> tuple[str, str | None]:
+    """`SOURCE` or `SOURCE:token` → (source, token), None where there is no token.
+
+    Raises: UserError where the token cannot be one.
+    """
+    source, colon, token = text.rpartition(":")
+    # A colon may belong to a path: of a file that is there, or of a drive (C:\cat.pt).
+    if not colon or Path(text).exists() or "/" in token or "\\" in token:
+        return text, None
+    if not source or not token or token.split() != [token]:
+        raise UserError(f"{token!r} cannot be the word for an embedding in {text!r}: write SOURCE:word")
+    return source, token
+
+
+def _of_named(named: NamedModel, condition: str, name: str) -> str:
+    if condition not in named.controlnets:
+        raise UserError(f"{name} has no {condition!r}, only {', '.join(named.controlnets)}")
+    return named.controlnets[condition]
+
+
+def _one_file(source: Source, what: str, usual: str) -> Path:
+    """The file that is meant: the one given, the usual one of a folder, or the only one there."""
+    if source.file:
+        return source.get(source.file)[0]
+    top = source.folder + "/" if source.folder else ""
+    own = sorted(n.removeprefix(top) for n in source.tree.names if n.startswith(top) and n.endswith(SUFFIXES))
+    usuals = [f"{usual}{suffix}" for suffix in SUFFIXES if f"{usual}{suffix}" in own]
+    if not usuals and len(own) != 1:
+        there = f"several: {', '.join(own[:4])}; name one" if own else "none"
+        raise UserError(f"{source.origin} should hold one {what} file, and holds {there}")
+    return source.get((usuals or own)[0])[0]

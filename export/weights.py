@@ -1,0 +1,129 @@
+"""Weights in files → a module: read without running what a file may hold, checked key by key, loaded without a copy."""
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+State = dict[str, Tensor]
+
+
+def read_weights(files: Sequence[Path]) -> State:
+    """The tensors of `.safetensors` files, or of pickles (`.bin`, `.ckpt`, `.pth`, `.pt`) that hold only weights.
+
+    They are mapped into memory where the format allows it: what is never used is never read.
+
+    Args:
+        files: one file, or the shards of one module.
+    Raises: UserError where a file is missing, cut off, or holds something else.
+    """
+    state: State = {}
+    for file in files:
+        state |= _read(file)
+    return state
+
+
+def read_pickle(file: Path) -> Any:
+    """What a pickle holds, by PyTorch's unpickler that makes tensors and plain containers only.
+
+    Raises: UserError as `read_weights`.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as e:
+        if "mmap can only be used" not in str(e):
+            raise _unreadable(file, e) from None
+    except Exception as e:  # the unpickler raises whatever a damaged file makes it raise
+        raise _unreadable(file, e) from None
+    try:  # the format of PyTorch before 1.6, which cannot be mapped
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise _unreadable(file, e) from None
+
+
+def make_empty(make: Callable[[], nn.Module]) -> nn.Module:
+    """A module without its weights: parameters on the meta device, buffers real."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return make()
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype) -> nn.Module:
+    """Gives `module`, made empty, its weights: every one of them, of its own shape, and no others.
+
+    Tensors of `dtype` are taken as they are, mapped files included; the others are converted one by one.
+
+    Returns: `module`, for inference.
+    Raises: UserError that counts and names what is missing, left over or of another shape; `what` says whose they are.
+    """
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in state]
+    extra = [key for key in state if key not in wanted]
+    if missing:
+        found = f", {_some(extra)} {'is' if len(extra) == 1 else 'are'} there instead" if extra else ""
+        raise UserError(
+            f"{what} lacks {len(missing)} of its {len(wanted)} weights: {_some(missing)}{found}; "
+            "it is of another architecture than its config.json says, or incomplete"
+        )
+    if extra:
+        raise UserError(
+            f"{what} has {len(extra)} weights that its config.json knows nothing of: {_some(extra)}; "
+            "is it of another architecture?"
+        )
+    for key, tensor in wanted.items():
+        if tensor.shape != state[key].shape:
+            raise UserError(
+                f"{what} has {key} of shape {list(state[key].shape)}, its config.json says {list(tensor.shape)}: "
+                "they do not belong together"
+            )
+    typed = {key: t.to(dtype) if t.is_floating_point() else t for key, t in state.items()}
+    module.load_state_dict(typed, assign=True)
+    # What is not saved (buffers that are computed) follows; weights are of this type already.
+    return module.to(dtype).eval().requires_grad_(False)
+
+
+def _read(file: Path) -> State:
+    if not file.is_file():
+        raise UserError(f"there is no {file}: check the path, or download it again")
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        try:
+            state: State = load_file(file)
+        except Exception as e:  # safetensors' own exceptions and the file system's share no base class
+            raise _unreadable(file, e) from None
+        return state
+    content = read_pickle(file)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    tensors = {key: t for key, t in content.items() if isinstance(t, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise UserError(f"{file} holds no weights: a table of tensors is expected")
+    return tensors
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower() and _is_archive(file):
+        return UserError(
+            f"{file} holds more than weights, code that would run: it is not loaded; get a .safetensors of it"
+        )
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return UserError(f"{file} is cut off or damaged, or is no file of weights ({reason}): download it again")
+
+
+def _is_archive(file: Path) -> bool:
+    """Whether a pickle's container is whole: what cannot be read then is what it holds."""
+    import zipfile
+
+    return zipfile.is_zipfile(file) or file.read_bytes()[:1] == b"\x80"
+
+
+def _some(keys: Iterable[str]) -> str:
+    names = sorted(keys)
+    return ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
