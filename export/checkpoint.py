@@ -280,7 +280,9 @@ class Checkpoint:
     def _json(self, folder: Source, name: str, what: str) -> dict[str, Any]:
         if not folder.has(name):
             model = self.recipe.model
-            raise UserError(f"{model} has no {what}: there is no {folder.origin}/{name}; is this a diffusers folder?")
+            raise UserError(
+                f"{model} has no {what}: there is no {folder.origin}/{name}{folder.tree.caveat}; is this a diffusers folder?"
+            )
         path = folder.get(name)[0]
         try:
             content = json.loads(path.read_text("utf-8"))

@@ -11,7 +11,7 @@ from ..bundle import model_name
 from ..conditions import CONDITIONS
 from ..errors import UserError
 from .models import BASE, LORAS, MODELS, VAES, NamedModel
-from .sources import SUFFIXES, LocalTree, Report, Source, find_source
+from .sources import SUFFIXES, Finder, LocalTree, Report, Source
 
 MINIATURE = Path(__file__).parent.parent / "miniature" / "model"
 CONFIG = "config.json"
@@ -95,7 +95,7 @@ class Places:
 
     def __init__(self, recipe: Recipe, report: Report) -> None:
         self._recipe = recipe
-        self._report = report
+        self._finder = Finder(report)
         self._embedded = EMBEDDED.get(recipe.model)
         self._named = MODELS.get(recipe.model)
         self.model = self._find_model()
@@ -152,7 +152,7 @@ class Places:
             if candidate.has(CONFIG):
                 return candidate
         raise UserError(
-            f"no ControlNet for {condition!r} at {place.origin}: give one with --controlnet {condition}=PATH, or "
+            f"no ControlNet for {condition!r} at {place.where}: give one with --controlnet {condition}=PATH, or "
             "ControlNet++'s with --controlnet sd15"
         )
 
@@ -214,7 +214,7 @@ class Places:
     def _find(self, text: str | Path, what: str) -> Source:
         """Raises: UserError that begins with what was looked for."""
         try:
-            return find_source(text, self._report)
+            return self._finder.find(text)
         except UserError as e:
             raise UserError(f"{what}: {e}") from e
 
@@ -223,7 +223,7 @@ class Places:
         if self._embedded:
             return Source(LocalTree(MINIATURE))
         try:
-            return find_source(self._named.base if self._named else model, self._report)
+            return self._finder.find(self._named.base if self._named else model)
         except UserError as e:
             if self._named or "/" in model:
                 raise

@@ -12,6 +12,7 @@ taken from its cache, also where the hub cannot be reached.
 """
 
 import errno
+import importlib.util
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -286,37 +287,47 @@ class Source:
         return f"{self.folder}/{name}" if self.folder else name
 
 
-def find_source(text: str | Path, report: Report = lambda line: None) -> Source:
-    """What a user's text names; nothing but a list of files is asked of the hub.
+class Finder:
+    """Finds sources. A repository is asked once for its list of files.
 
-    Raises: UserError where there is no such thing, or the hub cannot tell.
+    Args:
+        report: is told what is downloaded.
     """
-    path = Path(text).expanduser()
-    if path.is_file():
-        return Source(LocalTree(path.parent), "", path.name)
-    if path.is_dir():
-        return Source(LocalTree(path))
-    match = _HUB.fullmatch(str(text))
-    if match is None or str(text).startswith("."):
-        raise UserError(f"there is no {str(text)!r}: give a local folder or file, or a hub repository (owner/name)")
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError:
-        raise UserError(
-            f"there is no {str(text)!r} here, and the hub needs huggingface_hub: pip install 'cnpp-trt[export,cpu]'"
-        ) from None
-    tree = HubTree(match["repo"], match["revision"] or "main", report)
-    inside = str(PurePosixPath(match["inside"])) if match["inside"] else ""
-    if not inside:
-        return Source(tree)
-    if inside in tree.names:
-        folder, _, file = inside.rpartition("/")
-        return Source(tree, folder, file)
-    if not any(name.startswith(f"{inside}/") for name in tree.names):
-        raise UserError(
-            f"the hub's {match['repo']} has no file or folder {inside!r}{tree.caveat}: look at its list of files"
-        )
-    return Source(tree, inside)
+
+    def __init__(self, report: Report = lambda line: None) -> None:
+        self._report = report
+        self._hub: dict[tuple[str, str], HubTree] = {}
+
+    def find(self, text: str | Path) -> Source:
+        """What a user's text names; nothing but a list of files is asked of the hub.
+
+        Raises: UserError where there is no such thing, or the hub cannot tell.
+        """
+        path = Path(text).expanduser()
+        if path.is_file():
+            return Source(LocalTree(path.parent), "", path.name)
+        if path.is_dir():
+            return Source(LocalTree(path))
+        match = _HUB.fullmatch(str(text))
+        if match is None:
+            raise UserError(f"there is no {str(text)!r}: give a local folder or file, or a hub repository (owner/name)")
+        tree = self._tree(match["repo"], match["revision"] or "main")
+        inside = str(PurePosixPath(match["inside"])) if match["inside"] else ""
+        if not inside:
+            return Source(tree)
+        if inside in tree.names:
+            folder, _, file = inside.rpartition("/")
+            return Source(tree, folder, file)
+        if not any(name.startswith(f"{inside}/") for name in tree.names):
+            raise UserError(f"the hub's {match['repo']} has no file or folder {inside!r}: look at its list of files")
+        return Source(tree, inside)
+
+    def _tree(self, repo: str, revision: str) -> HubTree:
+        if importlib.util.find_spec("huggingface_hub") is None:
+            raise UserError(
+                f"there is no {repo!r} here, and the hub needs huggingface_hub: pip install 'cnpp-trt[export,cpu]'"
+            )
+        return self._hub.setdefault((repo, revision), HubTree(repo, revision, self._report))
 
 
 def require_space(folder: Path, nbytes: int, advice: str) -> None:
@@ -331,7 +342,7 @@ def require_space(folder: Path, nbytes: int, advice: str) -> None:
 
 
 def _cache_of(repo: str) -> Path:
-    """Where the hub's cache keeps a repository: `refs/<branch or tag>` names a commit, `snapshots/<commit>` has its files."""
+    """Where the hub's cache keeps a repository: `refs/<branch>` names a commit, `snapshots/<commit>` has its files."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
