@@ -61,6 +61,16 @@ def read_embedding(file: Path, token: str | None = None) -> Embedding:
     return Embedding(word, vectors)
 
 
+def check_width(embeddings: Sequence[Embedding], width: int) -> None:
+    """Raises: UserError where an embedding is not for a text encoder of so many features."""
+    for embedding in embeddings:
+        if embedding.vectors.shape[1] != width:
+            raise UserError(
+                f"the embedding {embedding.token!r} has vectors of width {embedding.vectors.shape[1]}, this text "
+                f"encoder's are {width} wide: it is for another model (768: SD 1.x; 1024: SD 2)"
+            )
+
+
 def add_tokens(tokenizer: Any, embeddings: Sequence[Embedding]) -> None:
     """Adds the embeddings' tokens to a transformers `CLIPTokenizer`.
 
@@ -82,12 +92,7 @@ def add_embeddings(tokenizer: Any, text_encoder: nn.Module, embeddings: Sequence
     Raises: UserError where the vectors have another width, or as `add_tokens`.
     """
     table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
-    for embedding in embeddings:
-        if embedding.vectors.shape[1] != table.embedding_dim:
-            raise UserError(
-                f"the embedding {embedding.token!r} has vectors of width {embedding.vectors.shape[1]}, this text "
-                f"encoder's are {table.embedding_dim} wide: it is for another model (768: SD 1.x; 1024: SD 2)"
-            )
+    check_width(embeddings, table.embedding_dim)
     add_tokens(tokenizer, embeddings)
     old = table.weight
     # A table may have more rows than the tokenizer has words.

@@ -31,7 +31,6 @@ _OTHER_KINDS = {
     r"\b(dora_scale|lora_magnitude_vector)\b": "a DoRA",
     r"\boft_": "an OFT",
     r"\blora_mid\b": "a LoCon with a Tucker core",
-    r"\bglora_|\b[ab]1\.weight$": "a GLoRA",
     r"^(lora_te2_|text_encoder_2\.|lora_unet_(input|output)_blocks_)": "for SDXL",
     r"double_blocks|single_(transformer_)?blocks|joint_blocks|^transformer\.|^lora_transformer_|^diffusion_model\.": (
         "for Flux, SD 3 or another transformer"
@@ -138,8 +137,7 @@ def fuse(module: nn.Module, loras: Sequence[Lora], component: str) -> None:
             total = weight.flatten(1).float()
             for down, up, scale in added:
                 total = torch.addmm(total, up.float(), down.float(), alpha=scale)
-            # Not in place: the weight may be a mapped file.
-            weight.data = total.to(weight.dtype).view(weight.shape)
+            weight.copy_(total.view(weight.shape))  # where a file is mapped, a page of our own: mappings are private
 
 
 def _survey(lora: Lora, modules: Mapping[str, nn.Module]) -> Fit:

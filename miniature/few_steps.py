@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..export.lora import fuse_lora
+from ..export.lora import fuse
+from ..export.recipe import Lora
 from .controlnet import Frozen
 from .diffusion import SCHEDULER_CONFIG, add_noise
 from .evaluate import GUIDANCE, SEEDS, Judge, Sampler, cell, rounded
@@ -91,7 +92,7 @@ def compare(work: Path) -> dict[str, Any]:
     controlnet = rounded(ControlNetModel.from_pretrained(work / "controlnet-reward-0" / "seg"))
     base, distilled = sampler.unet, rounded(UNet2DConditionModel.from_pretrained(work / "unet-lcm"))
     fused: Any = copy.deepcopy(base)
-    fuse_lora(fused, work / "lora" / "lcm" / "pytorch_lora_weights.safetensors")
+    fuse(fused, [Lora("lcm", work / "lora" / "lcm" / "pytorch_lora_weights.safetensors")], "unet")
     results: dict[str, Any] = {}
     torch.manual_seed(0)  # LCM draws noise at every step
     for title, unet, scheduler, steps, guidance in (

@@ -1,6 +1,5 @@
 """Fused LoRAs against diffusers with PEFT, for each layout that is published, and files that do not fit."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.lora import Fit, fuse, read_lora, survey
 from cnpp_trt.export.recipe import Lora, parse_lora
+from cnpp_trt.export.weights import load_weights, read_weights
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -63,7 +63,7 @@ def assert_same(ours: dict[str, torch.nn.Module], theirs: Any, plain: dict[str, 
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
-@pytest.mark.parametrize("layout", ["kohya", "lcm", "diffusers", "old"])
+@pytest.mark.parametrize("layout", ["kohya", "lcm", "diffusers", "lora_linear_layer", "old"])
 def test_every_layout_is_fused_as_by_peft(tmp_path, tiny_checkpoint, checkpoint, layout, suffix):
     plain = modules(checkpoint)
     file = make_lora(tmp_path / f"lora{suffix}", plain["unet"], plain["text_encoder"], layout=layout)
@@ -148,15 +148,24 @@ def test_diffusers_first_files_name_no_component(tmp_path, checkpoint):
     assert_close(*(modules(checkpoint, lora)["unet"] for lora in loras))
 
 
-def test_fp16_is_rounded_once_and_the_checkpoints_file_is_left_alone(tmp_path, tiny_checkpoint, checkpoint):
-    """The module's weights are the mapped file's."""
-    digests = {f: hashlib.sha256(f.read_bytes()).digest() for f in tiny_checkpoint.glob("*/*.safetensors")}
+def test_fp16_is_rounded_once(tmp_path, checkpoint):
     unet = checkpoint.empty("unet")
     loras = [Lora(str(i), make_lora(tmp_path / f"{i}.safetensors", unet, seed=i)) for i in range(3)]
     half, full = (modules(checkpoint, *loras, dtype=t)["unet"] for t in (torch.float16, torch.float32))
     for key, weight in half.state_dict().items():
         assert torch.equal(weight, full.state_dict()[key].half()), key
-    assert digests == {f: hashlib.sha256(f.read_bytes()).digest() for f in tiny_checkpoint.glob("*/*.safetensors")}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_the_models_own_file_is_left_alone(tmp_path, checkpoint, suffix):
+    """Its weights are the mapped file's where the types agree."""
+    state, file = checkpoint.unet(torch.float16).state_dict(), tmp_path / f"unet{suffix}"
+    save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+    before = file.read_bytes()
+    unet = load_weights(checkpoint.empty("unet"), read_weights([file]), "unet", torch.float16)
+    fuse(unet, [Lora("mine", make_lora(tmp_path / "lora.safetensors", unet))], "unet")
+    assert sum(not torch.equal(weight, state[key]) for key, weight in unet.state_dict().items()) > 10
+    assert file.read_bytes() == before
 
 
 def test_what_does_not_match_is_counted(tmp_path, checkpoint):

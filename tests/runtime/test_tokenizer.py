@@ -10,6 +10,7 @@ import pytest
 import transformers
 from cnpp_trt.errors import BundleError, UserError
 from cnpp_trt.runtime.tokenizer import Tokenizer
+from diffusers.loaders import TextualInversionLoaderMixin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,6 +162,7 @@ def test_half_a_surrogate_pair_is_refused(tokenizer):
         ("tokenizer_config.json", "{", "cannot be read"),
         ("tokenizer_config.json", "[]", "JSON object"),
         ("tokenizer_config.json", '{"pad_token": "<none>"}', "pad token '<none>'"),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"<|endoftext|>": 0}, "merges": []}}', "start and end"),
     ],
 )
 def test_damaged_folder(tmp_path, name, content, message):
@@ -171,6 +173,183 @@ def test_damaged_folder(tmp_path, name, content, message):
     with pytest.raises(BundleError, match=message) as error:
         Tokenizer(tmp_path)
     assert "\n" not in str(error.value)
+
+
+# Embeddings
+
+EMBEDDINGS = {"<cat>": 3, "doggy": 1, "Mixed": 2, "<long>": 40}
+
+
+@pytest.fixture(scope="module")
+def clip_with(tmp_path_factory: pytest.TempPathFactory) -> transformers.CLIPTokenizer:
+    clip = write_clip(tmp_path_factory.mktemp("embeddings"))
+    for token, vectors in EMBEDDINGS.items():
+        clip.add_tokens([token, *(f"{token}_{i}" for i in range(1, vectors))])
+    return clip
+
+
+@pytest.fixture(scope="module")
+def tokenizer_with(clip_with, tmp_path_factory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("saved")
+    clip_with.save_pretrained(folder)
+    return Tokenizer(folder, EMBEDDINGS)
+
+
+WORDS = [
+    "<cat>",
+    "doggy",
+    "Mixed",
+    "mixed",
+    "<CAT>",
+    "<cat>_1",
+    "<long>",
+    "red",
+    "house",
+    ",",
+    "<cat>,doggy.",
+    "x<cat>y",
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(words=st.lists(st.sampled_from(WORDS), max_size=40))
+def test_embeddings_are_written_out_as_diffusers_does(tokenizer_with, clip_with, words):
+    text = " ".join(words)
+    converted = TextualInversionLoaderMixin().maybe_convert_prompt(text, clip_with)
+    ids, dropped = tokenizer_with.encode(text)
+    assert (ids.tolist(), dropped) == reference(clip_with, converted)
+
+
+def test_an_embedding_of_three_vectors_is_three_ids(tokenizer_with, clip_with):
+    vectors = clip_with.convert_tokens_to_ids(["<cat>", "<cat>_1", "<cat>_2"])
+    red = clip_with.convert_tokens_to_ids("red</w>")
+    assert tokenizer_with.encode("red <cat> red")[0][1:6].tolist() == [red, *vectors, red]
+
+
+def test_a_tokenizer_without_the_embedding(folder):
+    with pytest.raises(BundleError, match="embedding '<cat>' is not in"):
+        Tokenizer(folder, {"<cat>": 1})
+
+
+# Long prompts
+
+ROOM, BACKTRACK = 75, 20
+
+
+def divided(ids: list[int], comma: int) -> list[list[int]]:
+    """The web UI's rule, on a whole prompt: cut after 75, or after the last comma among 56 to 75 unless one follows."""
+    if len(ids) <= ROOM:
+        return [ids]
+    commas = [i + 1 for i in range(ROOM - BACKTRACK, ROOM) if ids[i] == comma]
+    end = commas[-1] if commas and ids[ROOM] != comma else ROOM
+    return [ids[:end], *divided(ids[end:], comma)]
+
+
+def text_ids(clip: transformers.CLIPTokenizer, text: str) -> list[int]:
+    return clip(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+
+
+def framed(clip: transformers.CLIPTokenizer, chunk: list[int]) -> list[int]:
+    padding = [clip.pad_token_id] * (ROOM - len(chunk))
+    return [clip.bos_token_id, *chunk, clip.eos_token_id, *padding]
+
+
+@settings(max_examples=300, deadline=None)
+@given(words=st.lists(st.sampled_from(["house", "red", "red,", ",", "xyz", "12 é"]), max_size=200))
+def test_long_prompts_are_divided_as_in_the_web_ui(tokenizer, clip, words):
+    text = " ".join(words)
+    expected = divided(text_ids(clip, text), clip.convert_tokens_to_ids(",</w>"))
+    chunks = tokenizer.encode_long(text)
+    assert chunks.dtype == np.int64
+    assert chunks.tolist() == [framed(clip, chunk) for chunk in expected]
+
+
+def lengths(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of text in each chunk; none of these prompts is padded with a token that it holds."""
+    end = tokenizer.empty[-1]
+    return [row.tolist().index(end) - 1 for row in tokenizer.encode_long(text)]
+
+
+def commas(*positions: int, of: int) -> str:
+    """A prompt of `of` tokens with a comma as the n-th, counted from 1."""
+    return " ".join("," if i + 1 in positions else "house" for i in range(of))
+
+
+LENGTHS = {
+    "": [0],
+    " \n": [0],
+    commas(of=74): [74],
+    commas(of=75): [75],
+    commas(of=76): [75, 1],
+    commas(of=150): [75, 75],
+    commas(of=151): [75, 75, 1],
+    commas(60, of=75): [75],
+    commas(60, of=76): [60, 16],
+    commas(60, 70, of=76): [70, 6],
+    commas(75, of=76): [75, 1],
+    commas(56, of=76): [56, 20],
+    commas(55, of=76): [75, 1],
+    commas(60, 76, of=80): [75, 5],
+    commas(76, 151, of=160): [75, 75, 10],
+    commas(60, 120, 130, of=160): [60, 70, 30],
+    "red BREAK house house": [1, 2],
+    "red\nBREAK\nhouse": [1, 1],
+    "BREAK red": [0, 1],
+    "red BREAK": [1],
+    "BREAK": [0],
+    "red BREAK BREAK house": [1, 0, 1],
+    "BREAKS break": [9],  # no such word: b, re, a, k, s, b, re, a, k
+    f"{commas(of=80)} BREAK red": [75, 5, 1],
+}
+
+
+@pytest.mark.parametrize("text", LENGTHS, ids=range(len(LENGTHS)))
+def test_where_chunks_end(tokenizer, text):
+    assert lengths(tokenizer, text) == LENGTHS[text]
+
+
+def test_no_prompt(tokenizer):
+    assert tokenizer.empty.tolist() == tokenizer.encode("")[0].tolist()
+    assert tokenizer.encode_long("").tolist() == [tokenizer.empty.tolist()]
+
+
+def test_a_prompt_that_fits_is_one_chunk_and_brackets_are_text(tokenizer):
+    for text in ("a (red:1.2) [house]", "house " * 75):
+        assert tokenizer.encode_long(text).tolist() == [tokenizer.encode(text)[0].tolist()]
+
+
+def test_long_prompts_end_and_pad_with_different_tokens(tmp_path):
+    clip = write_clip(tmp_path, pad_token="!")
+    expected = [framed(clip, chunk) for chunk in divided(text_ids(clip, "red " * 80), -1)]
+    assert Tokenizer(tmp_path).encode_long("red " * 80).tolist() == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(words=st.lists(st.sampled_from(["house", "red", ",", "<cat>", "<long>", "doggy"]), max_size=120))
+def test_the_vectors_of_an_embedding_stay_together(tokenizer_with, clip_with, words):
+    text = " ".join(words)
+    converted = TextualInversionLoaderMixin().maybe_convert_prompt(text, clip_with)
+    end = clip_with.eos_token_id
+    chunks = [row[1 : row.index(end)] for row in tokenizer_with.encode_long(text).tolist()]
+    assert [i for chunk in chunks for i in chunk] == text_ids(clip_with, converted)
+    for token, vectors in EMBEDDINGS.items():
+        first, last = clip_with.convert_tokens_to_ids([token, f"{token}_{vectors - 1}" if vectors > 1 else token])
+        for chunk in chunks:
+            assert [i + vectors - 1 for i, t in enumerate(chunk) if t == first] == [
+                i for i, t in enumerate(chunk) if t == last
+            ]
+
+
+def test_an_embeddings_word_in_other_letters_is_its_first_vector(tokenizer_with, clip_with):
+    """As diffusers reads it; what follows stays."""
+    ids = clip_with.convert_tokens_to_ids(["<cat>", "red</w>", "red</w>"])
+    assert tokenizer_with.encode_long("<CAT> red red")[0, 1:4].tolist() == ids
+
+
+def test_an_embedding_that_does_not_fit_goes_into_the_next_chunk(tokenizer_with):
+    assert lengths(tokenizer_with, f"{commas(of=72)} <cat>") == [75]
+    assert lengths(tokenizer_with, f"{commas(of=73)} <cat>") == [73, 3]
+    assert lengths(tokenizer_with, f"{commas(60, of=75)} <cat>") == [60, 18]
 
 
 def test_samplers_noise_and_tokenizer_import_no_pytorch():

@@ -1,0 +1,186 @@
+"""Textual inversions against diffusers' pipelines, and files that cannot be used."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from cnpp_trt.benchmarks.random_lora import make_embedding
+from cnpp_trt.errors import UserError
+from cnpp_trt.export.checkpoint import Checkpoint
+from cnpp_trt.export.embeddings import Embedding, add_embeddings, add_tokens, read_embedding
+from cnpp_trt.export.recipe import parse_embedding
+from cnpp_trt.runtime.tokenizer import Tokenizer
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+WIDTH = 32  # of the tiny text encoder
+
+PROMPTS = ["a <thing> in a field", "<thing>, <THING>; two<thing>s and <thing>_1", "no embedding", "<thing> " * 60]
+
+
+@pytest.fixture
+def tokenizer(tiny_checkpoint: Path) -> Any:
+    return CLIPTokenizer.from_pretrained(tiny_checkpoint / "tokenizer")
+
+
+@pytest.fixture
+def text_encoder(tiny_checkpoint: Path) -> Any:
+    return CLIPTextModel.from_pretrained(tiny_checkpoint / "text_encoder", torch_dtype=torch.float32)
+
+
+def pipeline(folder: Path) -> Any:
+    return diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
+
+
+def encoded(embeddings: list[Embedding], tokenizer: Any, text_encoder: Any, prompt: str, folder: Path) -> torch.Tensor:
+    """By the runtime's tokenizer, from what the export would save."""
+    tokenizer.save_pretrained(folder)
+    ids, _ = Tokenizer(folder, {e.token: len(e.vectors) for e in embeddings}).encode(prompt)
+    with torch.no_grad():
+        return text_encoder(torch.from_numpy(ids)[None])[0]
+
+
+FILES = [
+    ("diffusers", "learned_embeds.safetensors"),
+    ("diffusers", "learned_embeds.bin"),
+    ("a1111", "thing.pt"),
+    ("emb_params", "<thing>.safetensors"),
+]
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize(("layout", "name"), FILES)
+def test_prompts_are_encoded_as_by_diffusers(tmp_path, tiny_checkpoint, tokenizer, text_encoder, layout, name, vectors):
+    file = make_embedding(tmp_path / name, WIDTH, layout=layout, vectors=vectors)
+    pipe = pipeline(tiny_checkpoint)
+    pipe.load_textual_inversion(tmp_path, weight_name=name, token="<thing>")
+    embedding = read_embedding(file)
+    assert embedding.token == "<thing>" and embedding.vectors.shape == (vectors, WIDTH)
+    add_embeddings(tokenizer, text_encoder, [embedding])
+    assert tokenizer.get_vocab() == pipe.tokenizer.get_vocab()
+    for i, prompt in enumerate(PROMPTS):
+        ours = encoded([embedding], tokenizer, text_encoder, prompt, tmp_path / str(i))
+        expected, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+def test_two_at_once_and_in_half_precision(tmp_path, tiny_checkpoint, tokenizer, text_encoder):
+    files = [make_embedding(tmp_path / f"{i}.bin", WIDTH, token=f"<w{i}>", vectors=2, seed=i) for i in range(2)]
+    embeddings = [read_embedding(file) for file in files]
+    pipe = pipeline(tiny_checkpoint)
+    pipe.load_textual_inversion([torch.load(file) for file in files])
+    half = CLIPTextModel.from_pretrained(tiny_checkpoint / "text_encoder", torch_dtype=torch.float16)
+    rows = text_encoder.get_input_embeddings().weight.detach().clone()
+    add_embeddings(CLIPTokenizer.from_pretrained(tiny_checkpoint / "tokenizer"), half, embeddings)
+    add_embeddings(tokenizer, text_encoder, embeddings)
+    prompt = "<w1> beside <w0>"
+    ours = encoded(embeddings, tokenizer, text_encoder, prompt, tmp_path / "tokenizer")
+    torch.testing.assert_close(ours, pipe.encode_prompt(prompt, "cpu", 1, False)[0], rtol=0, atol=1e-6)
+    table = text_encoder.get_input_embeddings().weight
+    assert table.shape == rows.shape  # the tiny table has rows to spare
+    assert torch.equal(table[:514], rows[:514])
+    assert torch.equal(half.get_input_embeddings().weight, table.half())
+
+
+def test_a_table_without_spare_rows_grows(tiny_checkpoint, tokenizer, text_encoder):
+    """As Stable Diffusion's own, whose rows are the tokenizer's words."""
+    text_encoder.resize_token_embeddings(len(tokenizer))
+    before = text_encoder.get_input_embeddings().weight.detach().clone()
+    add_embeddings(tokenizer, text_encoder, [Embedding("<thing>", torch.ones(2, WIDTH))])
+    table = text_encoder.get_input_embeddings()
+    assert torch.equal(table.weight, torch.cat([before, torch.ones(2, WIDTH)]))
+    assert text_encoder.config.vocab_size == table.num_embeddings == len(tokenizer) == len(before) + 2
+
+
+def test_a_checkpoint_with_an_embedding(tmp_path, tiny_checkpoint):
+    file = make_embedding(tmp_path / "a.bin", WIDTH, vectors=2)
+    checkpoint = Checkpoint(str(tiny_checkpoint), embeddings=[f"{file}:<mine>"])
+    ids = checkpoint.tokenizer().convert_tokens_to_ids(["<mine>", "<mine>_1"])
+    rows = checkpoint.text_encoder(torch.float32).get_input_embeddings().weight[ids]
+    assert torch.equal(rows, torch.load(file)["<thing>"])
+
+
+def test_the_authors_own_files(tmp_path):
+    """The first ones hold a module of PyTorch's, ParameterDict, instead of a table."""
+    parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.ones(2, WIDTH))})
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}, tmp_path / "old.pt")
+    embedding = read_embedding(tmp_path / "old.pt")
+    assert embedding.token == "old"
+    assert torch.equal(embedding.vectors, torch.ones(2, WIDTH)) and not embedding.vectors.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sd-concepts-library/cat-toy", ("sd-concepts-library/cat-toy", None)),
+        ("sd-concepts-library/cat-toy:<toy>", ("sd-concepts-library/cat-toy", "<toy>")),
+        ("a:b/c.pt", ("a:b/c.pt", None)),
+        (r"C:\c.pt", (r"C:\c.pt", None)),
+        (r"C:\c.pt:toy", (r"C:\c.pt", "toy")),
+    ],
+)
+def test_parse_embedding(text, expected):
+    assert parse_embedding(text) == expected
+
+
+def test_a_file_with_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a:b.pt").touch()
+    assert parse_embedding("a:b.pt") == ("a:b.pt", None)
+
+
+@pytest.mark.parametrize("text", ["a.pt:", "a.pt:two words", ":word"])
+def test_no_word(text):
+    with pytest.raises(UserError, match="cannot be the word"):
+        parse_embedding(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.bin", [torch.ones(2, 4)], "no textual inversion"),
+        ("a.bin", {"a": torch.ones(4), "b": torch.ones(4)}, "no textual inversion"),
+        ("a.bin", {"a": torch.ones(2, 2, 4)}, "no textual inversion"),
+        ("a.bin", {"a": torch.ones(4, dtype=torch.int64)}, "no textual inversion"),
+        ("a.bin", {"a": "b"}, "no textual inversion"),
+        ("a.pt", {"string_to_param": {}, "name": "a"}, "no textual inversion"),
+        ("a.bin", {"two words": torch.ones(4)}, "'two words', which is not one word"),
+        ("two words.pt", {"string_to_param": {"*": torch.ones(2, 4)}}, "which is not one word"),
+        ("a.bin", {"a": torch.ones(76, 4)}, "holds 76 vectors: a prompt has room for 75"),
+        ("a.safetensors", {"clip_l": torch.ones(2, 4), "clip_g": torch.ones(2, 8)}, "for SDXL"),
+        ("a.safetensors", {"unet.x.lora_A.weight": torch.ones(2, 4), "y": torch.ones(2)}, "no textual inversion"),
+        ("a.bin", None, "there is no"),
+        ("a.safetensors", None, "there is no"),
+        ("a.bin", b"no", "damaged"),
+        ("a.safetensors", b"no", "damaged"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, name, content, message):
+    file = tmp_path / name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        save_file(content, file) if file.suffix == ".safetensors" else torch.save(content, file)
+    with pytest.raises(UserError, match=message) as error:
+        read_embedding(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickle_that_would_run_code(tmp_path):
+    torch.save({"<thing>": Path("x")}, tmp_path / "a.bin")
+    with pytest.raises(UserError, match="code that would run"):
+        read_embedding(tmp_path / "a.bin")
+
+
+def test_another_width(tokenizer, text_encoder):
+    with pytest.raises(UserError, match="of width 1024, this text encoder's are 32 wide"):
+        add_embeddings(tokenizer, text_encoder, [Embedding("<thing>", torch.ones(1, 1024))])
+    assert "<thing>" not in tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("tokens", [["a</w>"], ["<x>", "<x>"], ["<x>_1", "<x>"]])
+def test_a_word_that_is_taken(tokenizer, tokens):
+    with pytest.raises(UserError, match=r"knows .* already"):
+        add_tokens(tokenizer, [Embedding(token, torch.ones(1, WIDTH)) for token in tokens])
