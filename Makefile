@@ -99,9 +99,12 @@ $(VENV)/bench.stamp: $(VENV)/run.stamp
 	@$(PIP) --editable '.[$(DEVICE),export,openvino,bench]'
 	@touch $@
 
+# Two extractors are compared with controlnet-aux', which gets by without its dependencies: its torchvision would have to
+# be of the very build of torch that is here.
 # mypy knows a package by its folder's name, which a clone may have changed: the link has the right one.
 $(VENV)/test.stamp: $(VENV)/run.stamp
 	@echo "installing cnpp-trt[rtx,test,lint] into $(VENV)"
 	@$(PIP) --editable '.[$(DEVICE),export,rtx,test,lint]'
+	@$(PIP) --no-deps controlnet-aux
 	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/cnpp_trt
 	@touch $@

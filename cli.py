@@ -32,7 +32,9 @@ from .options import (
     Precision,
     Vae,
     Variant,
+    VramBudget,
     deployment,
+    read_bytes,
     read_counts,
     read_pairs,
     read_size,
@@ -324,6 +326,7 @@ def run(
     precision: Precision = None,
     backend: BackendName = "auto",
     plans: Plans = None,
+    vram_budget: VramBudget = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: every physical core.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Pictures go into a new folder in here. Default: under CNPP_TRT_HOME.")
@@ -336,12 +339,13 @@ def run(
 
     out = out or home() / "runs"
     if repeat is not None:
-        repeated = running.repeat(repeat, out, bundle, backend, threads, split_precision(precision)[1], plans)
+        budget = read_bytes(vram_budget) if vram_budget is not None else None
+        repeated = running.repeat(repeat, out, bundle, backend, threads, split_precision(precision)[1], plans, budget)
         _print_drawn(repeated.drawn, as_json, {"max_difference": repeated.max_difference})
         same = repeated.max_difference == 0
         say("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
         return
-    folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
+    folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans, vram_budget)
     pipeline = open_pipeline(folder)
     conditions = cond or list(pipeline.bundle.manifest.conditions)[:1]
     controls = _controls(conditions, image or [], extract, control_scale, control_start, control_end)

@@ -1,5 +1,6 @@
 """What the commands share of their options: how sizes, counts and pairs are typed, and where progress goes."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ Precision = Annotated[
     typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also f32 or bf16."),
 ]
 BackendName = Annotated[str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")]
+VramBudget = Annotated[
+    str | None,
+    typer.Option(help="Device memory that weights, activations and buffers may take, as in 6GiB. With TensorRT."),
+]
 Plans = Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")]
 SourceModel = Annotated[
     str | None, typer.Option(help="As for `run`. With --bundle, the checkpoint that it was exported from.")
@@ -57,6 +62,15 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise UserError(f"cannot read size {text!r}: give 512 or 768x512 (width x height, in pixels)")
     return int(parts[0]), int(parts[-1])
+
+
+def read_bytes(text: str) -> int:
+    """Bytes from `6GiB` or `6G` (powers of 1024) or `6000MB` (powers of 1000)."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([KMGT])(IB|B|)", text.strip().upper(), re.ASCII)
+    if not found:
+        raise UserError(f"cannot read {text!r} as a size in bytes: give it as 6GiB or 6000MB")
+    number, unit, suffix = found.groups()
+    return int(float(number) * (1000 if suffix == "B" else 1024) ** " KMGT".index(unit))
 
 
 def read_counts(text: str) -> tuple[int, ...]:
@@ -130,6 +144,7 @@ def deployment(
     backend: str,
     threads: int | None,
     plans: Path | None,
+    vram_budget: str | None = None,
 ) -> tuple[Path, Callable[[Path], "Pipeline"]]:
     """The bundle's folder that a command's options name, and what opens a bundle as they say.
 
@@ -139,9 +154,12 @@ def deployment(
     from .runtime.pipeline import Pipeline
 
     of_bundle, of_openvino = split_precision(precision)
+    budget = read_bytes(vram_budget) if vram_budget is not None else None
     pixels, preferred = read_size(size), preferred_precisions(backend)
     folder = bundle or find_bundle(model or "miniature", of_bundle, pixels, preferred)
-    return folder, lambda path: Pipeline.open(path, backend, threads, openvino_precision=of_openvino, plans=plans)
+    return folder, lambda path: Pipeline.open(
+        path, backend, threads, openvino_precision=of_openvino, plans=plans, vram_budget=budget
+    )
 
 
 def say(line: str) -> None:

@@ -243,14 +243,14 @@ class _PyTorch:
         return {**found, "host": whole - sum(found.values())}
 
     def extract(self, condition: str, image: NDArray[np.uint8]) -> float | None:
-        from ..export.extractors import load_extractor
-        from ..export.modules import Extractor
+        from ..export.extractors import open_extractor
 
-        folder = self._drawing.checkpoint.extractor_folder(condition)
-        if folder is None:
+        source = self._drawing.checkpoint.places.extractor(condition)
+        if source is None:
             return None
         if condition not in self._extractors:
-            loaded = Extractor(load_extractor(folder), labels=condition == "seg")
+            height, width = image.shape[:2]
+            loaded = open_extractor(condition, source, width, height)
             self._extractors[condition] = loaded.to(self._drawing.device)
         start = time.perf_counter()
         with self._torch.no_grad():

@@ -64,39 +64,17 @@ def make_checkpoint(
 ) -> Path:
     """Writes `folder` with unet, vae, text_encoder, tokenizer, scheduler and `controlnet/<condition>`, in fp16.
 
-    A new ControlNet's output is zero by design; here its last convolutions are random too, so that it matters.
     Returns: `folder`.
     """
-    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     torch.manual_seed(seed)
-    shape = _TINY if tiny else _FULL
     folder.mkdir(parents=True, exist_ok=True)
-    unet = UNet2DConditionModel(sample_size=shape["sample_size"], **shape["unet"])
+    unet = make_unet(tiny)
     unet.half().save_pretrained(folder / "unet")
     for condition in conditions:
-        controlnet = ControlNetModel.from_unet(
-            unet, conditioning_embedding_out_channels=shape["hint"], load_weights_from_unet=not tiny
-        )
-        for zero in (controlnet.controlnet_cond_embedding.conv_out, *controlnet.controlnet_down_blocks):
-            torch.nn.init.normal_(zero.weight, std=0.05)
-        torch.nn.init.normal_(controlnet.controlnet_mid_block.weight, std=0.05)
-        controlnet.half().save_pretrained(folder / "controlnet" / condition)
-        del controlnet
+        make_controlnet(unet, tiny).half().save_pretrained(folder / "controlnet" / condition)
     del unet
-    vae = AutoencoderKL(
-        latent_channels=4,
-        sample_size=shape["sample_size"] * 8,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        **shape["vae"],
-    )
-    vae.half().save_pretrained(folder / "vae")
-    text = CLIPTextConfig(
-        vocab_size=shape["vocab_size"], max_position_embeddings=77, eos_token_id=513, bos_token_id=512, **shape["text"]
-    )
-    CLIPTextModel(text).half().save_pretrained(folder / "text_encoder")
+    make_vae(tiny).half().save_pretrained(folder / "vae")
+    make_text_encoder(tiny, eos_token_id=513, bos_token_id=512).half().save_pretrained(folder / "text_encoder")
     write_byte_tokenizer(folder / "tokenizer")
     write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER_CONFIG, "prediction_type": prediction})
     components = {
@@ -108,6 +86,54 @@ def make_checkpoint(
     }
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **components})
     return folder
+
+
+def make_unet(tiny: bool, **config: Any) -> Any:
+    """A UNet2DConditionModel of random weights; `config` overrides or adds to SD 1.5's."""
+    from diffusers import UNet2DConditionModel
+
+    shape = _TINY if tiny else _FULL
+    return UNet2DConditionModel(**{"sample_size": shape["sample_size"], **shape["unet"], **config})
+
+
+def make_controlnet(unet: Any, tiny: bool) -> Any:
+    """A ControlNetModel for the UNet: a full-size one starts from its weights, a tiny one from its own.
+
+    A new ControlNet's output is zero by design; here its last convolutions are random too, so that it matters.
+    """
+    from diffusers import ControlNetModel
+
+    hint = (_TINY if tiny else _FULL)["hint"]
+    controlnet = ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=hint, load_weights_from_unet=not tiny
+    )
+    for zero in (controlnet.controlnet_cond_embedding.conv_out, *controlnet.controlnet_down_blocks):
+        torch.nn.init.normal_(zero.weight, std=0.05)
+    torch.nn.init.normal_(controlnet.controlnet_mid_block.weight, std=0.05)
+    return controlnet
+
+
+def make_vae(tiny: bool) -> Any:
+    """An AutoencoderKL of random weights."""
+    from diffusers import AutoencoderKL
+
+    shape = _TINY if tiny else _FULL
+    return AutoencoderKL(
+        latent_channels=4,
+        sample_size=shape["sample_size"] * 8,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        **shape["vae"],
+    )
+
+
+def make_text_encoder(tiny: bool, **config: Any) -> Any:
+    """A CLIPTextModel of random weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    shape = _TINY if tiny else _FULL
+    settings = {"vocab_size": shape["vocab_size"], "max_position_embeddings": 77, **shape["text"], **config}
+    return CLIPTextModel(CLIPTextConfig(**settings))
 
 
 def write_byte_tokenizer(folder: Path) -> None:

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from .embeddings import Embedding
     from .lora import Fit
 
-_COMPONENTS = ("unet", "vae", "text_encoder")
+COMPONENTS = ("unet", "vae", "text_encoder")
+_KINDS = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "text_encoder": ("CLIPTextModel",),
+}
 
 
 class Checkpoint:
@@ -114,7 +119,7 @@ class Checkpoint:
 
     def sources(self) -> dict[str, str]:
         """Where each component of the base model comes from."""
-        found = {component: self.places.weights_source(component).origin for component in _COMPONENTS}
+        found = {component: self.places.weights_source(component).origin for component in COMPONENTS}
         return {**found, "tokenizer": self.places.component("tokenizer").origin}
 
     # Digests
@@ -125,9 +130,9 @@ class Checkpoint:
             other = [("vae", self.places.weights("vae"))] if self.recipe.vae else []
             digest = _digest(("single", self.places.weights("unet")), *other)
         else:
-            digest = _digest(*((component, self.places.weights(component)) for component in _COMPONENTS))
+            digest = _digest(*((component, self.places.weights(component)) for component in COMPONENTS))
         for lora in self.places.loras:
-            digest.update(f"lora {sha256_of(lora.file)} {lora.weight:g}\n".encode())
+            digest.update(f"lora {sha256_of(lora.file)} {lora.weight!r}\n".encode())
         for file, token in self.places.embeddings:
             digest.update(f"embedding {token} {sha256_of(file)}\n".encode())
         return digest.hexdigest()
@@ -150,14 +155,7 @@ class Checkpoint:
             config, what = self._json(place, CONFIG, component), f"the ControlNet {place.origin}"
         else:
             config, what = self.config(component), f"the {component} of {self.recipe.model}"
-        kinds = {
-            "unet": ("UNet2DConditionModel",),
-            "vae": ("AutoencoderKL", "AutoencoderTiny"),
-            "text_encoder": ("CLIPTextModel",),
-        }.get(component, ("ControlNetModel",))
-        kind = config.get("_class_name", kinds[0])
-        if kind not in kinds:
-            raise UserError(f"{what} is a {kind}, not a {kinds[0]}: check what it is")
+        kind = self._kind(component, config, what)
 
         def make() -> "nn.Module":
             if component == "text_encoder":
@@ -200,22 +198,25 @@ class Checkpoint:
 
     def controlnet(self, condition: str, dtype: "torch.dtype") -> "nn.Module":
         """Raises: UserError where it does not fit the UNet."""
-        from .weights import load_weights, read_weights
-
         self.check_controlnet(condition)
-        module = self.empty(f"controlnet_{condition}")
-        state = read_weights(self.places.controlnet_weights(condition))
-        return load_weights(module, state, f"the ControlNet {self.places.controlnet(condition).origin}", dtype)
+        return self._load(f"controlnet_{condition}", dtype)
 
     def extractor_folder(self, condition: str) -> Path | None:
         source = self.places.extractor(condition)
         return None if source is None else source.get(CONFIG)[0].parent
 
     def embeddings(self) -> "list[Embedding]":
-        """The textual inversions."""
-        from .embeddings import read_embedding
+        """The textual inversions.
 
-        return [read_embedding(file, token) for file, token in self.places.embeddings]
+        Raises: UserError where one does not fit the text encoder.
+        """
+        if not self.places.embeddings:
+            return []  # without PyTorch
+        from .embeddings import check_width, read_embedding
+
+        found = [read_embedding(file, token) for file, token in self.places.embeddings]
+        check_width(found, self.setting("text_encoder", "hidden_size"))
+        return found
 
     def fit_loras(self) -> "list[Fit]":
         """How each LoRA fits, before any weights of the base model are read.
@@ -226,16 +227,39 @@ class Checkpoint:
 
         return survey(self.places.loras, self.empty("unet"), self.empty("text_encoder")) if self.places.loras else []
 
+    def check_weights(self, components: Iterable[str]) -> None:
+        """Looks at the names and shapes of weights, which takes no time, before what takes minutes begins.
+
+        Args:
+            components: as `empty`.
+        Raises: UserError where weights are missing, damaged, or not those of their config.
+        """
+        from .weights import check_weights
+
+        for component in components:
+            module = self.empty(component)
+            check_weights(module, *self._weights(component, module))
+
     def _load(self, component: str, dtype: "torch.dtype") -> "nn.Module":
-        from .layouts import as_module_names
-        from .weights import load_weights, read_weights
+        from .weights import load_weights
 
         module = self.empty(component)
+        return load_weights(module, *self._weights(component, module), dtype)
+
+    def _weights(self, component: str, module: "nn.Module") -> "tuple[dict[str, Tensor], str]":
+        """(the weights under the module's names, whose they are)"""
+        from .layouts import as_module_names
+        from .weights import read_weights
+
+        if component.startswith("controlnet_"):
+            condition = component.removeprefix("controlnet_")
+            state = read_weights(self.places.controlnet_weights(condition))
+            return state, f"the ControlNet {self.places.controlnet(condition).origin}"
         source = self.places.weights_source(component)
         state = read_weights(self.places.weights(component))
         if source.file:
             state = self._converted(component, state, source)
-        return load_weights(module, as_module_names(state, module), f"the {component} of {source.origin}", dtype)
+        return as_module_names(state, module), f"the {component} of {source.origin}"
 
     def _converted(self, component: str, state: "dict[str, Tensor]", source: Source) -> "dict[str, Tensor]":
         """What a single file holds of a component."""
@@ -272,17 +296,28 @@ class Checkpoint:
     def _require_configs(self) -> None:
         """Raises: UserError for what cannot be exported, as far as configs tell."""
         root, model = self.places.root, self.recipe.model
-        if not root.sub("unet").has(CONFIG) and root.has("model_index.json"):
-            kind = self._json(root, "model_index.json", "index").get("_class_name", "pipeline of another kind")
+        index = self._json(root, "model_index.json", "index") if root.has("model_index.json") else {"unet": []}
+        if "unet" not in index:
+            kind = index.get("_class_name", "pipeline of another kind")
             raise UserError(f"{model} is a {kind} without a UNet: only SD-1.x models can be exported")
         require_sd1_configs(self.config("unet"), self.config("text_encoder"), model)
+        self._kind("vae", self.config("vae"), f"the vae of {model}")
+
+    def _kind(self, component: str, config: Mapping[str, Any], what: str) -> str:
+        """The class of a component in diffusers or transformers.
+
+        Raises: UserError where it is none that the component may have.
+        """
+        kinds = _KINDS.get(component, ("ControlNetModel",))
+        kind: str = config.get("_class_name", kinds[0])
+        if kind not in kinds:
+            raise UserError(f"{what} is a {kind}, not a {kinds[0]}: check what it is")
+        return kind
 
     def _json(self, folder: Source, name: str, what: str) -> dict[str, Any]:
         if not folder.has(name):
-            model = self.recipe.model
-            raise UserError(
-                f"{model} has no {what}: there is no {folder.origin}/{name}{folder.tree.caveat}; is this a diffusers folder?"
-            )
+            place = f"{folder.origin}/{name}{folder.tree.caveat}"
+            raise UserError(f"{self.recipe.model} has no {what}: there is no {place}; is this a diffusers folder?")
         path = folder.get(name)[0]
         try:
             content = json.loads(path.read_text("utf-8"))

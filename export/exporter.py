@@ -11,7 +11,7 @@ from ..bundle import MANIFEST, Bundle, Manifest, bundle_folder, lock_bundle, mod
 from ..conditions import CONDITIONS
 from ..doctor import installed
 from ..errors import BundleError, CnppError, UserError
-from .checkpoint import Checkpoint
+from .checkpoint import COMPONENTS, Checkpoint
 
 if TYPE_CHECKING:
     from .graphs import Graphs
@@ -91,10 +91,16 @@ def _export_locked(
         return Bundle.open(out)
 
     # Not before there is something to export: PyTorch is slow to import.
+    from .extractors import open_extractor
     from .graphs import Geometry, base_graphs, condition_graphs
 
     geometry = Geometry.of(checkpoint, manifest)
     start = time.perf_counter()
+    for condition in missing:  # what is damaged is found before anything is exported
+        if extractor := checkpoint.places.extractor(condition):
+            open_extractor(condition, extractor, manifest.width, manifest.height)
+    base = () if manifest.graphs else COMPONENTS
+    checkpoint.check_weights((*base, *(f"controlnet_{condition}" for condition in missing)))
     if not manifest.graphs:
         _put_in(checkpoint, manifest, report)
     with write_bundle(out, manifest) as staging:

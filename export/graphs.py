@@ -10,7 +10,9 @@ from ..bundle import Manifest
 from ..conditions import CONDITIONS
 from . import modules
 from .checkpoint import Checkpoint
+from .extractors import open_extractor
 from .onnx_graph import GraphSource
+from .sources import Source
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BATCH = {0: "batch"}
@@ -88,13 +90,22 @@ def base_graphs(checkpoint: Checkpoint, g: Geometry) -> Graphs:
 
 def condition_graphs(checkpoint: Checkpoint, condition: str, g: Geometry) -> Graphs:
     """The graphs that a condition adds: `hint_…`, `controlnet_…` and, where the model has one, `extractor_…`."""
-    extractor = checkpoint.extractor_folder(condition)
+    extractor = checkpoint.places.extractor(condition)
     if CONDITIONS[condition].extractor_graph and extractor:
-        from .extractors import load_extractor
-
-        yield f"extractor_{condition}", lambda: _extractor(condition, load_extractor(extractor), g)
+        yield f"extractor_{condition}", lambda: extractor_graph(condition, extractor, g.width, g.height)
     yield f"hint_{condition}", lambda: _hint(condition, checkpoint.controlnet(condition, g.dtype), g)
     yield f"controlnet_{condition}", lambda: _controlnet(condition, checkpoint.controlnet(condition, g.dtype), g)
+
+
+def extractor_graph(condition: str, source: Source, width: int, height: int) -> GraphSource:
+    """The graph `extractor_<condition>` for images of this size in pixels.
+
+    Raises: UserError as `open_extractor`.
+    """
+    module = open_extractor(condition, source, width, height)
+    image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
+    free = {"image": IMAGES, "map": IMAGES}
+    return GraphSource(f"extractor_{condition}", module, {"image": image}, ["map"], {}, free)
 
 
 def _text_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
@@ -176,12 +187,6 @@ def _vae_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
     inputs = {"image": g.pixels(2), "noise": torch.randn(2, g.latent_channels, *g.latent())}
     free = {"image": IMAGES, "noise": IMAGES, "latents": IMAGES}
     return GraphSource("vae_encoder", module, inputs, ["latents"], {}, free)
-
-
-def _extractor(condition: str, extractor: nn.Module, g: Geometry) -> GraphSource:
-    module = modules.Extractor(extractor, labels=condition == "seg")
-    free = {"image": IMAGES, "map": IMAGES}
-    return GraphSource(f"extractor_{condition}", module, {"image": g.pixels(2)}, ["map"], {}, free)
 
 
 def _step_inputs(g: Geometry) -> dict[str, Tensor | tuple[Tensor, ...]]:

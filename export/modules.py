@@ -149,18 +149,3 @@ class VaeEncoder(nn.Module):
         posterior = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0]
         sample = posterior.mean.to(torch.float32) + posterior.std.to(torch.float32) * noise
         return sample * self.vae.config.scaling_factor
-
-
-class Extractor(nn.Module):
-    """image uint8 [B,H,W,3] → map uint8 [B,H,W]: ADE20K labels for seg, else grey levels (1.0 is 255)."""
-
-    def __init__(self, extractor: Any, labels: bool) -> None:
-        super().__init__()
-        self.extractor = extractor
-        self.labels = labels
-
-    def forward(self, image: Tensor) -> Tensor:
-        found = self.extractor(image.to(torch.float32).div(255.0).permute(0, 3, 1, 2))
-        if not self.labels:
-            found = (found.clamp(0, 1) * 255).round()
-        return found.to(torch.uint8)

@@ -49,6 +49,7 @@ class Recipe:
         extractors: as `controlnets`.
         variant: of the base model's weights, as diffusers has it: `fp16`.
         config: the source of a single file's configs and tokenizer; None is Stable Diffusion 1.5's repository.
+    Raises: UserError where a ControlNet or an extractor is for a condition that is not known.
     """
 
     model: str
@@ -59,6 +60,10 @@ class Recipe:
     extractors: Mapping[str, str] = field(default_factory=dict)
     variant: str | None = None
     config: str | None = None
+
+    def __post_init__(self) -> None:
+        for condition in (*self.controlnets, *self.extractors):
+            require_condition(condition)
 
     @property
     def name(self) -> str:
@@ -99,6 +104,8 @@ class Places:
         self._embedded = EMBEDDED.get(recipe.model)
         self._named = MODELS.get(recipe.model)
         self.model = self._find_model()
+        if recipe.config and not self.model.file:
+            raise UserError(f"--config is for a model in one file: {recipe.model} has its own configs")
         needs = f"configs and tokenizer of {recipe.model}"
         self._configs = self._find(recipe.config or BASE, needs) if self.model.file else self.model
         self._vae = self._find(VAES.get(recipe.vae, recipe.vae), "VAE") if recipe.vae else None
@@ -139,8 +146,7 @@ class Places:
 
         Raises: UserError where the condition is unknown or no ControlNet was found.
         """
-        if condition not in CONDITIONS:
-            raise UserError(f"unknown condition {condition!r}: choose from {', '.join(CONDITIONS)}")
+        require_condition(condition)
         given = self._recipe.controlnets.get(condition)
         if named := MODELS.get(str(given)) if given else self._named:
             given = _of_named(named, condition, str(given or self._recipe.model))
@@ -235,6 +241,12 @@ class Places:
         assert self._vae is not None
         within = self._vae.sub("vae")
         return within if not self._vae.file and within.has(CONFIG) and not self._vae.has(CONFIG) else self._vae
+
+
+def require_condition(name: str) -> None:
+    """Raises: UserError where there is no condition of that name."""
+    if name not in CONDITIONS:
+        raise UserError(f"unknown condition {name!r}: choose from {', '.join(CONDITIONS)}")
 
 
 def parse_lora(text: str) -> tuple[str, float]:

@@ -120,15 +120,8 @@ class HubTree:
                 ref.write_text(listing.commit)
         return paths
 
-    @property
+    @cached_property
     def _listing(self) -> "_Listing":
-        # Asked for once in a process, which so sees one commit of a branch.
-        key = (_cache_of(self.repo), self.revision)
-        if key not in _LISTINGS:
-            _LISTINGS[key] = self._list()
-        return _LISTINGS[key]
-
-    def _list(self) -> "_Listing":
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -212,9 +205,6 @@ class _Listing:
     commit: str
     sizes: Mapping[str, int | None]
     complete: bool = True
-
-
-_LISTINGS: dict[tuple[Path, str], _Listing] = {}
 
 
 @dataclass(frozen=True)
@@ -306,9 +296,11 @@ class Finder:
         path = Path(text).expanduser()
         if path.is_file():
             return Source(LocalTree(path.parent), "", path.name)
-        if path.is_dir():
+        if path.is_dir() and str(text):
             return Source(LocalTree(path))
         match = _HUB.fullmatch(str(text))
+        if match is None and str(text).startswith(("http://", "https://")):
+            raise UserError(f"{text} is a web address: write owner/name, or owner/name@revision/path for what is in it")
         if match is None:
             raise UserError(f"there is no {str(text)!r}: give a local folder or file, or a hub repository (owner/name)")
         tree = self._tree(match["repo"], match["revision"] or "main")
@@ -319,7 +311,8 @@ class Finder:
             folder, _, file = inside.rpartition("/")
             return Source(tree, folder, file)
         if not any(name.startswith(f"{inside}/") for name in tree.names):
-            raise UserError(f"the hub's {match['repo']} has no file or folder {inside!r}: look at its list of files")
+            at = f"the hub's {tree.repo}"
+            raise UserError(f"{at} has no file or folder {inside!r}{tree.caveat}: look at its list of files")
         return Source(tree, inside)
 
     def _tree(self, repo: str, revision: str) -> HubTree:

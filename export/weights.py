@@ -54,12 +54,9 @@ def make_empty(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype) -> nn.Module:
-    """Gives `module`, made empty, its weights: every one of them, of its own shape, and no others.
+def check_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Whether these are the weights of `module`: every one of them, of its own shape, and no others.
 
-    Tensors of `dtype` are taken as they are, mapped files included; the others are converted one by one.
-
-    Returns: `module`, for inference.
     Raises: UserError that counts and names what is missing, left over or of another shape; `what` says whose they are.
     """
     wanted = module.state_dict()
@@ -82,10 +79,21 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtyp
                 f"{what} has {key} of shape {list(state[key].shape)}, its config.json says {list(tensor.shape)}: "
                 "they do not belong together"
             )
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype) -> nn.Module:
+    """Gives `module`, made empty, its weights.
+
+    Tensors of `dtype` are taken as they are, mapped files included; the others are converted one by one.
+
+    Returns: `module`, for inference.
+    Raises: UserError as `check_weights`.
+    """
+    check_weights(module, state, what)
     typed = {key: t.to(dtype) if t.is_floating_point() else t for key, t in state.items()}
     module.load_state_dict(typed, assign=True)
-    # What is not saved (buffers that are computed) follows; weights are of this type already.
-    return module.to(dtype).eval().requires_grad_(False)
+    # What is not saved (buffers that are computed) follows; diffusers' own `to` has something to say of every call.
+    return nn.Module.to(module, dtype).eval().requires_grad_(False)
 
 
 def _read(file: Path) -> State:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..export.extractors import load_extractor
+from ..export.extractors.miniature import load_extractor
 from .data import TRAIN, Conditions, Scenes, load_scenes
 from .diffusion import add_noise, alphas_cumprod, encode_scenes, tokenize, weighted_mse
 from .muon import Trainer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditions import ADE20K_PALETTE
-from ..export.extractors import make_extractor
+from ..export.extractors.miniature import make_extractor
 from .scenes import LABELS, draw_scene
 
 TRAIN = range(10_000, 16_000)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import CONDITIONS
-from ..export.extractors import load_extractor
+from ..export.extractors.miniature import load_extractor
 from ..runtime.consistency import MeanIoU, f1, ms_ssim, rmse
 from .data import TEST, Conditions, Scenes, canny, load_scenes
 from .diffusion import SCHEDULER_CONFIG, tokenize

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..export.extractors import make_extractor
+from ..export.extractors.miniature import make_extractor
 from .data import TRAIN, Scenes, load_scenes
 from .muon import Trainer
 from .scenes import LABELS

@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ..errors import DeviceMemoryError
 from .backends.interface import Backend, Buffer, Step, Stopwatch, aligned
 
 # At full size a hint is 2.6 MB and a prompt 0.2 MB in fp16.
@@ -29,7 +30,11 @@ class Encodings:
         self._backend.upload(source, value)
         step.launch()
         clock.mark(step.stage)
-        kept = self._backend.arena(aligned(target.nbytes))(target.shape, target.dtype.name)
+        try:
+            kept = self._backend.arena(aligned(target.nbytes))(target.shape, target.dtype.name)
+        except DeviceMemoryError:
+            self._results.clear()  # it is in `target`: what is kept only saves time, and must not cost the request
+            return
         self._backend.copy(target, kept)
         while len(self._results) >= MAX_ENCODINGS:
             self._results.popitem(last=False)

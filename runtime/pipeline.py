@@ -3,7 +3,6 @@
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
-from ..errors import BackendError, DeviceMemoryError, UserError
+from ..errors import BackendError, UserError
 from .backends.choose import open_backend
 from .backends.interface import Backend, Stopwatch
 from .encodings import Encodings
@@ -21,11 +20,9 @@ from .health import require_finite
 from .loop import Program, Structure, Values, graphs_of, latent_shape, run, workspace_bytes
 from .noise import TorchGenerator
 from .request import Control, Request
+from .residents import Residents
 from .schedulers import SamplerTable, build_table
 from .tokenizer import Tokenizer
-
-# A structure's buffers are some hundred MB at full size: enough of them to alternate, not to pile up.
-MAX_PROGRAMS = 4
 
 OnStepEnd = Callable[[int, float, NDArray[np.float32]], None]
 
@@ -70,7 +67,7 @@ class Pipeline:
         self.reason = reason
         self._tokenizer = Tokenizer(bundle.folder / "tokenizer")
         self._encodings = Encodings(backend)
-        self._programs: OrderedDict[Structure, Program] = OrderedDict()
+        self._residents = Residents(backend, bundle)
         self._lock = threading.RLock()  # a callback may extract while its own thread draws
         self._drawing = False
 
@@ -83,6 +80,7 @@ class Pipeline:
         *,
         openvino_precision: str | None = None,
         plans: Path | None = None,
+        vram_budget: int | None = None,
         warm: bool | Request = False,
     ) -> "Pipeline":
         """Opens a bundle on a backend. Graphs are loaded when a request first needs them.
@@ -92,13 +90,20 @@ class Pipeline:
             threads: of the CPU backends; None uses every physical core.
             openvino_precision: of the backend `openvino`: `f32` (exact, the default) or `bf16`.
             plans: the plan store of the backend `tensorrt`; None is the default one.
+            vram_budget: of the backend `tensorrt`: device bytes that weights, activations and buffers may take. The
+                engines of conditions that were used longest ago are unloaded to keep it, and loaded again on demand.
             warm: draws once, so that requests of that structure (sizes, steps, guidance, conditions) pay for nothing
                 any more: a request, or True for the model's own example and defaults.
         Raises: UserError, BundleError, BackendError
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         loaded, reason = open_backend(
-            opened, backend, threads=threads, openvino_precision=openvino_precision, plans=plans
+            opened,
+            backend,
+            threads=threads,
+            openvino_precision=openvino_precision,
+            plans=plans,
+            vram_budget=vram_budget,
         )
         pipeline = cls(opened, loaded, reason)
         if warm:
@@ -110,7 +115,8 @@ class Pipeline:
 
         Args:
             callback_on_step_end: is given the step k, its timestep and a copy of the latents [B,4,h,w] after it.
-        Raises: UserError where the request asks for what this bundle has not, BackendError where a graph fails.
+        Raises: UserError where the request asks for what this bundle has not, BackendError where a graph fails,
+            DeviceMemoryError where it does not fit although everything that can be unloaded is.
         """
         with self._lock:
             if self._drawing:
@@ -134,7 +140,7 @@ class Pipeline:
         table = build_table(request.scheduler, m.scheduler_config, request.num_inference_steps)
         notes: list[str] = []
         clock = self.backend.stopwatch()
-        program = self._program(request, table)
+        program = self._residents.program(structure_of(request, table))
         clock.mark("load")
         seed = secrets.randbits(32) if request.seed is None else int(request.seed)
         noise, step_noise = self._noise(seed, request.num_images_per_prompt, program.structure.noisy)
@@ -171,7 +177,8 @@ class Pipeline:
 
         self.bundle.require_condition(condition)
         with self._lock:
-            return extract(self.bundle, self.backend, condition, image)
+            graph = f"extractor_{condition}"
+            return self._residents.with_room([graph], lambda: extract(self.bundle, self.backend, condition, image))
 
     def _draw(self, request: Request, on_step_end: OnStepEnd | None) -> Result:
         start = time.perf_counter()
@@ -187,7 +194,11 @@ class Pipeline:
         else:
             run([*program.denoise, *program.decode], clock)
         try:
-            notes = [*ready.notes, *require_finite(program, ready.values, self.backend, self.bundle)]
+            found = self._residents.with_room(  # it may load another decoder
+                [program.structure, *graphs_of(program.structure)],
+                lambda: require_finite(program, ready.values, self.backend, self.bundle),
+            )
+            notes = [*ready.notes, *found]
         except BackendError:
             self._encodings = Encodings(self.backend)  # it may be one of these that went bad
             raise
@@ -200,20 +211,6 @@ class Pipeline:
             notes.append(f"the loop runs launch by launch: {program.unrecordable}")
         timings["total"] = time.perf_counter() - start
         return Result(images, latents, ready.seed, timings, tuple(ready.values.control_images), tuple(notes))
-
-    def _program(self, request: Request, table: SamplerTable) -> Program:
-        structure = structure_of(request, table)
-        while structure not in self._programs:
-            if len(self._programs) >= MAX_PROGRAMS:
-                self._programs.popitem(last=False)
-            try:
-                self._programs[structure] = Program(self.backend, self.bundle, structure)
-            except DeviceMemoryError:
-                if not self._programs:
-                    raise
-                self._programs.popitem(last=False)  # the buffers of what was used longest ago make room
-        self._programs.move_to_end(structure)
-        return self._programs[structure]
 
     def _noise(
         self, seed: int, images: int, noisy: tuple[bool, ...]

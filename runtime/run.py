@@ -198,6 +198,7 @@ def repeat(
     threads: int | None = None,
     openvino_precision: str | None = None,
     plans: Path | None = None,
+    vram_budget: int | None = None,
 ) -> Repeated:
     """Draws a picture again from the metadata that `draw` wrote into it.
 
@@ -206,7 +207,7 @@ def repeat(
 
     Args:
         bundle: None finds the bundle by the model's name, precision and size.
-        backend, threads, openvino_precision, plans: as in `Pipeline.open`.
+        backend, threads, openvino_precision, plans, vram_budget: as in `Pipeline.open`.
     Raises: UserError where the file is no such picture or its bundle cannot be found.
     """
     record = metadata.read_record(file)
@@ -217,7 +218,9 @@ def repeat(
         bundle = bundle_folder(made_with["model"], made_with["precision"], *size)
         if not bundle.is_dir():
             bundle = find_bundle(made_with["model"], made_with["precision"], size)
-    pipeline = Pipeline.open(bundle, backend, threads, openvino_precision=openvino_precision, plans=plans)
+    pipeline = Pipeline.open(
+        bundle, backend, threads, openvino_precision=openvino_precision, plans=plans, vram_budget=vram_budget
+    )
     notes = []
     if pipeline.bundle.digest != made_with["digest"]:
         notes.append(f"{bundle} is not the bundle that drew {file}: the picture may differ")

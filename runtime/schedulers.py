@@ -37,13 +37,17 @@ from .scheduler_config import Settings, from_config
 
 @dataclass(frozen=True)
 class SamplerTable:
-    """A schedule of N steps. The state starts as [init_noise_sigma · noise, 0, 0, 0].
+    """A schedule of N steps. The state starts as [x, 0, 0, 0].
+
+    From noise alone x = init_noise_sigma · noise; from an image's latents x = a · latents + b · noise.
 
     Attributes:
         timesteps: float32 [N], what the model is given at each step; whole numbers, except for Euler.
         coefficients: float64 [N, 5, 6], the matrix of each step (see the module's docstring). The last step's model
             input is read by nobody.
-        init_noise_sigma: standard deviation of the initial x.
+        init_noise_sigma: standard deviation of the initial x of a whole schedule, drawn from noise alone.
+        add_noise: (a, b) of image-to-image, the noise level at which the first step begins (also that of a whole
+            schedule, where it is not quite 0 and init_noise_sigma).
         input_scale: the first model input is input_scale · x; those of later steps come out of the matrices.
         uses_noise: [N], whether the step adds fresh noise. Draw it only where it does: a draw advances the generator.
     """
@@ -51,11 +55,12 @@ class SamplerTable:
     timesteps: npt.NDArray[np.float32]
     coefficients: Floats
     init_noise_sigma: float
+    add_noise: tuple[float, float]
     input_scale: float
     uses_noise: tuple[bool, ...]
 
 
-def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: int) -> SamplerTable:
+def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> SamplerTable:
     """The table of `scheduler` for a checkpoint, as diffusers' `TargetScheduler.from_config(config)` would sample.
 
     What of the config counts for a scheduler is told in scheduler_config.py.
@@ -64,14 +69,18 @@ def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: 
     there, and at the formula's limit here; one that begins with a repeated time step (Karras sigmas from a `sigma_max`
     beyond the training's) starts at its second step there and runs off the end, and starts at its first here.
 
+    Image-to-image enters the same schedule at step `begin`, as after diffusers' `set_begin_index(begin)`: a multistep
+    solver has no history there and starts at first order, and what is special about the last steps stays where it is.
+
     Args:
         scheduler: one of `SCHEDULERS`.
         config: the contents of scheduler_config.json.
         num_inference_steps: 1 … num_train_timesteps; for lcm at most original_inference_steps.
+        begin: 0 … num_inference_steps − 1; the table has the num_inference_steps − begin steps from there on.
 
     Raises:
-        UserError: an unknown scheduler; a number of steps out of range, or for which no schedule exists; something that
-            the config asks for and this module does not do.
+        UserError: an unknown scheduler; a number of steps or a begin out of range, or for which no schedule exists;
+            something that the config asks for and this module does not do.
     """
     if scheduler not in _SAMPLERS:
         close = difflib.get_close_matches(str(scheduler).lower(), SCHEDULERS, n=1)
@@ -82,9 +91,11 @@ def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: 
     train_steps, n = settings["num_train_timesteps"], num_inference_steps
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= train_steps:
         raise UserError(f"num_inference_steps {n!r} cannot be used: give a whole number from 1 to {train_steps}")
+    if isinstance(begin, bool) or not isinstance(begin, (int, np.integer)) or not 0 <= begin < n:
+        raise UserError(f"{n} steps cannot begin at step {begin!r}: give a whole number from 0 to {n - 1}")
     with np.errstate(all="ignore"):  # lambda is infinite where sigma is 0; what is not finite in the end is refused
-        table = build(settings, int(n))
-    if not (np.isfinite(table.coefficients).all() and np.isfinite(table.init_noise_sigma)):
+        table = build(settings, int(n), int(begin))
+    if not (np.isfinite(table.coefficients).all() and np.isfinite([table.init_noise_sigma, *table.add_noise]).all()):
         raise UserError(
             f"{scheduler} has no finite coefficients for {n} steps of this scheduler_config.json: "
             "check its betas and sigmas, or use another number of steps"
@@ -107,6 +118,7 @@ class _Step(NamedTuple):
 def _table(
     timesteps: Floats,
     steps: Iterable[_Step],
+    add_noise: tuple[float, float],
     *,
     init_noise_sigma: float = 1.0,
     input_scales: Floats | None = None,
@@ -120,6 +132,7 @@ def _table(
         timesteps=timesteps.astype(np.float32),
         coefficients=np.array(rows),
         init_noise_sigma=init_noise_sigma,
+        add_noise=(float(add_noise[0]), float(add_noise[1])),
         input_scale=float(scales[0]),
         uses_noise=uses_noise or (False,) * n,
     )
@@ -140,12 +153,12 @@ def _alpha_sigma_lambda(sigmas: Floats) -> tuple[Floats, Floats, Floats]:
     return alpha, sigmas * alpha, -np.log(sigmas)
 
 
-def _ddim(settings: Settings, n: int) -> SamplerTable:
+def _ddim(settings: Settings, n: int, begin: int) -> SamplerTable:
     train_steps, bar = settings["num_train_timesteps"], alphas_cumprod(settings).astype(np.float64)
-    timesteps = spaced_timesteps(settings, n, last=train_steps, points=n)
+    timesteps = spaced_timesteps(settings, n, last=train_steps, points=n)[begin:]
     if timesteps[0] >= train_steps:
         raise UserError(
-            f"ddim's first of {n} time steps is {timesteps[0]:.0f}, beyond {train_steps - 1}: use fewer steps"
+            f"ddim's step {begin} of {n} is at time step {timesteps[0]:.0f}, beyond {train_steps - 1}: use fewer steps"
         )
     final = 1.0 if settings["set_alpha_to_one"] else bar[0]
 
@@ -159,10 +172,11 @@ def _ddim(settings: Settings, n: int) -> SamplerTable:
         epsilon = (X - alpha * x0) / sigma
         return _Step(np.sqrt(bar_prev) * x0 + np.sqrt(1 - bar_prev) * epsilon, X, x0)
 
-    return _table(timesteps, [step(int(t)) for t in timesteps])
+    first = bar[int(timesteps[0])]
+    return _table(timesteps, [step(int(t)) for t in timesteps], (np.sqrt(first), np.sqrt(1 - first)))
 
 
-def _euler(settings: Settings, n: int) -> SamplerTable:
+def _euler(settings: Settings, n: int, begin: int) -> SamplerTable:
     timesteps, sigmas = euler_schedule(settings, n)
     input_scales = 1 / np.sqrt(np.square(sigmas) + 1)
 
@@ -174,10 +188,16 @@ def _euler(settings: Settings, n: int) -> SamplerTable:
 
     largest = float(sigmas.max())
     initial = math.sqrt(largest**2 + 1) if settings["timestep_spacing"] == "leading" else largest
-    return _table(timesteps, map(step, range(n)), init_noise_sigma=initial, input_scales=input_scales)
+    return _table(
+        timesteps[begin:],
+        map(step, range(begin, n)),
+        (1.0, sigmas[begin]),
+        init_noise_sigma=initial,
+        input_scales=input_scales[begin:],
+    )
 
 
-def _dpmpp_2m(settings: Settings, n: int) -> SamplerTable:
+def _dpmpp_2m(settings: Settings, n: int, begin: int) -> SamplerTable:
     timesteps, sigmas = multistep_schedule(settings, n, unipc=False)
     alpha, sigma, lam = _alpha_sigma_lambda(sigmas)
     first_order_at_end = (
@@ -190,23 +210,23 @@ def _dpmpp_2m(settings: Settings, n: int) -> SamplerTable:
         x0 = _x0_prediction(settings, X, alpha[k], sigma[k])
         h = lam[k + 1] - lam[k]
         x = sigma[k + 1] / sigma[k] * X - alpha[k + 1] * np.expm1(-h) * x0
-        if settings["solver_order"] == 1 or k == 0 or (k == n - 1 and first_order_at_end):
+        if settings["solver_order"] == 1 or k == begin or (k == n - 1 and first_order_at_end):
             return _Step(x, X, x0)
         slope = h / (lam[k] - lam[k - 1]) * (x0 - M0)
         if settings["solver_type"] == "heun":
             return _Step(x + alpha[k + 1] * (np.expm1(-h) / h + 1) * slope, X, x0)
         return _Step(x - 0.5 * alpha[k + 1] * np.expm1(-h) * slope, X, x0)
 
-    return _table(timesteps, map(step, range(n)))
+    return _table(timesteps[begin:], map(step, range(begin, n)), (alpha[begin], sigma[begin]))
 
 
-def _unipc(settings: Settings, n: int) -> SamplerTable:
+def _unipc(settings: Settings, n: int, begin: int) -> SamplerTable:
     order = settings["solver_order"]
-    if n > 1 and order > 1 and not settings["lower_order_final"] and settings["final_sigmas_type"] == "zero":
+    if n - begin > 1 and order > 1 and not settings["lower_order_final"] and settings["final_sigmas_type"] == "zero":
         raise UserError("unipc cannot end at sigma 0 with lower_order_final false: set final_sigmas_type 'sigma_min'")
     timesteps, sigmas = multistep_schedule(settings, n, unipc=True)
     alpha, sigma, lam = _alpha_sigma_lambda(sigmas)
-    orders = [min(order, k + 1, n - k if settings["lower_order_final"] else order) for k in range(n)]
+    orders = {k: min(order, k - begin + 1, n - k if settings["lower_order_final"] else order) for k in range(begin, n)}
 
     def b(h: np.float64) -> np.float64:
         return -h if settings["solver_type"] == "bh1" else np.expm1(-h)
@@ -227,17 +247,17 @@ def _unipc(settings: Settings, n: int) -> SamplerTable:
 
     def step(k: int) -> _Step:
         x0 = _x0_prediction(settings, X, alpha[k], sigma[k])
-        x = corrected(k, x0) if k > 0 and k - 1 not in settings["disable_corrector"] else X
+        x = corrected(k, x0) if k > begin and k - 1 not in settings["disable_corrector"] else X
         h = lam[k + 1] - lam[k]
         x_next = sigma[k + 1] / sigma[k] * x - alpha[k + 1] * np.expm1(-h) * x0  # UniP
         if orders[k] == 2:
             x_next = x_next - alpha[k + 1] * b(h) * 0.5 * h / (lam[k - 1] - lam[k]) * (M0 - x0)
         return _Step(x_next, x, x0)
 
-    return _table(timesteps, map(step, range(n)))
+    return _table(timesteps[begin:], map(step, range(begin, n)), (alpha[begin], sigma[begin]))
 
 
-def _lcm(settings: Settings, n: int) -> SamplerTable:
+def _lcm(settings: Settings, n: int, begin: int) -> SamplerTable:
     train_steps, original = settings["num_train_timesteps"], settings["original_inference_steps"]
     if not isinstance(original, int) or not 1 <= original <= train_steps:
         raise UserError(f"original_inference_steps {original!r} must be a whole number from 1 to {train_steps}")
@@ -245,7 +265,8 @@ def _lcm(settings: Settings, n: int) -> SamplerTable:
         raise UserError(f"lcm takes at most original_inference_steps={original} steps, not {n}: 4 to 8 are usual")
     bar = alphas_cumprod(settings).astype(np.float64)
     distilled = np.arange(original, 0, -1) * (train_steps // original) - 1  # the time steps of distillation, descending
-    timesteps = distilled[np.floor(np.linspace(0, original, n, endpoint=False)).astype(np.int64)]
+    timesteps = distilled[np.floor(np.linspace(0, original, n, endpoint=False)).astype(np.int64)][begin:]
+    last = len(timesteps) - 1
 
     def step(k: int) -> _Step:
         t = int(timesteps[k])
@@ -256,19 +277,24 @@ def _lcm(settings: Settings, n: int) -> SamplerTable:
         c_skip = sigma_data**2 / (scaled**2 + sigma_data**2)
         c_out = scaled / math.sqrt(scaled**2 + sigma_data**2)
         denoised = c_skip * X + c_out * x0
-        if k == n - 1:
+        if k == last:
             return _Step(denoised, X, x0)
         bar_next = bar[timesteps[k + 1]]
         return _Step(np.sqrt(bar_next) * denoised + np.sqrt(1 - bar_next) * NOISE, X, x0)
 
-    uses_noise = (True,) * (n - 1) + (False,)
-    return _table(timesteps.astype(np.float64), map(step, range(n)), uses_noise=uses_noise)
+    first = bar[timesteps[0]]
+    return _table(
+        timesteps.astype(np.float64),
+        map(step, range(last + 1)),
+        (np.sqrt(first), np.sqrt(1 - first)),
+        uses_noise=(True,) * last + (False,),
+    )
 
 
 class _Sampler(NamedTuple):
     """target: the diffusers class. overrides: what the scheduler's name implies, whatever the config says."""
 
-    build: Callable[[Settings, int], SamplerTable]
+    build: Callable[[Settings, int, int], SamplerTable]
     target: str
     overrides: Mapping[str, Any]
 

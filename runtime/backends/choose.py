@@ -19,11 +19,13 @@ def open_backend(
     threads: int | None = None,
     openvino_precision: str | None = None,
     plans: Path | None = None,
+    vram_budget: int | None = None,
 ) -> tuple[Backend, str]:
     """A backend by name, and in a few words why it was chosen.
 
     `auto` takes `tensorrt` where there is an NVIDIA GPU and a plan for every graph of the bundle, else
-    `onnxruntime-cuda` where that works, else `onnxruntime-cpu`.
+    `onnxruntime-cuda` where that works, else `onnxruntime-cpu`. With a `vram_budget` it takes `tensorrt` or none: no
+    other backend can keep one.
 
     Raises: UserError for an argument that cannot be used, BackendError where the backend does not work here.
     """
@@ -37,10 +39,17 @@ def open_backend(
             "every other runs its bundle's, fp32 or fp16"
         )
 
+    if vram_budget is not None:
+        if not isinstance(vram_budget, int) or isinstance(vram_budget, bool) or vram_budget < 1:
+            raise UserError(f"a vram budget must be a whole number of bytes above 0, not {vram_budget!r}")
+        if name not in ("auto", "tensorrt"):
+            why = "allocates while it runs" if name == "onnxruntime-cuda" else "runs on the CPU"
+            raise UserError(f"{name} {why} and cannot keep a vram budget: leave it out, or take the backend tensorrt")
+
     def tensorrt() -> Backend:
         from .tensorrt import TensorRt
 
-        return TensorRt(bundle, plans)
+        return TensorRt(bundle, plans, vram_budget)
 
     def onnxruntime_cuda() -> Backend:
         from .onnxruntime_cuda import OnnxRuntimeCuda
@@ -66,6 +75,10 @@ def open_backend(
     if name != "auto":
         return makers[name](), "asked for"
     gpu = find_gpu()
+    if vram_budget is not None:
+        if not isinstance(gpu, Gpu):
+            raise UserError(f"a vram budget is for a GPU: {gpu}: leave it out to draw on the CPU")
+        return tensorrt(), f"on {gpu.name}"
     if not isinstance(gpu, Gpu):
         return onnxruntime_cpu(), gpu
     reasons: list[str] = []

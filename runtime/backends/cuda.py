@@ -28,13 +28,16 @@ class Cuda:
 
     Everything runs on one stream, in the order of the calls.
 
+    Args:
+        budget: device bytes that weights, activations and buffers may take together; None is all there are. What CUDA
+            takes for itself (its context, kernels, recordings) is not in it.
     Attributes:
         stream: its handle.
         trace: names of the calls made, while it is a list (for tests and for looking).
     Raises: BackendError where there is no GPU or cuda-python is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: int | None = None) -> None:
         gpu = find_gpu()
         if not isinstance(gpu, Gpu):
             raise BackendError(f"no GPU to run on: {gpu}")
@@ -50,7 +53,9 @@ class Cuda:
         self._thread = threading.local()
         self._stream = self.call(self._device.create_stream)
         self.stream = int(self._stream.handle)
-        self._allocated = self._peak = 0
+        self._budget = budget
+        self._allocated = 0
+        self._most: dict[str, int] = {}
         self._staging = self._pinned(_STAGING)
         self._staged = 0
 
@@ -73,7 +78,8 @@ class Cuda:
             return result
         status, *values = result
         if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise BackendError(f"CUDA failed in {name}: {status.name}")
+            full = status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY
+            raise (DeviceMemoryError if full else BackendError)(f"CUDA failed in {name}: {status.name}")
         return values[0] if len(values) == 1 else tuple(values)
 
     def free_memory(self) -> int:
@@ -90,8 +96,19 @@ class Cuda:
             sum(parts.values()), " + ".join(f"{part} {_gib(size)}" for part, size in parts.items()) + " together"
         )
 
+    def held(self) -> dict[str, int]:
+        """Bytes of device memory that this backend holds now, by part."""
+        return {"buffers": self._allocated}
+
     def require(self, nbytes: int, what: str) -> None:
-        """Raises: DeviceMemoryError, in one line, where so much more device memory is not free."""
+        """Raises: DeviceMemoryError, in one line, where so much more is not free, or not left of the budget."""
+        held = sum(self.held().values())
+        if self._budget is not None and held + nbytes > self._budget:
+            raise DeviceMemoryError(
+                f"{what}: {_gib(nbytes)} of device memory is needed beside {_gib(held)} that is held, and the budget "
+                f"is {_gib(self._budget)}: raise it to {_gib(held + nbytes)}, draw fewer images at once, or use a "
+                "smaller size"
+            )
         free = self.free_memory()
         if nbytes > free:
             raise DeviceMemoryError(
@@ -166,7 +183,13 @@ class Cuda:
         return CudaStopwatch(self, self._device, self._stream)
 
     def memory(self) -> dict[str, int]:
-        return {"buffers": self._peak}
+        return dict(self._most)
+
+    def took(self) -> None:
+        """To be called when more device memory is held than before: remembers when it was most."""
+        held = self.held()
+        if sum(held.values()) >= sum(self._most.values()):
+            self._most = held
 
     def _abandon(self, builder: Any) -> None:
         with suppress(Exception):  # an invalidated capture says so when it ends; ending it is what frees the stream
@@ -198,7 +221,7 @@ class _Memory:
         self.address = int(cuda.call(driver.cuMemAlloc, nbytes))
         weakref.finalize(self, _free_device, weakref.ref(cuda), cuda._device, self.address, nbytes).atexit = False
         cuda._allocated += nbytes
-        cuda._peak = max(cuda._peak, cuda._allocated)
+        cuda.took()
         cuda.call(driver.cuMemsetD8Async, self.address, 0, nbytes, cuda.stream)
 
 

@@ -18,6 +18,8 @@ class HostMemory:
 
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None: ...
 
+    def release(self, graph: str | None = None) -> None: ...
+
     def arena(self, nbytes: int) -> Allocate:
         return _allocate  # the host's own allocator serves as well as any arena
 

@@ -132,6 +132,13 @@ class Backend(Protocol):
         """
         ...
 
+    def release(self, graph: str | None = None) -> None:
+        """Gives back the device memory of a graph, which is loaded again on demand, and of what no launch needs.
+
+        Launches that were bound keep what they need until they go.
+        """
+        ...
+
     def arena(self, nbytes: int) -> Allocate:
         """One piece of memory to allocate buffers from, each aligned to `ALIGNMENT`.
 
@@ -163,7 +170,7 @@ class Backend(Protocol):
     def stopwatch(self) -> Stopwatch: ...
 
     def memory(self) -> dict[str, int]:
-        """Peak bytes of device memory by part; empty where the device is the host."""
+        """Bytes of device memory by part when it was most; empty where the device is the host."""
         ...
 
 

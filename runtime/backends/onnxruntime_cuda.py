@@ -62,5 +62,10 @@ class OnnxRuntimeCuda(Cuda):
         weights = sum(entry["size"] for graph in missing for entry in self._bundle.graph_files(graph).values())
         return {"weights": weights, **super().needed(graphs, nbytes)}  # its activations it allocates as it runs
 
+    def release(self, graph: str | None = None) -> None:
+        if graph in self._graphs:
+            self.synchronize()
+            del self._graphs[graph]
+
     def record(self, launches: Sequence[Launch]) -> Launch | None:
         return None  # its sessions allocate while they run, which a capture does not allow

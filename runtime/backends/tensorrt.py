@@ -18,13 +18,14 @@ _CORE = ("text_encoder", "unet", "update", "vae_decoder")
 
 
 class TensorRt(Cuda):
-    """Args: plans: the plan store's folder; None is the default one.
-
+    """Args:
+        plans: the plan store's folder; None is the default one.
+        budget: device bytes that weights, activations and buffers may take together.
     Raises: BackendError where there is no GPU, no TensorRT, or no plan that runs here, with what helps.
     """
 
-    def __init__(self, bundle: Bundle, plans: Path | None = None) -> None:
-        super().__init__()
+    def __init__(self, bundle: Bundle, plans: Path | None = None, budget: int | None = None) -> None:
+        super().__init__(budget)
         self._bundle = bundle
         self._store = PlanStore(plans)
         self._flavor = self._choose()
@@ -33,7 +34,8 @@ class TensorRt(Cuda):
         self._runtime = self._flavor.trt.Runtime(self._log)
         self._graphs: dict[str, _Graph] = {}
         self._engines: dict[Path, _Engine] = {}
-        self._scratch: Buffer | None = None
+        self._weights = 0  # of engines that live, wherever they are held
+        self._scratch: weakref.ref[Buffer] | None = None  # contexts hold it
         self._scratch_bytes = 0
 
     def load(self, graph: str) -> "_Graph":
@@ -45,12 +47,24 @@ class TensorRt(Cuda):
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
         plans = self._newest(graphs)
         weights = sum(plan.weights for plan in plans if plan.folder not in self._engines)
-        growth = max(_activations(plans) - (self._scratch.nbytes if self._scratch else 0), 0)
-        return {"weights": weights, "activations": growth, **super().needed(graphs, nbytes)}
+        scratch = _activations(plans)
+        # A larger one is made beside the one that is held.
+        activations = scratch if scratch > self._scratch_held() else 0
+        return {"weights": weights, "activations": activations, **super().needed(graphs, nbytes)}
 
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
         super().reserve(graphs, nbytes)
-        self._scratch_bytes = max(self._scratch_bytes, _activations(self._newest(graphs)))
+        self._scratch_bytes = _activations(self._newest(graphs))
+
+    def release(self, graph: str | None = None) -> None:
+        self.synchronize()  # nothing that is given back may be in use
+        for plan in self._graphs[graph].plans if graph in self._graphs else ():
+            engine = self._engines.pop(plan.folder, None)
+            if engine is not None:
+                engine.save_runtime_cache()  # else it would be compiled again
+                engine.forget_contexts()
+        for engine in self._engines.values():
+            engine.forget_idle_contexts()
 
     def record(self, launches: Sequence[Launch]) -> Launch | None:
         for engine in self._engines.values():
@@ -60,20 +74,22 @@ class TensorRt(Cuda):
                 launch.require_capturable()
         return super().record(launches)
 
-    def memory(self) -> dict[str, int]:
-        scratch = self._scratch.nbytes if self._scratch else 0
-        weights = sum(engine.plan.weights for engine in self._engines.values())
-        return {"weights": weights, "activations": scratch, "buffers": super().memory()["buffers"] - scratch}
+    def held(self) -> dict[str, int]:
+        scratch = self._scratch_held()
+        return {"weights": self._weights, "activations": scratch, "buffers": self._allocated - scratch}
 
     def scratch(self, nbytes: int) -> Buffer:
         """Memory for activations, shared by all contexts.
 
         A larger one replaces it for launches that are bound from now on; those that hold the old one keep it.
         """
-        if self._scratch is None or self._scratch.nbytes < nbytes:
+        scratch = self._scratch() if self._scratch else None
+        if scratch is None or scratch.nbytes < nbytes:
             nbytes = max(nbytes, self._scratch_bytes)
-            self._scratch = self.arena(nbytes)((nbytes,), "uint8")
-        return self._scratch
+            scratch = self.arena(nbytes)((nbytes,), "uint8")
+            self._scratch = weakref.ref(scratch)
+            self.took()
+        return scratch
 
     def engine(self, plan: Plan) -> "_Engine":
         if plan.folder not in self._engines:
@@ -84,6 +100,10 @@ class TensorRt(Cuda):
         """An error with what TensorRT said."""
         said = "; ".join(self._log.errors[-3:]) or "it gave no reason"
         return BackendError(f"{self.name} {self._flavor.version} {what}: {said}")
+
+    def _scratch_held(self) -> int:
+        scratch = self._scratch() if self._scratch else None
+        return scratch.nbytes if scratch else 0
 
     def _choose(self) -> Flavor:
         installed = installed_flavors()
@@ -156,6 +176,9 @@ class _Engine:
         self._engine = backend._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise backend.refuse(f"cannot load {plan.engine} on {backend.gpu.name} ({backend.gpu.sm})")
+        weakref.finalize(self, _forget_weights, weakref.ref(backend), plan.weights).atexit = False
+        backend._weights += plan.weights
+        backend.took()
         self._contexts: dict[tuple[Any, ...], _Context] = {}
         self._cache: Any = None
         self._cached = b""
@@ -165,6 +188,14 @@ class _Engine:
         if key not in self._contexts:
             self._contexts[key] = self._new_context(profile, shapes)
         return self._contexts[key]
+
+    def forget_contexts(self) -> None:
+        """They hold the engine as it holds them: it lives as long as launches hold one, no longer."""
+        self._contexts.clear()
+
+    def forget_idle_contexts(self) -> None:
+        """Those of no launch: they hold the scratch that they were made with."""
+        self._contexts = {key: context for key, context in self._contexts.items() if context.launches}
 
     def save_runtime_cache(self) -> None:
         """What TensorRT-RTX compiled for this GPU, for the next process; a read-only plan store goes without."""
@@ -225,6 +256,7 @@ class _Context:
         self.context = context
         self.scratch = scratch
         self.engine = engine  # the engine must outlive its contexts
+        self.launches: weakref.WeakSet[_Launch] = weakref.WeakSet()
         # Weakly: a context lives on, and must not keep a launch's buffers with it.
         self.bound: weakref.ref[_Launch] | None = None
         context.set_device_memory(scratch.address, scratch.nbytes)
@@ -236,6 +268,7 @@ class _Launch:
         self._name = name
         self._context = context
         self._buffers = dict(buffers)  # held so that no address dies before the launch
+        context.launches.add(self)
 
     def require_capturable(self) -> None:
         if not self._context.context.is_stream_capturable(self._backend.stream):
@@ -256,6 +289,12 @@ class _Launch:
 def _activations(plans: Sequence[Plan]) -> int:
     """The scratch that they share: they never run together."""
     return max(plan.activations for plan in plans)
+
+
+def _forget_weights(backend: "weakref.ref[TensorRt]", nbytes: int) -> None:
+    alive = backend()
+    if alive is not None:
+        alive._weights -= nbytes
 
 
 def _logger(trt: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cnpp_trt.export.extractors import LineArt, SoftEdges, gaussian, load_extractor, make_extractor
+from cnpp_trt.export.extractors.miniature import LineArt, SoftEdges, gaussian, load_extractor, make_extractor
 from cnpp_trt.miniature.data import FILTERS
 from cnpp_trt.miniature.extractor_training import save_extractor
 from cnpp_trt.miniature.muon import orthogonal

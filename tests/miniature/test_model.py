@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt.conditions import CONDITIONS
-from cnpp_trt.export.extractors import load_extractor
+from cnpp_trt.export.extractors.miniature import load_extractor
 from cnpp_trt.export.recipe import MINIATURE
 from cnpp_trt.miniature import evaluate, few_steps
 from PIL import Image

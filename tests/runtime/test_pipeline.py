@@ -18,7 +18,7 @@ from cnpp_trt.bundle import Bundle
 from cnpp_trt.errors import BackendError, BundleError, DeviceMemoryError, UserError
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.encodings import MAX_ENCODINGS
-from cnpp_trt.runtime.pipeline import MAX_PROGRAMS
+from cnpp_trt.runtime.residents import MAX_PROGRAMS
 
 
 @pytest.fixture
@@ -129,11 +129,11 @@ def test_a_bundle_may_be_given_opened_or_as_a_string(tiny, request_):
 def test_only_so_many_programs_are_kept(tiny, request_):
     pipeline = Pipeline.open(tiny.bundle, threads=1)
     expected = {n: pipeline(replace(request_, num_inference_steps=n)).latents for n in range(1, 4)}
-    for n in (1, 4, 1, 5, 1, 6, 7):
+    for n in (1, *range(4, MAX_PROGRAMS + 2), 1, MAX_PROGRAMS + 2):
         pipeline(replace(request_, num_inference_steps=n))
-    assert len(pipeline._programs) == MAX_PROGRAMS
-    # The least recently used went: 1 was used again and again, 2, 3 and 4 were not.
-    assert [s.steps for s in pipeline._programs] == [5, 1, 6, 7]
+    assert len(pipeline._residents.programs) == MAX_PROGRAMS
+    # The least recently used went: 1 was used again and again, 2 and 3 were not.
+    assert [s.steps for s in pipeline._residents.programs] == [*range(4, MAX_PROGRAMS + 2), 1, MAX_PROGRAMS + 2]
     for n, latents in expected.items():
         np.testing.assert_array_equal(pipeline(replace(request_, num_inference_steps=n)).latents, latents)
 
@@ -143,7 +143,7 @@ def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, reque
         """Has room for the buffers of two structures."""
 
         def reserve(self, graphs: Any, nbytes: int) -> None:
-            if len(pipeline._programs) >= room:
+            if len(pipeline._residents.programs) >= room:
                 raise DeviceMemoryError("full")
 
     room = 2
@@ -151,7 +151,7 @@ def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, reque
     for n in (1, 2, 3, 2, 1):
         wanted = replace(request_, num_inference_steps=n)
         np.testing.assert_array_equal(pipeline(wanted).latents, tiny.pipeline(wanted).latents)
-    assert [s.steps for s in pipeline._programs] == [2, 1]
+    assert [s.steps for s in pipeline._residents.programs] == [2, 1]
     room = 0
     with pytest.raises(DeviceMemoryError, match="full"):
         pipeline(request_)
@@ -167,9 +167,9 @@ def test_values_do_not_make_new_programs(tiny, request_):
         {"controls": [replace(request_.controls[0], controlnet_conditioning_scale=0.2)]},
     ):
         pipeline(replace(request_, **fields))
-    assert len(pipeline._programs) == 1
+    assert len(pipeline._residents.programs) == 1
     pipeline(replace(request_, guidance_scale=1.0))
-    assert len(pipeline._programs) == 2
+    assert len(pipeline._residents.programs) == 2
 
 
 def test_threads_get_their_own_images(tiny, request_):

@@ -43,13 +43,13 @@ ROUNDING = 1.5e-6
 """Measured 9.3e-7 (Euler, 999 steps): diffusers' Euler and DPM-Solver round to float32 whatever they are given."""
 
 
-def reference(name: str, config: dict, steps: int, *, double: bool = True):
+def reference(name: str, config: dict, steps: int, begin: int = 0, *, double: bool = True):
     """diffusers' scheduler, ready to step. `double`: its schedule cast to float64, so that formulas are compared."""
     target, overrides = TARGETS[name]
     scheduler = target.from_config(config, **overrides)
     scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # without it, a repeated first time step makes diffusers run off the end
+        scheduler.set_begin_index(begin)  # without it, a repeated first time step makes diffusers run off the end
     if double:
         for attribute in ("alphas_cumprod", "final_alpha_cumprod", "sigmas"):
             if hasattr(scheduler, attribute):
@@ -179,6 +179,79 @@ def test_trajectory_of_unmodified_diffusers(name):
             state = np.array(new_state)
             np.testing.assert_allclose(state[0], x.numpy(), rtol=0, atol=1e-5 * x.abs().max().item())
         assert torch.equal(generator.get_state(), generator_here.get_state())
+
+
+# What differs in how a schedule is entered or left. Every begin of each is compared.
+ENTERED = {
+    "SD 1.5": SD15,
+    "v": SD15 | {"prediction_type": "v_prediction"},
+    "linspace": SD15 | {"timestep_spacing": "linspace"},
+    "trailing": SD15 | {"timestep_spacing": "trailing"},
+    "sigma_min at end": SD15 | {"final_sigmas_type": "sigma_min"},
+    "no lower order at end": SD15 | {"lower_order_final": False, "final_sigmas_type": "sigma_min"},
+    "karras": SD15 | {"use_karras_sigmas": True},
+    "first order": SD15 | {"solver_order": 1},
+    "corrector off at 0 and 3": SD15 | {"disable_corrector": [0, 3]},
+    "zero SNR, v": SD15
+    | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+}
+
+
+@pytest.mark.parametrize("case", ENTERED)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_image_to_image_of_unmodified_diffusers(name, case):
+    """From every step on: noise added to latents as `StableDiffusionImg2ImgPipeline` adds it, then the whole loop."""
+    config = ENTERED[case]
+    generator = np.random.default_rng(0)
+    latents, start = generator.standard_normal((2, 1, 4, 4, 4)).astype(np.float32)
+    for steps in (1, 2, 4, 16):
+        for begin in range(steps):
+            scheduler = reference(name, config, steps, begin, double=False)
+            table = build_table(name, config, steps, begin)
+            timesteps = scheduler.timesteps[begin:]
+            drawn, drawn_here = (torch.Generator().manual_seed(3) for _ in range(2))
+            x = scheduler.add_noise(torch.from_numpy(latents), torch.from_numpy(start), timesteps[:1])
+            state = np.zeros((4, *start.shape))
+            state[0] = table.add_noise[0] * latents + table.add_noise[1] * start
+            model_input = table.input_scale * state[0]
+            kwargs = {"generator": drawn} if name == "lcm" else {}
+            assert len(table.timesteps) == len(table.coefficients) == len(table.uses_noise) == steps - begin
+            np.testing.assert_allclose(table.timesteps, timesteps.numpy(), rtol=0, atol=2e-4)
+            largest = 0.0  # sigma is 4096 at zero SNR: what float32 rounds off then, diffusers has lost for good
+            for k, t in enumerate(timesteps):
+                largest = max(largest, x.abs().max().item())
+                expected_input = scheduler.scale_model_input(x, t).numpy()
+                atol = 1e-5 * np.abs(expected_input).max() + 2e-7 * largest
+                np.testing.assert_allclose(model_input, expected_input, rtol=0, atol=atol)
+                output = generator.standard_normal(start.shape).astype(np.float32)
+                x = scheduler.step(torch.from_numpy(output), t, x, **kwargs).prev_sample
+                noise = torch.randn(x.shape, generator=drawn_here).numpy() if table.uses_noise[k] else 0 * start
+                *new_state, model_input = np.tensordot(table.coefficients[k], [*state, output, noise], 1)
+                state = np.array(new_state)
+                atol = 1e-5 * x.abs().max().item() + 2e-7 * largest
+                np.testing.assert_allclose(
+                    state[0], x.numpy(), rtol=0, atol=atol, err_msg=f"step {begin + k} of {steps} begun at {begin}"
+                )
+            assert torch.equal(drawn.get_state(), drawn_here.get_state())
+
+
+@pytest.mark.parametrize("begin", [-1, 4, 1.5, "1", True, None])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_begin_out_of_range(name, begin):
+    with pytest.raises(UserError, match=r"4 steps cannot begin at step .*0 to 3"):
+        build_table(name, SD15, 4, begin)
+
+
+def test_a_begun_schedule_has_the_last_steps_of_the_whole_one():
+    """Samplers without a history are the same rows; the others from the third on, where their history is full."""
+    for name in SCHEDULERS:
+        whole, begun = build_table(name, SD15, 12), build_table(name, SD15, 12, 5)
+        history = 2 if name in MULTISTEP else 0
+        np.testing.assert_array_equal(whole.coefficients[5 + history :], begun.coefficients[history:])
+        assert begun.init_noise_sigma == whole.init_noise_sigma
+        if name in MULTISTEP:
+            assert not np.array_equal(whole.coefficients[5], begun.coefficients[0])
+            assert not begun.coefficients[0][:3, 1:4].any()  # nothing is read of a history that is not there
 
 
 def test_only_lcm_uses_noise_and_not_in_its_last_step():

@@ -1,11 +1,12 @@
 """A stand-in for `tensorrt_rtx` on the simulated GPU: a "plan" is the path of an ONNX file, which ONNX Runtime runs.
 
-Everything a launch touches, the scratch memory included, is checked by the simulated driver whenever it runs, at once
-or in a replay; and the scratch is filled with rubbish, so that nobody can keep anything there.
+Everything a launch touches, the scratch memory and its weights included, is checked by the simulated driver whenever it
+runs, at once or in a replay; and the scratch is filled with rubbish, so that nobody can keep anything there.
 """
 
 import sys
 import types
+import weakref
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from typing import Any
@@ -18,6 +19,8 @@ launches: list[str] = []
 poison: dict[str, Any] = {}  # graph name → a function of its outputs, to make one go bad
 uncapturable: set[str] = set()
 compiled: list[bytes] = []  # what each runtime cache was given
+loaded: list[str] = []  # the graph of every engine that was made
+WEIGHTS = 1 << 20  # device bytes that each engine takes
 
 
 class Logger:
@@ -87,6 +90,7 @@ class Engine:
 
     def __init__(self, plan: bytes) -> None:
         import onnxruntime as ort
+        from cuda.bindings import driver
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -95,6 +99,12 @@ class Engine:
         path = plan.decode()
         self.name = path.rpartition("/")[2].removesuffix(".onnx")
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        status, address = driver.cuMemAlloc(WEIGHTS)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise MemoryError("no room for an engine that was asked to load")
+        self.weights = (int(address), WEIGHTS)
+        weakref.finalize(self, driver.cuMemFree, address).atexit = False
+        loaded.append(self.name)
 
     def create_runtime_config(self) -> Config:
         return Config()
@@ -123,15 +133,17 @@ class Engine:
             address, shape, dtype = tensors[name]
             return np.frombuffer(memory(address, int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
 
+        session, graph = self.session, self.name  # the simulator keeps kernels for good, and must not keep the engine
+
         def kernel() -> None:
-            launches.append(self.name)
+            launches.append(graph)
             np.frombuffer(memory(*scratch), np.uint8)[:] = 0xCC
-            found = self.session.run(None, {i.name: view(i.name).copy() for i in self.session.get_inputs()})
-            for output, value in zip(self.session.get_outputs(), found, strict=True):
-                view(output.name)[...] = poison.get(self.name, lambda name, v: v)(output.name, value)
+            found = session.run(None, {i.name: view(i.name).copy() for i in session.get_inputs()})
+            for output, value in zip(session.get_outputs(), found, strict=True):
+                view(output.name)[...] = poison.get(graph, lambda name, v: v)(output.name, value)
 
         ranges = [(a, int(np.prod(shape)) * dtype.itemsize) for a, shape, dtype in tensors.values()]
-        return SIMULATOR.launch(stream, kernel, [*ranges, scratch]) == 0
+        return SIMULATOR.launch(stream, kernel, [*ranges, scratch, self.weights]) == 0
 
 
 class Runtime:
@@ -180,5 +192,5 @@ def make_plans(bundle: Any, root: Any, images: tuple[int, ...] = (1, 2)) -> None
         profiles = Sizes(images, (True, False)).profiles(spec)
         key = PlanKey.of(bundle, graph, flavor, profiles, Settings())
         plan = str(bundle.folder / spec.file).encode()
-        built = Built(plan, FusionReport(1, 0, 0, 0, 0, 0, 0, ()), 0.0, 1 << 20, Context.SCRATCH, None, 0)
+        built = Built(plan, FusionReport(1, 0, 0, 0, 0, 0, 0, ()), 0.0, WEIGHTS, Context.SCRATCH, None, 0)
         store.get_or_build(key, bundle.manifest.model, lambda built=built: built, print)

@@ -156,7 +156,7 @@ def test_auto_takes_the_first_that_works(tiny, fake_gpu, monkeypatch, tmp_path, 
     monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCuda", maker("onnxruntime-cuda"))
     backend, said = open_backend(tiny.pipeline.bundle, plans=tmp_path)
     assert (backend.name, said) == (expected, reason)
-    assert given[0] == ("tensorrt", tiny.pipeline.bundle, tmp_path)
+    assert given[0] == ("tensorrt", tiny.pipeline.bundle, tmp_path, None)
     assert given[1:] in ([], [("onnxruntime-cuda", tiny.pipeline.bundle)])
 
 
@@ -376,10 +376,10 @@ def test_warm_with_a_request_the_first_one_loads_nothing(tiny, sessions, request
     assert "controlnet_depth" in sessions
     assert "controlnet_seg" not in sessions
     sessions.clear()
-    programs = list(pipeline._programs.values())
+    programs = list(pipeline._residents.programs.values())
     drawn = pipeline(request_("depth"))
     assert sessions == []
-    assert list(pipeline._programs.values()) == programs
+    assert list(pipeline._residents.programs.values()) == programs
     np.testing.assert_array_equal(drawn.images, tiny.pipeline(request_("depth")).images)
     sessions.clear()
     # A structure that it was not warmed for is still drawn.
@@ -392,12 +392,12 @@ def test_warm_takes_the_bundles_first_condition_and_defaults(v_prediction, contr
     pipeline = Pipeline.open(v_prediction.bundle, "onnxruntime-cpu", threads=1, warm=True)
     assert "controlnet_seg" in sessions
     sessions.clear()
-    programs = list(pipeline._programs.values())
+    programs = list(pipeline._residents.programs.values())
     control = Control("seg", control_image(*v_prediction.size))
     first = Request("a house", "", [control], num_inference_steps=2, guidance_scale=3.0, seed=3)
     drawn = pipeline(first)
     assert sessions == []
-    assert list(pipeline._programs.values()) == programs
+    assert list(pipeline._residents.programs.values()) == programs
     np.testing.assert_array_equal(drawn.images, v_prediction.pipeline(first).images)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundle import Bundle
 from cnpp_trt.errors import BackendError
-from cnpp_trt.runtime.pipeline import MAX_PROGRAMS
+from cnpp_trt.runtime.residents import MAX_PROGRAMS
 
 bundle, plans = Bundle.open(sys.argv[1]), Path(sys.argv[2])
 fake_tensorrt.make_plans(bundle, plans)
@@ -109,12 +109,12 @@ def test_values_are_data_in_the_recording(simulate):
     simulate(
         """
 pipeline = opened(warm=request())
-program, = pipeline._programs.values()
+program, = pipeline._residents.programs.values()
 recording = program.recording
 changes = dict(prompt="a tree", seed=7, scale=0.3, guidance_scale=2.0, image=2, scheduler="ddim")
 for changed in [{name: value} for name, value in changes.items()] + [changes, {}]:
     assert same(pipeline(request(**changed)), cpu(request(**changed))), changed
-assert program.recording is recording and len(pipeline._programs) == 1
+assert program.recording is recording and len(pipeline._residents.programs) == 1
 """
     )
 
@@ -149,9 +149,9 @@ def test_a_recording_keeps_its_memory_and_gives_it_back(simulate):
 import gc
 pipeline = opened()
 pipeline(request())
-program, = pipeline._programs.values()
+program, = pipeline._residents.programs.values()
 recording, latents, before = program.recording, program.workspace.latents, gpu.live_bytes()
-pipeline._programs.clear()
+pipeline._residents.programs.clear()
 del program
 gc.collect()
 assert gpu.live_bytes() == before
@@ -174,7 +174,7 @@ import gc, weakref
 gc.set_threshold(0)   # on, but never of itself
 pipeline, gone = opened(), opened()
 gone(request())
-memory = weakref.ref(gone.backend._scratch.owner)
+memory = weakref.ref(gone.backend._scratch().owner)
 del gone
 assert memory() is not None
 record = pipeline.backend.record
@@ -235,7 +235,7 @@ assert held["weights"] == held["activations"] == 0 < held["buffers"] == needed["
 parts = pipeline.backend.memory()
 assert parts["weights"] == 6 << 20, parts   # six plans of 1 MiB, as their records say
 assert parts["activations"] == fake_tensorrt.Context.SCRATCH
-assert parts["buffers"] + parts["activations"] == gpu.live_bytes()
+assert sum(parts.values()) == gpu.live_bytes()
 """
     )
 

@@ -121,6 +121,21 @@ class LineArt(nn.Module):
         return ((response - self.low) / (self.high - self.low)).clamp(0, 1)
 
 
+class MapExtractor(nn.Module):
+    """image uint8 [B,H,W,3] → map uint8 [B,H,W], by one of the modules here: labels, or grey levels (1.0 is 255)."""
+
+    def __init__(self, extractor: nn.Module, labels: bool) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.labels = labels
+
+    def forward(self, image: Tensor) -> Tensor:
+        found = self.extractor(image.to(torch.float32).div(255.0).permute(0, 3, 1, 2))
+        if not self.labels:
+            found = (found.clamp(0, 1) * 255).round()
+        return found.to(torch.uint8)
+
+
 def gaussian(sigma: float) -> Tensor:
     """Normalised kernel [2r+1] with r = ceil(3·sigma)."""
     radius = int(-(-3 * sigma // 1))

@@ -1,0 +1,142 @@
+"""The published extractors, those of the official ControlNet++ demo, from their files."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...conditions import ADE20K_PALETTE
+from ...errors import UserError
+from ..sources import Source
+from ..weights import load_weights, make_empty, read_weights
+from .hed import HED
+from .line_art import LineArtGenerator
+from .pretrained import Depth, Preprocess, Segmentation
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class _Annotator:
+    """A network in one file of lllyasviel/Annotators."""
+
+    file: str
+    network: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class _Pretrained:
+    """A network of transformers.
+
+    Attributes:
+        unused: layers that are never run; a file may have them or not.
+    """
+
+    architecture: str
+    extractor: Callable[[Preprocess, nn.Module], nn.Module]
+    unused: tuple[str, ...]
+
+
+_ANNOTATORS = {
+    "hed": _Annotator("ControlNetHED.pth", HED),
+    "lineart": _Annotator("sk_model.pth", LineArtGenerator),
+}
+_PRETRAINED = {
+    "seg": _Pretrained("UperNetForSemanticSegmentation", Segmentation, ("auxiliary_head",)),
+    # The file of Intel/dpt-large lacks the first, the deepest layer of the fusion has nothing to add.
+    "depth": _Pretrained("DPTForDepthEstimation", Depth, ("neck.fusion_stage.layers.0.residual_layer1", "dpt.pooler")),
+}
+
+
+def load_published(condition: str, source: Source, width: int, height: int) -> nn.Module:
+    """image uint8 [B,H,W,3] → map uint8 [B,H,W], float32 within, for inference.
+
+    Args:
+        condition: `seg` or `depth`, whose source is a folder in transformers' layout with a UPerNet or DPT of any size;
+            `hed` or `lineart`, whose source is `ControlNetHED.pth` or `sk_model.pth`, or a folder that has it.
+        width, height: of the images, in pixels.
+    Raises: UserError where the source is none of these, or its weights are damaged or another network's.
+    """
+    what = f"the {condition} extractor {source.origin}"
+    if annotator := _ANNOTATORS.get(condition):
+        return _load_annotator(annotator, source, what)
+    if pretrained := _PRETRAINED.get(condition):
+        return _load_pretrained(pretrained, source, what, width, height)
+    raise UserError(f"no extractor network for {condition} is known: leave --extractor {condition} out")
+
+
+def read_config(source: Source) -> dict[str, Any]:
+    """The `config.json` of a folder; empty where the source has none.
+
+    Raises: UserError where it is damaged.
+    """
+    if source.file or not source.has(CONFIG):
+        return {}
+    file = source.get(CONFIG)[0]
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is damaged: download it again")
+    return config
+
+
+def _load_annotator(annotator: _Annotator, source: Source, what: str) -> nn.Module:
+    if not source.file:
+        if not source.has(annotator.file):
+            raise UserError(f"{what} has no {annotator.file}: give that file")
+        source = Source(source.tree, source.folder, annotator.file)
+    return load_weights(make_empty(annotator.network), read_weights(source.weights()), what, torch.float32)
+
+
+def _load_pretrained(kind: _Pretrained, source: Source, what: str, width: int, height: int) -> nn.Module:
+    if source.file:
+        raise UserError(f"{what} is a file: give the folder or repository that has its config.json")
+    config = read_config(source)
+    found = (config.get("architectures") or [config.get("model_type", "network of unknown kind")])[0]
+    if found != kind.architecture:
+        raise UserError(f"{what} is a {found}, not a {kind.architecture}: give another")
+    network = _network(kind, config, what)
+    preprocess = _preprocess(source, what, width, height)
+    unused = tuple(f"{name}." for name in kind.unused)
+    state = {key: t for key, t in read_weights(source.weights()).items() if not key.startswith(unused)}
+    return kind.extractor(preprocess, load_weights(network, state, what, torch.float32)).eval()
+
+
+def _network(kind: _Pretrained, config: dict[str, Any], what: str) -> nn.Module:
+    """On the meta device, without the layers that are never run."""
+    import transformers
+
+    architecture = getattr(transformers, kind.architecture)
+    try:
+        network: Any = make_empty(lambda: architecture(architecture.config_class.from_dict(config)))
+    except Exception as e:  # whatever transformers raises, the user needs one line
+        raise _unusable(CONFIG, what, e) from e
+    if kind.extractor is Segmentation and network.config.num_labels != len(ADE20K_PALETTE):
+        raise UserError(f"{what} has {network.config.num_labels} labels, not the {len(ADE20K_PALETTE)} of ADE20K")
+    for name in set(kind.unused).intersection(name for name, _ in network.named_modules()):
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, None)
+    return network
+
+
+def _preprocess(source: Source, what: str, width: int, height: int) -> Preprocess:
+    from transformers import AutoImageProcessor
+
+    folder = source.get(PREPROCESSOR, CONFIG)[0].parent
+    try:
+        # The official demo's versions resized with Pillow too.
+        return Preprocess(AutoImageProcessor.from_pretrained(folder, backend="pil"), width, height, what)
+    except UserError:
+        raise
+    except Exception as e:
+        raise _unusable(PREPROCESSOR, what, e) from e
+
+
+def _unusable(file: str, what: str, error: Exception) -> UserError:
+    return UserError(f"the {file} of {what} cannot be used: {' '.join(str(error).split())[:200]}")
