@@ -77,6 +77,7 @@ class Manifest:
         precision: `fp32` or `fp16`, of weights and activations.
         width, height: of the images, in pixels; multiples of 8.
         vae_scale_factor: pixels per latent in each direction.
+        text_encoder_layers: of which `clip_skip` may leave out all but one.
         scheduler_config: the checkpoint's `scheduler_config.json`.
         defaults: the model's own `guidance_scale`, `num_inference_steps` and `scheduler`, where it has them.
         graphs: by name.
@@ -97,6 +98,7 @@ class Manifest:
     height: int
     latent_channels: int
     vae_scale_factor: int
+    text_encoder_layers: int
     scheduler_config: dict[str, Any]
     defaults: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -209,6 +211,12 @@ class Bundle:
         """SHA-256 over names and digests of all files: two bundles that share it hold the same bytes."""
         lines = [f"{name} {entry['sha256']}\n" for name, entry in sorted(self.manifest.files.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def guidance_width(self) -> int | None:
+        """The width of `timestep_cond`, in which a distilled UNet reads its guidance scale; None for any other UNet."""
+        unet = self.manifest.graphs.get("unet")
+        return next((int(t.shape[1]) for t in unet.inputs if t.name == "timestep_cond"), None) if unet else None
 
     def graph(self, name: str) -> GraphSpec:
         """Raises: BundleError where the bundle has no such graph."""

@@ -141,6 +141,9 @@ def build(
         "auto"
     ),
     images: Annotated[str, typer.Option(help="Images per prompt, as in 1, 1-4 or 1,4: a profile each.")] = "1",
+    prompt_chunks: Annotated[
+        str, typer.Option(help="Chunks of 77 tokens a prompt may have, as in 1, 1-3 or 1,2: a profile each.")
+    ] = "1",
     guided: Annotated[bool, typer.Option("--guided", help="For guidance scales above 1.")] = False,
     unguided: Annotated[bool, typer.Option("--unguided", help="For guidance scales of 1 or less.")] = False,
     both: Annotated[bool, typer.Option("--both", help="Guided and unguided. Default: what the model needs.")] = False,
@@ -164,6 +167,7 @@ def build(
     if bundle is not None and size:
         raise UserError("--size goes with --model: a bundle has its one size")
     settings, counts = Settings(optimization_level), read_counts(images)
+    chunks = read_counts(prompt_chunks, "--prompt-chunks")
     loaded = load_flavor(flavor)
     loaded.target()  # whether it can build here at all is known before anything is exported
     sizes_given: list[str | None] = [*size] if size else [None]
@@ -181,7 +185,7 @@ def build(
         for i, opened in enumerate(bundles):
             conditions = list(opened.manifest.conditions) if cond == ["all"] else cond
             asked = tuple(g for g, wanted in ((True, guided or both), (False, unguided or both)) if wanted)
-            sizes = Sizes(counts, asked or (guided_by_default(opened),), dynamic)
+            sizes = Sizes(counts, asked or (guided_by_default(opened),), chunks, dynamic)
             made.append(build_engines(opened, conditions, loaded, PlanStore(out), sizes, settings, say, progress))
             found.append(checks[i](conditions, sizes, out, say) if check else None)
     if as_json:
@@ -320,6 +324,14 @@ def run(
     control_scale: Annotated[list[float] | None, typer.Option(help="Once for all controls, or one each.")] = None,
     control_start: Annotated[list[float] | None, typer.Option(help="Share of steps at which control starts.")] = None,
     control_end: Annotated[list[float] | None, typer.Option(help="Share of steps at which control ends.")] = None,
+    init_image: Annotated[Path | None, typer.Option(help="Begin with this image instead of noise alone.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="With --init-image: how much of it is drawn anew, above 0 to 1. Default: 0.8.")
+    ] = None,
+    long_prompt: Annotated[
+        bool, typer.Option("--long-prompt", help="Read more than 77 tokens, in chunks as AUTOMATIC1111 does.")
+    ] = False,
+    clip_skip: Annotated[int, typer.Option(help="Leave out so many of the text encoder's last layers.")] = 0,
     seed: Annotated[int | None, typer.Option(help="0 to 2**64 - 1; image i has seed + i. Default: random.")] = None,
     images: Annotated[int, typer.Option(help="Images of this prompt, 1 to 16.")] = 1,
     size: BundleSize = None,
@@ -338,6 +350,8 @@ def run(
     from .runtime import run as running
 
     out = out or home() / "runs"
+    if strength is not None and init_image is None:
+        raise UserError("--strength says how much of an initial image is drawn anew: give one with --init-image FILE")
     if repeat is not None:
         budget = read_bytes(vram_budget) if vram_budget is not None else None
         repeated = running.repeat(repeat, out, bundle, backend, threads, split_precision(precision)[1], plans, budget)
@@ -360,6 +374,10 @@ def run(
         scheduler=scheduler,
         seed=seed,
         num_images_per_prompt=images,
+        init_image=init_image,
+        **({} if strength is None else {"strength": strength}),
+        clip_skip=clip_skip,
+        long_prompt=long_prompt,
     )
     _print_drawn(running.draw(pipeline, request, out, notes), as_json, {})
 

@@ -73,13 +73,13 @@ def read_bytes(text: str) -> int:
     return int(float(number) * (1000 if suffix == "B" else 1024) ** " KMGT".index(unit))
 
 
-def read_counts(text: str) -> tuple[int, ...]:
+def read_counts(text: str, option: str = "--images") -> tuple[int, ...]:
     """From `1`, `1-4` or `1,4`."""
     counts: list[int] = []
     for part in text.split(","):
         low, dash, high = part.partition("-")
         if not low.isdecimal() or (dash and not high.isdecimal()) or len(part) > 9:
-            raise UserError(f"cannot read --images {text!r}: give 1, 1-4 or 1,4")
+            raise UserError(f"cannot read {option} {text!r}: give 1, 1-4 or 1,4")
         counts += range(int(low), min(int(high or low), 99) + 1)
     return tuple(dict.fromkeys(counts))
 

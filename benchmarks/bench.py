@@ -136,7 +136,7 @@ def _contest(
     try:
         config = bundles[0].manifest.scheduler_config
         table = build_table(chosen[0]["scheduler"], config, chosen[0]["steps"])
-        floor = measure_floor(bundles[0], structure_of(request(chosen[0], 0), table), device, threads)
+        floor = measure_floor(bundles[0], structure_of(bundles[0], request(chosen[0], 0), table), device, threads)
     except CnppError as e:
         floor_reason = str(e)
     return Bench(
@@ -229,6 +229,6 @@ def _build(bundles: Sequence[Bundle], condition: str, chosen: Sequence[Case], re
     from ..engines.store import PlanStore
 
     guided = tuple(sorted({case["guidance_scale"] > 1 for case in chosen}, reverse=True))
-    sizes = Sizes(tuple(sorted({case["images"] for case in chosen})), guided, False)
+    sizes = Sizes(tuple(sorted({case["images"] for case in chosen})), guided)
     for bundle in bundles:
         build_engines(bundle, [condition], load_flavor("auto"), PlanStore(), sizes, BuilderSettings(), report)

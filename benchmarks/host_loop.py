@@ -66,11 +66,13 @@ class HostLoop:
         self._update = self._update_in_graph if update_graph else self._update_on_host
         self._float = run.bundle.graph("unet").inputs[0].dtype
         self._batch, self._images = len(values.input_ids), len(values.noise)
-        self._prompt_embeds = run("text_encoder", {"input_ids": values.input_ids})["prompt_embeds"]
+        self._prompt_embeds = run(
+            "text_encoder", {"input_ids": values.input_ids, "clip_skip": np.array([values.clip_skip])}
+        )["prompt_embeds"]
 
     def __call__(self) -> Drawn:
         values, table = self._values, self._values.table
-        x = values.noise * np.float32(table.init_noise_sigma)
+        x = values.start()
         state = np.stack([x, *[np.zeros_like(x)] * 3])
         model_input = self._batched(x * np.float32(table.input_scale))
         for k in range(len(table.timesteps)):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from ..bundle import Bundle, GraphSpec, sha256_of
@@ -22,26 +23,32 @@ class Sizes:
     Attributes:
         images: numbers of images per prompt.
         guided: with classifier-free guidance (True), without (False), or both.
+        chunks: of 77 tokens in a prompt.
         dynamic: one profile for the whole range instead of one for each size. Slower: a fixed size is the default.
     """
 
     images: tuple[int, ...] = (1,)
     guided: tuple[bool, ...] = (True,)
+    chunks: tuple[int, ...] = (1,)
     dynamic: bool = False
 
     def __post_init__(self) -> None:
         bad = [b for b in self.images if not 1 <= b <= MAX_IMAGES]
         if bad or not self.images:
             raise UserError(f"plans are for 1 to {MAX_IMAGES} images, not {bad[0] if bad else 'none'}")
+        if not self.chunks or min(self.chunks) < 1:
+            raise UserError("plans are for prompts of 1 chunk or more")
 
     def profiles(self, graph: GraphSpec) -> list[Profile]:
         """The profiles of a graph: equal ones are one."""
         wanted: list[dict[str, Shape]] = []
-        for guided in self.guided:
-            # Extractors look at one image at a time.
-            for images in (1,) if graph.file.startswith("extractor_") else self.images:
+        # Extractors and the encoder look at one image at a time.
+        counts = (1,) if graph.file.startswith(("extractor_", "vae_encoder")) else self.images
+        for guided, chunks in product(self.guided, self.chunks):
+            for images in counts:
                 n = 2 if guided else 1
                 free = {"batch": n * images, "images": images, "guidance": n}
+                free |= {"tokens": 77 * chunks, "prompts": n * images * chunks}
                 shapes = {t.name: tuple(free[d] if isinstance(d, str) else d for d in t.shape) for t in graph.inputs}
                 if shapes not in wanted:
                     wanted.append(shapes)
@@ -122,6 +129,8 @@ def build_engines(
 
 def guided_by_default(bundle: Bundle) -> bool:
     """Whether the model's own guidance scale, where it has one, asks for classifier-free guidance."""
+    if bundle.guidance_width is not None:
+        return False  # a distilled UNet takes its scale as an input
     scale = bundle.manifest.defaults.get("guidance_scale")
     return scale is None or scale > 1
 

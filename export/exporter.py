@@ -148,6 +148,7 @@ def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -
         height=height,
         latent_channels=checkpoint.setting("unet", "in_channels"),
         vae_scale_factor=checkpoint.vae_scale_factor,
+        text_encoder_layers=checkpoint.setting("text_encoder", "num_hidden_layers"),
         scheduler_config=checkpoint.config("scheduler"),
         defaults=checkpoint.examples()[0],
         recipe=checkpoint.recipe.to_json(),

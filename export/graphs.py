@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from .sources import Source
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BATCH = {0: "batch"}
 IMAGES = {0: "images"}
+PROMPT = {0: "batch", 1: "tokens"}
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ class Geometry:
         return torch.randint(0, 256, (images, self.height, self.width, 3), dtype=torch.uint8)
 
 
+Inputs = dict[str, Tensor | tuple[Tensor, ...]]
+
 # A graph is described when it is its turn, so that one component's weights are in memory at a time.
 Graphs = Iterator[tuple[str, Callable[[], GraphSource]]]
 
 
 def base_graphs(checkpoint: Checkpoint, g: Geometry) -> Graphs:
-    """The graphs that every condition shares, smallest first so that a broken checkpoint fails early."""
+    """The graphs that every condition shares, smallest first so that trouble shows early."""
     yield "update", lambda: _update(g)
     yield "add_residuals", lambda: _add_residuals(g)
     yield "text_encoder", lambda: _text_encoder(checkpoint, g)
@@ -84,7 +88,9 @@ def base_graphs(checkpoint: Checkpoint, g: Geometry) -> Graphs:
     if g.dtype != torch.float32:
         # SD 1.5's VAE overflows fp16 on some images: those are decoded again with this one.
         yield "vae_decoder_fp32", lambda: _vae_decoder(checkpoint, g, "vae_decoder_fp32", torch.float32)
-    yield "vae_encoder", lambda: _vae_encoder(checkpoint, g)
+    yield "vae_encoder", lambda: _vae_encoder(checkpoint, g, "vae_encoder", g.dtype)
+    if g.dtype != torch.float32:
+        yield "vae_encoder_fp32", lambda: _vae_encoder(checkpoint, g, "vae_encoder_fp32", torch.float32)
     yield "unet", lambda: _unet(checkpoint, g)
 
 
@@ -114,15 +120,17 @@ def _text_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
     # transformers pools at the end-of-text token; random ids might hold none, real prompts always do.
     ids[:, -1] = config.get("eos_token_id", config["vocab_size"] - 1)
     module = modules.TextEncoder(checkpoint.text_encoder(g.dtype))
-    return GraphSource(
-        "text_encoder", module, {"input_ids": ids}, ["prompt_embeds"], {}, _free("input_ids", "prompt_embeds")
-    )
+    inputs: Inputs = {"input_ids": ids, "clip_skip": torch.tensor([1])}
+    free = {"input_ids": {0: "prompts"}, "prompt_embeds": {0: "prompts"}}
+    return GraphSource("text_encoder", module, inputs, ["prompt_embeds"], {}, free)
 
 
 def _unet(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
     residuals = g.residuals()
-    inputs = {**_step_inputs(g), "residuals": tuple(g.randn(2, *shape) for shape in residuals.values())}
-    free = _free("model_input", "prompt_embeds", "noise_pred", *residuals)
+    inputs: Inputs = {**_step_inputs(g), "residuals": tuple(g.randn(2, *shape) for shape in residuals.values())}
+    if embedding := checkpoint.config("unet").get("time_cond_proj_dim"):
+        inputs["timestep_cond"] = g.randn(1, embedding)
+    free = {**_free("model_input", "noise_pred", *residuals), "prompt_embeds": PROMPT}
     nested = {"residuals": list(residuals)}
     return GraphSource("unet", modules.UNet(checkpoint.unet(g.dtype)), inputs, ["noise_pred"], nested, free)
 
@@ -134,7 +142,7 @@ def _controlnet(condition: str, controlnet: nn.Module, g: Geometry) -> GraphSour
         "scale": torch.tensor(0.75),
     }
     outputs = list(g.residuals())
-    free = _free("model_input", "prompt_embeds", *outputs)
+    free = {**_free("model_input", *outputs), "prompt_embeds": PROMPT}
     return GraphSource(f"controlnet_{condition}", modules.ControlNet(controlnet), inputs, outputs, {}, free)
 
 
@@ -145,7 +153,7 @@ def _hint(condition: str, controlnet: nn.Module, g: Geometry) -> GraphSource:
 
 def _add_residuals(g: Geometry) -> GraphSource:
     names = list(g.residuals())
-    inputs: dict[str, Tensor | tuple[Tensor, ...]] = {
+    inputs: Inputs = {
         which: tuple(g.randn(2, *shape) for shape in g.residuals().values()) for which in ("residuals", "others")
     }
     nested = {"residuals": names, "others": [f"other_{name}" for name in names]}
@@ -156,7 +164,7 @@ def _add_residuals(g: Geometry) -> GraphSource:
 
 def _update(g: Geometry) -> GraphSource:
     c, (h, w) = g.latent_channels, g.latent()
-    inputs: dict[str, Tensor | tuple[Tensor, ...]] = {
+    inputs: Inputs = {
         "noise_pred": g.randn(2, 3, c, h, w),
         "guidance": torch.randn(2),
         "state": torch.randn(4, 3, c, h, w),
@@ -182,18 +190,22 @@ def _vae_decoder(checkpoint: Checkpoint, g: Geometry, name: str, dtype: torch.dt
     return GraphSource(name, module, inputs, ["image", "magnitude"], {}, free)
 
 
-def _vae_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
-    module = modules.VaeEncoder(checkpoint.vae(g.dtype))
-    inputs = {"image": g.pixels(2), "noise": torch.randn(2, g.latent_channels, *g.latent())}
-    free = {"image": IMAGES, "noise": IMAGES, "latents": IMAGES}
-    return GraphSource("vae_encoder", module, inputs, ["latents"], {}, free)
+def _vae_encoder(checkpoint: Checkpoint, g: Geometry, name: str, dtype: torch.dtype) -> GraphSource:
+    vae: Any = checkpoint.vae(dtype)
+    inputs: Inputs = {"image": g.pixels(2)}
+    free = {"image": IMAGES, "latents": IMAGES}
+    if vae.config["_class_name"] == "AutoencoderTiny":
+        return GraphSource(name, modules.TinyVaeEncoder(vae), inputs, ["latents"], {}, free)
+    inputs["noise"] = torch.randn(2, g.latent_channels, *g.latent())
+    return GraphSource(name, modules.VaeEncoder(vae), inputs, ["latents"], {}, {**free, "noise": IMAGES})
 
 
-def _step_inputs(g: Geometry) -> dict[str, Tensor | tuple[Tensor, ...]]:
+def _step_inputs(g: Geometry) -> Inputs:
     return {
         "model_input": g.randn(2, g.latent_channels, *g.latent()),
         "timestep": torch.tensor([601.0]),
-        "prompt_embeds": g.randn(2, 77, g.cross_attention_dim),
+        # Two chunks: a single one would let the exporter take 77 for granted.
+        "prompt_embeds": g.randn(2, 2 * 77, g.cross_attention_dim),
     }
 
 

@@ -12,14 +12,21 @@ from torch import Tensor, nn
 
 
 class TextEncoder(nn.Module):
-    """input_ids int64 [G,77] → prompt_embeds [G,77,D], the last hidden state after the final layer norm."""
+    """input_ids int64 [G,77], clip_skip int64 [1] → prompt_embeds [G,77,D].
+
+    The hidden state that many layers before the last, after the final layer norm: `clip_skip` as diffusers'
+    pipelines take it (`encode_prompt` in pipeline_stable_diffusion.py).
+    """
 
     def __init__(self, text_encoder: Any) -> None:
         super().__init__()
         self.text_encoder = text_encoder
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.text_encoder(input_ids, return_dict=False)[0]
+    def forward(self, input_ids: Tensor, clip_skip: Tensor) -> Tensor:
+        hidden = self.text_encoder(input_ids, output_hidden_states=True).hidden_states
+        # The first is the embeddings, before any layer.
+        layer = len(hidden) - 1 - clip_skip
+        return self.text_encoder.final_layer_norm(torch.stack(hidden).index_select(0, layer).squeeze(0))
 
 
 class Hint(nn.Module):
@@ -41,7 +48,7 @@ class Hint(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,77,D], hint [1,C0,h,w], scale [] → the residuals.
+    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,T,D], hint [1,C0,h,w], scale [] → the residuals.
 
     `hint` is broadcast over the batch. Residuals: `down_0` … `down_11` (in SD 1.5) and `mid`, each times `scale`.
     """
@@ -68,19 +75,29 @@ class ControlNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,77,D], residuals (down_0 … mid) → noise_pred [G,4,h,w]."""
+    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,T,D], residuals (down_0 … mid) → noise_pred [G,4,h,w].
+
+    T is 77, or 77 for each chunk of a long prompt. A UNet that was distilled with its guidance scale as an input takes
+    timestep_cond [1,E] too, that scale's embedding.
+    """
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
 
     def forward(
-        self, model_input: Tensor, timestep: Tensor, prompt_embeds: Tensor, residuals: tuple[Tensor, ...]
+        self,
+        model_input: Tensor,
+        timestep: Tensor,
+        prompt_embeds: Tensor,
+        residuals: tuple[Tensor, ...],
+        timestep_cond: Tensor | None = None,
     ) -> Tensor:
         return self.unet(
             model_input,
             timestep,
             encoder_hidden_states=prompt_embeds,
+            timestep_cond=timestep_cond,
             down_block_additional_residuals=residuals[:-1],
             mid_block_additional_residual=residuals[-1],
             return_dict=False,
@@ -145,7 +162,23 @@ class VaeEncoder(nn.Module):
         self.vae = vae
 
     def forward(self, image: Tensor, noise: Tensor) -> Tensor:
-        pixels = image.to(torch.float32).div(127.5).sub(1.0).permute(0, 3, 1, 2)
-        posterior = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0]
+        posterior = self.vae.encode(_pixels(image).to(self.vae.dtype), return_dict=False)[0]
         sample = posterior.mean.to(torch.float32) + posterior.std.to(torch.float32) * noise
         return sample * self.vae.config.scaling_factor
+
+
+class TinyVaeEncoder(nn.Module):
+    """image uint8 [B,H,W,3] → latents float32 [B,4,h,w]: an AutoencoderTiny's encoder, which draws nothing."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor) -> Tensor:
+        latents = self.vae.encode(_pixels(image).to(self.vae.dtype), return_dict=False)[0]
+        return latents.to(torch.float32) * self.vae.config.scaling_factor
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """uint8 [B,H,W,3] → float32 [B,3,H,W] in [-1,1]."""
+    return image.to(torch.float32).div(255.0).mul(2.0).sub(1.0).permute(0, 3, 1, 2)

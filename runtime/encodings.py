@@ -20,9 +20,14 @@ class Encodings:
         self._backend = backend
         self._results: OrderedDict[bytes, Buffer] = OrderedDict()
 
-    def encode(self, step: Step, value: NDArray[Any], source: Buffer, target: Buffer, clock: Stopwatch) -> None:
-        """Brings the result of `step` for `value` into `target`; launches only where it is not known."""
-        key = blake2b(f"{step.graph}{value.shape}".encode() + value.tobytes(), digest_size=16).digest()
+    def encode(
+        self, step: Step, value: NDArray[Any], source: Buffer, target: Buffer, clock: Stopwatch, setting: int = 0
+    ) -> None:
+        """Brings the result of `step` for `value` into `target`; launches only where it is not known.
+
+        Args: setting: what else the result depends on, and is in its buffer already.
+        """
+        key = blake2b(f"{step.graph}{value.shape}{setting}".encode() + value.tobytes(), digest_size=16).digest()
         if key in self._results:
             self._results.move_to_end(key)
             self._backend.copy(self._results[key], target)

@@ -36,6 +36,7 @@ class Structure:
         steps: N.
         controls: conditions in their order, with the steps at which each applies ([N] booleans).
         noisy: whether the sampler adds fresh noise at a step ([N] booleans).
+        chunks: of 77 tokens that a prompt has.
     """
 
     images: int
@@ -43,6 +44,7 @@ class Structure:
     steps: int
     controls: tuple[tuple[str, tuple[bool, ...]], ...]
     noisy: tuple[bool, ...]
+    chunks: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +52,13 @@ class Values:
     """What a request puts into the buffers.
 
     Attributes:
-        input_ids: int64 [G,77], the negative prompt's first.
+        input_ids: int64 [G·chunks,77], the negative prompt's first.
         control_images: uint8 [H,W,3] for each control.
         noise: float32 [B,4,h,w], what the latents start from.
         step_noise: for each step float32 [B,4,h,w], or None where the sampler adds none.
+        init_latents: float32 [B,4,h,w] of an initial image, or None.
+        clip_skip: of the text encoder.
+        timestep_cond: float32 [1,E] of a distilled UNet, or None.
     """
 
     input_ids: NDArray[np.int64]
@@ -63,6 +68,16 @@ class Values:
     conditioning_scales: Sequence[float]
     noise: NDArray[np.float32]
     step_noise: Sequence[NDArray[np.float32] | None]
+    init_latents: NDArray[np.float32] | None = None
+    clip_skip: int = 0
+    timestep_cond: NDArray[np.float32] | None = None
+
+    def start(self) -> NDArray[np.float32]:
+        """The first x, float32 [B,4,h,w]."""
+        if self.init_latents is None:
+            return self.noise * np.float32(self.table.init_noise_sigma)
+        a, b = self.table.add_noise
+        return np.float32(a) * self.init_latents + np.float32(b) * self.noise
 
 
 class Workspace:
@@ -76,8 +91,11 @@ class Workspace:
         tokens, width = bundle.graph("text_encoder").outputs[0].shape[1:]
         latent = latent_shape(m)
 
-        self.input_ids = self._new("int64", n * b, tokens)
-        self.prompt_embeds = self._new(float_type, n * b, tokens, width)
+        self.input_ids = self._new("int64", n * b * s.chunks, tokens)
+        self.clip_skip = self._new("int64", 1)
+        self.prompt_embeds = self._new(float_type, n * b, int(tokens) * s.chunks, width)
+        # A row's chunks follow each other: the same memory, chunk by chunk.
+        self.encoded_prompts = self.prompt_embeds.reshape(n * b * s.chunks, int(tokens), int(width))
         self.control_images = [self._new("uint8", 1, m.height, m.width, 3) for _ in s.controls]
         self.hints = [self._like(bundle, f"hint_{name}", "hint") for name, _ in s.controls]
 
@@ -98,6 +116,8 @@ class Workspace:
         self.noises = [self.step_noise.part(next(drawn)) if noisy else silence for noisy in s.noisy]
 
         unet = bundle.graph("unet")
+        # What only a distilled UNet reads.
+        self.distilled = {t.name: self._new(t.dtype, *t.shape) for t in unet.inputs if t.name == "timestep_cond"}
         self._residual_shapes = {t.name: t.shape for t in unet.inputs if t.name == "mid" or t.name.startswith("down_")}
         self._residual_batch = (float_type, n * b)
         # Where no control applies, the UNet reads zeros that nothing writes.
@@ -158,7 +178,9 @@ class Program:
         self.unrecordable = ""  # why there is no recording, where the backend tried
         self._backend = backend
         self._bundle = bundle
-        self.text = self._step("text_encoder", input_ids=w.input_ids, prompt_embeds=w.prompt_embeds)
+        self.text = self._step(
+            "text_encoder", input_ids=w.input_ids, clip_skip=w.clip_skip, prompt_embeds=w.encoded_prompts
+        )
         self.hints = [
             self._step("hint", f"hint_{condition}", control_image=image, hint=hint)
             for (condition, _), image, hint in zip(structure.controls, w.control_images, w.hints, strict=True)
@@ -181,14 +203,18 @@ class Program:
         drawn = [noise for noise in values.step_noise if noise is not None]
         if drawn:
             put(w.step_noise, np.stack(drawn))
-        x = values.noise * np.float32(table.init_noise_sigma)
+        put(w.clip_skip, np.array([values.clip_skip], np.int64))
+        for buffer in w.distilled.values():
+            assert values.timestep_cond is not None
+            put(buffer, values.timestep_cond.astype(buffer.dtype))
+        x = values.start()
         put(w.states[0], np.stack([x, *[np.zeros_like(x)] * 3]))
         put(w.model_input, np.concatenate([x * np.float32(table.input_scale)] * n))
 
     def encode(self, values: Values, encodings: Encodings, clock: Stopwatch) -> None:
         """Prompt and conditions into their buffers, each computed only where `encodings` has not seen it."""
         w = self.workspace
-        encodings.encode(self.text, values.input_ids, w.input_ids, w.prompt_embeds, clock)
+        encodings.encode(self.text, values.input_ids, w.input_ids, w.encoded_prompts, clock, values.clip_skip)
         for step, image, source, hint in zip(self.hints, values.control_images, w.control_images, w.hints, strict=True):
             encodings.encode(step, image[None], source, hint, clock)
 
@@ -233,7 +259,7 @@ class Program:
             steps.append(self._step("controlnet", "add_residuals", k, **both))
             total = target
         residuals = w.no_residuals if total is None else total
-        steps.append(self._step("unet", "unet", k, **step, **residuals, noise_pred=w.noise_pred))
+        steps.append(self._step("unet", "unet", k, **step, **w.distilled, **residuals, noise_pred=w.noise_pred))
 
         n, b = 2 if s.guided else 1, s.images
         grouped = (n, b, *w.model_input.shape[1:])

@@ -7,6 +7,8 @@ untrusted input: bounded, and checked against the schema below before anything u
     {"version": "0.1.0",
      "request": {"prompt": str, "negative_prompt": str, "num_inference_steps": int, "guidance_scale": float,
                  "scheduler": str, "seed": int, "num_images_per_prompt": int,
+                 "strength": float, "clip_skip": int, "long_prompt": bool, "init_image": null or base64 of a PNG,
+                    # these four may be missing: versions before 0.2 did not have them
                  "controls": [{"condition": str, "controlnet_conditioning_scale": float,
                                "control_guidance_start": float, "control_guidance_end": float,
                                "image": base64 of a PNG}]},
@@ -68,6 +70,10 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
         "Size": f"{bundle['width']}x{bundle['height']}",
         "Model": bundle["model"],
     }
+    if request.get("clip_skip"):
+        settings["Clip skip"] = request["clip_skip"] + 1  # the web UI counts the last layer as 1
+    if request.get("init_image"):
+        settings["Denoising strength"] = _number(request["strength"])
     for i, control in enumerate(request["controls"]):
         settings[f"ControlNet {i}"] = (
             f"Module: none, Model: {control['condition']}, "
@@ -142,6 +148,8 @@ def parse_record(text: bytes | str, name: str) -> dict[str, Any]:
                 f"{name} was written by cnpp-trt {record['version']}, newer than this {__version__}; update cnpp-trt"
             )
         _check(record, _RECORD, "record")
+        request = record["request"]
+        _check(request, {key: check for key, check in _LATER.items() if key in request}, "record.request")
     except _SchemaError as error:
         raise UserError(f"the {CHUNK} chunk of {name} is damaged: {error}; the picture cannot be repeated") from None
     except KeyError as error:
@@ -245,6 +253,19 @@ def _real(low: float, high: float) -> _Checker:
 
 # The bounds are there to be safe; what is sensible is for the request to say.
 _NAME = _string(200)
+
+
+def _boolean(value: Any) -> Any:
+    if not isinstance(value, bool):
+        raise _SchemaError("must be true or false")
+    return value
+
+
+def _optional(check: _Checker) -> _Checker:
+    """None, or what `check` takes."""
+    return lambda value: value if value is None else check(value)
+
+
 _SIDE = _integer(8, 16_384)
 _CONTROL: dict[str, Any] = {
     "condition": _NAME,
@@ -262,6 +283,12 @@ _REQUEST: dict[str, Any] = {
     "seed": _integer(0, 2**64 - 1),
     "num_images_per_prompt": _integer(1, 10_000),
     "controls": [_CONTROL],
+}
+_LATER: dict[str, Any] = {
+    "strength": _real(0, 1),
+    "clip_skip": _integer(0, 1000),
+    "long_prompt": _boolean,
+    "init_image": _optional(_string(MAX_RECORD_BYTES)),
 }
 _RECORD: dict[str, Any] = {
     "version": _NAME,

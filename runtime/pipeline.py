@@ -16,13 +16,15 @@ from ..errors import BackendError, UserError
 from .backends.choose import open_backend
 from .backends.interface import Backend, Stopwatch
 from .encodings import Encodings
+from .guidance import guidance_embedding, is_guided
 from .health import require_finite
+from .init_image import draws_noise, encode_init_image, first_step, fit_init_image
 from .loop import Program, Structure, Values, graphs_of, latent_shape, run, workspace_bytes
 from .noise import TorchGenerator
 from .request import Control, Request
 from .residents import Residents
 from .schedulers import SamplerTable, build_table
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, prompt_ids
 
 OnStepEnd = Callable[[int, float, NDArray[np.float32]], None]
 
@@ -65,7 +67,7 @@ class Pipeline:
         self.bundle = bundle
         self.backend = backend
         self.reason = reason
-        self._tokenizer = Tokenizer(bundle.folder / "tokenizer")
+        self._tokenizer = Tokenizer(bundle.folder / "tokenizer", bundle.manifest.embeddings)
         self._encodings = Encodings(backend)
         self._residents = Residents(backend, bundle)
         self._lock = threading.RLock()  # a callback may extract while its own thread draws
@@ -136,22 +138,25 @@ class Pipeline:
         """
         for control in request.controls:
             self.bundle.require_condition(control.condition)
-        m = self.bundle.manifest
-        table = build_table(request.scheduler, m.scheduler_config, request.num_inference_steps)
         notes: list[str] = []
         clock = self.backend.stopwatch()
-        program = self._residents.program(structure_of(request, table))
+        input_ids, table, structure = self._plan(request, notes)
+        program = self._residents.program(structure)
         clock.mark("load")
         seed = secrets.randbits(32) if request.seed is None else int(request.seed)
-        noise, step_noise = self._noise(seed, request.num_images_per_prompt, program.structure.noisy)
+        noise, step_noise, init_latents = self._noise(request, seed, structure, notes)
+        width = self.bundle.guidance_width
         values = Values(
-            input_ids=self._input_ids(request, notes),
+            input_ids=input_ids,
             control_images=tuple(self._fit(control, notes) for control in request.controls),
             table=table,
             guidance_scale=request.guidance_scale,
             conditioning_scales=[c.controlnet_conditioning_scale for c in request.controls],
             noise=noise,
             step_noise=step_noise,
+            init_latents=init_latents,
+            clip_skip=request.clip_skip,
+            timestep_cond=None if width is None else guidance_embedding(request.guidance_scale, width),
         )
         program.fill(values)
         clock.mark("fill")
@@ -163,8 +168,7 @@ class Pipeline:
 
         Empty on a CPU. A request that does not fit raises DeviceMemoryError and loads nothing.
         """
-        config = self.bundle.manifest.scheduler_config
-        structure = structure_of(request, build_table(request.scheduler, config, request.num_inference_steps))
+        structure = self._plan(request, [])[2]
         with self._lock:
             return self.backend.needed(graphs_of(structure), workspace_bytes(self.bundle, structure))
 
@@ -212,27 +216,42 @@ class Pipeline:
         timings["total"] = time.perf_counter() - start
         return Result(images, latents, ready.seed, timings, tuple(ready.values.control_images), tuple(notes))
 
+    def _plan(self, request: Request, notes: list[str]) -> tuple[NDArray[np.int64], SamplerTable, Structure]:
+        """The prompts' ids [G·chunks,77], the sampler's table, and the structure that they make."""
+        m = self.bundle.manifest
+        if request.clip_skip >= m.text_encoder_layers:
+            raise UserError(f"clip_skip must be from 0 to {m.text_encoder_layers - 1}, not {request.clip_skip}")
+        begin = first_step(request)
+        table = build_table(request.scheduler, m.scheduler_config, request.num_inference_steps, begin)
+        guided = is_guided(self.bundle, request)
+        prompts = [request.negative_prompt, request.prompt] if guided else [request.prompt]
+        ids, chunks = prompt_ids(self._tokenizer, prompts, request.long_prompt, notes)
+        structure = structure_of(self.bundle, request, table, chunks)
+        return np.repeat(ids, request.num_images_per_prompt, 0).reshape(-1, ids.shape[-1]), table, structure
+
     def _noise(
-        self, seed: int, images: int, noisy: tuple[bool, ...]
-    ) -> tuple[NDArray[np.float32], list[NDArray[np.float32] | None]]:
-        """What `torch.Generator("cpu").manual_seed(seed + i)` gives image i, in the order that diffusers draws in."""
-        shape = latent_shape(self.bundle.manifest)
+        self, request: Request, seed: int, structure: Structure, notes: list[str]
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.float32] | None], NDArray[np.float32] | None]:
+        """The noise to start from, that of each step, and the latents of the initial image.
+
+        All of image i is drawn from `torch.Generator("cpu").manual_seed(seed + i)`, in the order that diffusers draws.
+        """
+        shape, images = latent_shape(self.bundle.manifest), structure.images
         generators = [TorchGenerator(seed + i) for i in range(images)]
 
         def draw() -> NDArray[np.float32]:
             return np.stack([g.randn(*shape) for g in generators])
 
-        return draw(), [draw() if needed else None for needed in noisy]
-
-    def _input_ids(self, request: Request, notes: list[str]) -> NDArray[np.int64]:
-        prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
-        rows = []
-        for prompt in prompts:
-            ids, dropped = self._tokenizer.encode(prompt)
-            if dropped:
-                notes.append(f"the prompt is longer than {len(ids)} tokens; dropped: {dropped!r}")
-            rows += [ids] * request.num_images_per_prompt
-        return np.stack(rows)
+        latents = None
+        if request.init_image is not None:
+            image = fit_init_image(self.bundle, request.init_image, notes)
+            sample = draw() if draws_noise(self.bundle) else None
+            latents, said = self._residents.with_room(
+                [structure, *graphs_of(structure)],
+                lambda: encode_init_image(self.bundle, self.backend, image, sample, images),
+            )
+            notes += said
+        return draw(), [draw() if needed else None for needed in structure.noisy], latents
 
     def _fit(self, control: Control, notes: list[str]) -> NDArray[np.uint8]:
         m = self.bundle.manifest
@@ -248,15 +267,16 @@ class Pipeline:
         return resize(control.image, m.width, m.height, resample)
 
 
-def structure_of(request: Request, table: SamplerTable) -> Structure:
+def structure_of(bundle: Bundle, request: Request, table: SamplerTable, chunks: int = 1) -> Structure:
     """What of a request decides which launches there are; `table` is its sampler's."""
-    n = request.num_inference_steps
+    n = len(table.timesteps)
     return Structure(
         images=request.num_images_per_prompt,
-        guided=request.guided,
+        guided=is_guided(bundle, request),
         steps=n,
         controls=tuple((c.condition, c.active(n)) for c in request.controls),
         noisy=tuple(bool(b) for b in table.uses_noise),
+        chunks=chunks,
     )
 
 

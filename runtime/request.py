@@ -39,12 +39,7 @@ class Control:
     def __post_init__(self) -> None:
         if not isinstance(self.condition, str) or self.condition not in CONDITIONS:
             raise UserError(f"unknown condition {self.condition!r}: choose from {', '.join(CONDITIONS)}")
-        image = self.image
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise UserError(f"the {self.condition} image must be a uint8 array [height, width, 3], not {found}")
-        if 0 in image.shape:
-            raise UserError(f"the {self.condition} image is empty: {image.shape[1]}x{image.shape[0]} pixels")
+        _require_image(f"the {self.condition} image", self.image)
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not 0 <= self.control_guidance_start < self.control_guidance_end <= 1:
@@ -73,6 +68,10 @@ class Request:
         seed: 0 to 2**64 - 1; image i is drawn from `torch.Generator("cpu").manual_seed(seed + i)`, so that it is the
             image which that seed gives alone. None: a random one, reported in the result.
         num_images_per_prompt: 1 to 16.
+        init_image: the image to begin with, uint8 [H,W,3] RGB; of another size than the bundle's it is resized.
+        strength: how much of the schedule runs on the initial image, above 0 to 1: 1 all of it.
+        clip_skip: how many of the text encoder's last layers are left out.
+        long_prompt: prompts of more than 77 tokens are read in chunks, as AUTOMATIC1111 does, instead of cut off.
         guess_mode: not supported; True is refused.
     Raises: UserError
     """
@@ -85,6 +84,10 @@ class Request:
     scheduler: str = "unipc"
     seed: int | None = None
     num_images_per_prompt: int = 1
+    init_image: NDArray[np.uint8] | None = None
+    strength: float = 0.8
+    clip_skip: int = 0
+    long_prompt: bool = False
     guess_mode: bool = False
 
     def __post_init__(self) -> None:
@@ -92,7 +95,7 @@ class Request:
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name} must be a string, not {type(getattr(self, name)).__name__}")
             if len(getattr(self, name)) > MAX_PROMPT:
-                raise UserError(f"{name} has more than {MAX_PROMPT} characters: shorten it (77 tokens are read)")
+                raise UserError(f"{name} has more than {MAX_PROMPT} characters: shorten it")
         if not isinstance(self.controls, list | tuple) or not all(isinstance(c, Control) for c in self.controls):
             raise UserError("controls must be a list of Control objects")
         object.__setattr__(self, "controls", tuple(self.controls))
@@ -107,13 +110,29 @@ class Request:
             raise UserError(f"unknown scheduler {self.scheduler!r}: choose from {', '.join(SCHEDULERS)}")
         if self.seed is not None:
             object.__setattr__(self, "seed", _integer("seed", self.seed, 0, 2**64 - images))
+        if self.init_image is not None:
+            _require_image("the initial image", self.init_image)
+        object.__setattr__(self, "strength", _number("strength", self.strength))
+        if not 0 < self.strength <= 1:
+            raise UserError(f"strength must be above 0 and at most 1, not {self.strength:g}")
+        object.__setattr__(self, "clip_skip", _integer("clip_skip", self.clip_skip, 0, 1000))
+        if not isinstance(self.long_prompt, bool):
+            raise UserError(f"long_prompt must be True or False, not {self.long_prompt!r}")
         if self.guess_mode:
             raise UserError("guess_mode is not supported: lower guidance_scale and leave the prompt empty instead")
 
     @property
     def guided(self) -> bool:
-        """Whether classifier-free guidance runs, as diffusers decides it."""
+        """Whether classifier-free guidance runs, as diffusers decides it for UNets that were not distilled with it."""
         return self.guidance_scale > 1
+
+
+def _require_image(what: str, image: Any) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"{what} must be a uint8 array [height, width, 3], not {found}")
+    if 0 in image.shape:
+        raise UserError(f"{what} is empty: {image.shape[1]}x{image.shape[0]} pixels")
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:

@@ -78,7 +78,7 @@ class Drawn:
             "images": [str(path) for path in self.images],
             "sheet": self.sheet and str(self.sheet),
             "scores": [{"condition": name, "images": [asdict(s) for s in found]} for name, found in self.scores],
-            "request": {**self.request, "controls": controls},
+            "request": {**self.request, "controls": controls, "init_image": self.request["init_image"] is not None},
         }
 
 
@@ -95,6 +95,7 @@ def make_request(
     controls: Sequence[ControlOption],
     *,
     extract: bool = False,
+    init_image: Path | None = None,
     prompt: str | None = None,
     seed: int | None = None,
     num_inference_steps: int | None = None,
@@ -106,6 +107,7 @@ def make_request(
 
     Args:
         extract: the images are photos to extract the conditions from.
+        init_image: the image to begin with.
         fields: further fields of `Request`.
     Returns: the request, and notes on what was done to the images, one line each.
     Raises: UserError
@@ -129,6 +131,7 @@ def make_request(
         seed=example.get("seed") if seed is None else seed,
         num_inference_steps=_first(num_inference_steps, defaults.get("num_inference_steps"), NUM_INFERENCE_STEPS),
         guidance_scale=_first(guidance_scale, defaults.get("guidance_scale"), GUIDANCE_SCALE),
+        init_image=None if init_image is None else read_image(init_image, background=(255, 255, 255)).pixels,
         scheduler=_first(scheduler, defaults.get("scheduler"), DEFAULT_SCHEDULER),
         **fields,
     )
@@ -227,6 +230,8 @@ def repeat(
     if pipeline.backend.name != record["backend"]:
         notes.append(f"{file} was drawn on {record['backend']}, now on {pipeline.backend.name}")
     fields = dict(record["request"])
+    if (init_image := fields.get("init_image")) is not None:
+        fields["init_image"] = metadata.image_from_base64(init_image)
     fields["controls"] = tuple(
         Control(
             c["condition"],
@@ -251,7 +256,7 @@ def _read(pipeline: Pipeline, condition: str, path: Path, extract: bool, notes: 
     file = read_image(path, background=(255, 255, 255) if extract else (0, 0, 0))
     if extract:
         return pipeline.extract(condition, file.pixels)
-    if condition == "seg":
+    if condition == "seg" and "palette" not in pipeline.bundle.manifest.conditions[condition]:
         notes += _seg_notes(file)
     return file.pixels
 
@@ -295,6 +300,7 @@ def _row(
 def _records(pipeline: Pipeline, request: Request, result: Result) -> list[dict[str, Any]]:
     m = pipeline.bundle.manifest
     fields = {f: getattr(request, f) for f in _RECORDED}
+    init_image = None if request.init_image is None else metadata.image_to_base64(request.init_image)
     controls = [
         {
             "condition": c.condition,
@@ -307,7 +313,7 @@ def _records(pipeline: Pipeline, request: Request, result: Result) -> list[dict[
     ]
     shared = {
         "version": __version__,
-        "request": {**fields, "seed": result.seed, "controls": controls},
+        "request": {**fields, "seed": result.seed, "controls": controls, "init_image": init_image},
         "bundle": {
             "model": m.model,
             "digest": pipeline.bundle.digest,
@@ -332,6 +338,9 @@ _RECORDED = (
     "guidance_scale",
     "scheduler",
     "num_images_per_prompt",
+    "strength",
+    "clip_skip",
+    "long_prompt",
 )
 
 

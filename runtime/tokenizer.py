@@ -160,6 +160,30 @@ class Tokenizer:
         return found
 
 
+def prompt_ids(
+    tokenizer: Tokenizer, prompts: Sequence[str], long_prompt: bool, notes: list[str]
+) -> tuple[npt.NDArray[np.int64], int]:
+    """The ids of several prompts, int64 [prompts, chunks, length], and the number of chunks.
+
+    Args:
+        long_prompt: all of every prompt is read, the shorter ones filled up with empty chunks; else each is cut off
+            after one chunk, and a note says so.
+    """
+    if long_prompt:
+        read = [tokenizer.encode_long(prompt) for prompt in prompts]
+        chunks = max(map(len, read))
+        return np.stack([np.stack([*ids, *[tokenizer.empty] * (chunks - len(ids))]) for ids in read]), chunks
+    rows = []
+    for prompt in prompts:
+        ids, dropped = tokenizer.encode(prompt)
+        if dropped:
+            notes.append(
+                f"the prompt is longer than {len(ids)} tokens; dropped: {dropped!r} (--long-prompt reads all of it)"
+            )
+        rows.append(ids)
+    return np.stack(rows)[:, None], 1
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

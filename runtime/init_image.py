@@ -1,0 +1,97 @@
+"""Image-to-image: where the schedule begins, and the latents of the image that it begins with."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..errors import BackendError, UserError
+from .backends.interface import Backend, aligned
+from .images import resize
+from .request import Request
+
+ENCODER = "vae_encoder"
+
+
+def first_step(request: Request) -> int:
+    """The step of the whole schedule that a request begins at: diffusers' `get_timesteps` of its image-to-image
+    pipelines (pipeline_controlnet_img2img.py). 0 without an initial image.
+
+    Raises: UserError where the strength leaves no step.
+    """
+    if request.init_image is None:
+        return 0
+    n = request.num_inference_steps
+    steps = min(int(n * request.strength), n)
+    if steps < 1:
+        raise UserError(f"strength {request.strength:g} leaves none of {n} steps: raise it, or take more steps")
+    return n - steps
+
+
+def draws_noise(bundle: Bundle) -> bool:
+    """Whether the encoder samples its latents: a tiny VAE gives them as they are."""
+    return any(t.name == "noise" for t in bundle.graph(ENCODER).inputs)
+
+
+def fit_init_image(bundle: Bundle, image: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
+    """The image [H,W,3] at the bundle's size, as diffusers' `VaeImageProcessor` brings it there."""
+    m = bundle.manifest
+    height, width = image.shape[:2]
+    if (width, height) == (m.width, m.height):
+        return image
+    notes.append(f"the initial image was resized from {width}x{height} to {m.width}x{m.height} (lanczos)")
+    return resize(image, m.width, m.height, "lanczos")
+
+
+def encode_init_image(
+    bundle: Bundle, backend: Backend, image: NDArray[np.uint8], noise: NDArray[np.float32] | None, images: int
+) -> tuple[NDArray[np.float32], list[str]]:
+    """The latents float32 [B,4,h,w] of `image` uint8 [H,W,3], one sample for each of B images, and notes on that.
+
+    Args:
+        noise: float32 [B,4,h,w], what the samples are drawn with; None where the encoder draws nothing.
+    Raises: BackendError where they are not finite.
+    """
+    found = _encode(bundle, backend, ENCODER, image, noise, images)
+    if np.isfinite(found).all():
+        return found, []
+    twin = f"{ENCODER}_fp32"
+    if twin in bundle.manifest.graphs:
+        found = _encode(bundle, backend, twin, image, noise, images)
+        if np.isfinite(found).all():
+            return found, ["the encoder overflowed fp16: the initial image was encoded again in fp32"]
+    raise BackendError(
+        f"the encoder's latents are not finite ({bundle.manifest.precision}): check the weights with "
+        "`cnpp-trt verify`, or use a fp32 bundle"
+    )
+
+
+def _encode(
+    bundle: Bundle,
+    backend: Backend,
+    graph: str,
+    image: NDArray[np.uint8],
+    noise: NDArray[np.float32] | None,
+    images: int,
+) -> NDArray[np.float32]:
+    spec = bundle.graph(graph)
+    # One image at a time, as diffusers encodes for a list of generators.
+    shapes = {
+        t.name: ([1 if isinstance(d, str) else d for d in t.shape], t.dtype) for t in (*spec.inputs, *spec.outputs)
+    }
+    nbytes = sum(aligned(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in shapes.values())
+    backend.reserve([graph], nbytes)
+    allocate = backend.arena(nbytes)
+    buffers = {name: allocate(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    launch = backend.load(graph).bind(buffers)
+    backend.upload(buffers["image"], image[None])
+    if noise is None:
+        launch()
+        return np.concatenate([backend.download(buffers["latents"])] * images)
+    latents = []
+    for sample in noise:
+        backend.upload(buffers["noise"], sample[None])
+        launch()
+        latents.append(backend.download(buffers["latents"]))
+    return np.concatenate(latents)

@@ -1,0 +1,180 @@
+"""Long prompts, clip skip and distilled UNets give diffusers' pictures."""
+
+from dataclasses import replace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from cnpp_trt import Control, Pipeline, Request
+from cnpp_trt.benchmarks.random_checkpoint import make_checkpoint, make_unet
+from cnpp_trt.errors import UserError
+from cnpp_trt.export.checkpoint import Checkpoint
+from cnpp_trt.export.exporter import export_bundle
+from cnpp_trt.runtime.guidance import guidance_embedding
+from PIL import Image
+
+LONG = ", ".join(f"a red house number {i}" for i in range(12))
+
+
+@pytest.fixture(scope="module")
+def text(tiny: Any) -> tuple[Any, Any]:
+    encoder = transformers.CLIPTextModel.from_pretrained(tiny.checkpoint / "text_encoder", dtype=torch.float32)
+    return encoder, transformers.CLIPTokenizer.from_pretrained(tiny.checkpoint / "tokenizer")
+
+
+def encode(text: tuple[Any, Any], prompt: str, clip_skip: int = 0, chunks: int = 1) -> torch.Tensor:
+    """[1,77·chunks,D] by transformers: chunks of 75 tokens, the last filled up, the missing ones empty."""
+    encoder, tokenizer = text
+    ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    rows = []
+    for i in range(chunks):
+        part = ids[75 * i : 75 * (i + 1)]
+        rows.append([start, *part, end, *[tokenizer.pad_token_id] * (75 - len(part))])
+    with torch.no_grad():
+        hidden = encoder(torch.tensor(rows), output_hidden_states=True).hidden_states[-1 - clip_skip]
+        return encoder.final_layer_norm(hidden).reshape(1, 77 * chunks, -1)
+
+
+def reference(checkpoint: Any, request: Request, scheduler: Any, unet: Any = None, **prompt: Any) -> np.ndarray:
+    """images uint8 [B,H,W,3]"""
+    unet = unet or diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
+    [control] = request.controls
+    pipeline = diffusers.StableDiffusionControlNetPipeline(
+        unet=unet,
+        vae=diffusers.AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32),
+        text_encoder=transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32),
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(checkpoint / "tokenizer"),
+        controlnet=diffusers.ControlNetModel.from_pretrained(
+            checkpoint / "controlnet" / control.condition, torch_dtype=torch.float32
+        ),
+        scheduler=scheduler.from_config(diffusers.DDIMScheduler.load_config(checkpoint / "scheduler")),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        **(prompt or {"prompt": request.prompt}),
+        image=Image.fromarray(control.image),
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        num_images_per_prompt=request.num_images_per_prompt,
+        generator=[
+            torch.Generator("cpu").manual_seed(request.seed + i) for i in range(request.num_images_per_prompt)
+        ],
+        output_type="np",
+    ).images
+    return (images * 255).round().astype(np.uint8)
+
+
+@pytest.fixture
+def request_of(control_image: Any) -> Any:
+    seg = Control("seg", control_image(64, 64))
+
+    def make(prompt: str, **fields: Any) -> Request:
+        given = {"num_inference_steps": 3, "guidance_scale": 5.0, "scheduler": "ddim", "seed": 4, **fields}
+        return Request(prompt, controls=(seg,), **given)
+
+    return make
+
+
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize(("prompt", "negative", "chunks"), [(LONG, "", 4), ("a house", LONG, 4), ("a", "b", 1)])
+def test_long_prompts(tiny, text, request_of, prompt, negative, chunks, images):
+    """The shorter of the two is filled up with empty chunks."""
+    # Without commas a chunk ends after 75 tokens, whatever they are.
+    prompt, negative = prompt.replace(",", ""), negative.replace(",", "")
+    request = request_of(prompt, negative_prompt=negative, long_prompt=True, num_images_per_prompt=images)
+    found = tiny.pipeline(request)
+    assert found.notes == ()
+    expected = reference(
+        tiny.checkpoint,
+        request,
+        diffusers.DDIMScheduler,
+        prompt_embeds=encode(text, prompt, chunks=chunks),
+        negative_prompt_embeds=encode(text, negative, chunks=chunks),
+    )
+    assert_same(found.images, expected)
+
+
+def test_what_comes_after_the_first_chunk_counts(tiny, request_of):
+    prompt = LONG.replace(",", "")
+    whole = tiny.pipeline(request_of(prompt, long_prompt=True)).images
+    other = tiny.pipeline(request_of(f"{prompt} at dusk", long_prompt=True)).images
+    cut = tiny.pipeline(request_of(prompt))
+    assert not np.array_equal(whole, other)
+    assert not np.array_equal(whole, cut.images)
+    assert "--long-prompt" in cut.notes[0]
+
+
+@pytest.mark.parametrize("clip_skip", [0, 1])
+def test_clip_skip(tiny, text, request_of, clip_skip):
+    request = request_of("a red house", negative_prompt="blurry", clip_skip=clip_skip)
+    expected = reference(
+        tiny.checkpoint,
+        request,
+        diffusers.DDIMScheduler,
+        prompt_embeds=encode(text, "a red house", clip_skip),
+        negative_prompt_embeds=encode(text, "blurry", clip_skip),
+    )
+    assert_same(tiny.pipeline(request).images, expected)
+
+
+def test_clip_skip_is_no_cached_prompt(tiny, request_of):
+    first, second = (tiny.pipeline(request_of("a unique house", clip_skip=k)).images for k in (0, 1))
+    again = tiny.pipeline(request_of("a unique house", clip_skip=0)).images
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_clip_skip_beyond_the_layers(tiny, request_of):
+    with pytest.raises(UserError, match=r"clip_skip must be from 0 to 1, not 2"):
+        tiny.pipeline(request_of("", clip_skip=2))
+    with pytest.raises(UserError, match="clip_skip"):
+        request_of("", clip_skip=-1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.7, 8.0])
+@pytest.mark.parametrize("width", [32, 256])
+def test_guidance_embeddings_are_diffusers(scale, width):
+    embed = diffusers.StableDiffusionControlNetPipeline.get_guidance_scale_embedding
+    expected = embed(None, torch.tensor([scale]) - 1, width).numpy()
+    found = guidance_embedding(scale, width)
+    assert found.dtype == np.float32
+    # Sines of angles in the thousands: a last bit of the angle is 5e-4.
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Pipeline, Any]:
+    """A checkpoint whose UNet reads its guidance scale, its pipeline, and that UNet in diffusers."""
+    folder = tmp_path_factory.mktemp("distilled")
+    checkpoint = make_checkpoint(folder / "checkpoint", tiny=True)
+    unet = make_unet(True, time_cond_proj_dim=64)
+    # Without it being noticed it would not be tested: a new projection is all but zero.
+    torch.nn.init.normal_(unet.time_embedding.cond_proj.weight, std=0.3)
+    unet.save_pretrained(checkpoint / "unet")
+    export_bundle(Checkpoint(str(checkpoint)), ["seg"], folder / "bundle")
+    loaded = diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
+    return checkpoint, Pipeline.open(folder / "bundle", threads=1), loaded
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_distilled_unets(distilled, request_of, images):
+    checkpoint, pipeline, unet = distilled
+    request = request_of("a red house", scheduler="lcm", guidance_scale=2.0, num_images_per_prompt=images)
+    found = pipeline(request).images
+    assert_same(found, reference(checkpoint, request, diffusers.LCMScheduler, unet))
+    other = pipeline(replace(request, guidance_scale=4.0)).images
+    assert not np.array_equal(found, other)  # the scale is read
+    structures = list(pipeline._residents.programs)
+    assert [s.guided for s in structures] == [False] * len(structures)  # and never doubles the batch
