@@ -185,7 +185,7 @@ def build(
         for i, opened in enumerate(bundles):
             conditions = list(opened.manifest.conditions) if cond == ["all"] else cond
             asked = tuple(g for g, wanted in ((True, guided or both), (False, unguided or both)) if wanted)
-            sizes = Sizes(counts, asked or (guided_by_default(opened),), chunks, dynamic)
+            sizes = Sizes(counts, asked or (guided_by_default(opened),), dynamic, chunks)
             made.append(build_engines(opened, conditions, loaded, PlanStore(out), sizes, settings, say, progress))
             found.append(checks[i](conditions, sizes, out, say) if check else None)
     if as_json:

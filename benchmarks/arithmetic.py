@@ -33,7 +33,7 @@ def work(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> Work:
     FLOP as counted above. Bytes: every weight, input and output once; of a table that is only looked up in, what is
     read. What lies between its nodes is not counted, nor whether weights are still in a cache from the last launch.
 
-    Args: sizes: of the free dimensions that the graph has: `batch`, `images`, `guidance`.
+    Args: sizes: of the free dimensions that the graph has: `batch`, `tokens`, `prompts`, `images`, `guidance`.
     Raises: CnppError where a node's operations cannot be counted.
     """
     model = _load(bundle, graph)

@@ -28,7 +28,7 @@ def exact_float32() -> None:
 
 
 def reference_bundle(bundle: Bundle) -> Bundle:
-    """The bundle as it would be in fp32: its signatures, and no second decoder. Its ONNX files are not used."""
+    """The bundle as it would be in fp32: its signatures, and no twins in fp32. Its ONNX files are not used."""
 
     def wide(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         return tuple(replace(t, dtype="float32") if t.dtype == "float16" else t for t in tensors)
@@ -36,7 +36,7 @@ def reference_bundle(bundle: Bundle) -> Bundle:
     def exact(spec: GraphSpec) -> GraphSpec:
         return replace(spec, inputs=wide(spec.inputs), outputs=wide(spec.outputs))
 
-    graphs = {name: exact(spec) for name, spec in bundle.manifest.graphs.items() if name != "vae_decoder_fp32"}
+    graphs = {name: exact(spec) for name, spec in bundle.manifest.graphs.items() if not name.endswith("_fp32")}
     return Bundle(bundle.folder, replace(bundle.manifest, precision="fp32", graphs=graphs))
 
 

@@ -23,14 +23,14 @@ class Sizes:
     Attributes:
         images: numbers of images per prompt.
         guided: with classifier-free guidance (True), without (False), or both.
-        chunks: of 77 tokens in a prompt.
         dynamic: one profile for the whole range instead of one for each size. Slower: a fixed size is the default.
+        chunks: how many times 77 tokens a prompt has.
     """
 
     images: tuple[int, ...] = (1,)
     guided: tuple[bool, ...] = (True,)
-    chunks: tuple[int, ...] = (1,)
     dynamic: bool = False
+    chunks: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         bad = [b for b in self.images if not 1 <= b <= MAX_IMAGES]

@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 
 def manifest(**fields: Any) -> Manifest:
     basic = {"model": "m", "base": "0", "precision": "fp32", "width": 64, "height": 64}
-    geometry = {"latent_channels": 4, "vae_scale_factor": 8, "scheduler_config": {"a": [1, None, 0.5]}}
+    geometry: dict[str, Any] = {"latent_channels": 4, "vae_scale_factor": 8, "text_encoder_layers": 12}
+    geometry["scheduler_config"] = {"a": [1, None, 0.5]}
     return Manifest(**{**basic, **geometry, **fields})
 
 

@@ -186,10 +186,38 @@ def test_options_reach_the_request(command: Any, run: list[Any], seg: Path, tmp_
         "scheduler": "lcm",
         "seed": 7,
         "num_images_per_prompt": 2,
+        "init_image": False,
+        "strength": 0.8,
+        "clip_skip": 0,
+        "long_prompt": False,
     }
     keys = ("condition", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     assert [tuple(c[k] for k in keys) for c in controls] == [("seg", 0.5, 0.0, 0.9), ("depth", 0.5, 0.4, 0.9)]
     assert "note: the depth image was resized from 30x20" in outcome.err
+
+
+def test_image_to_image_and_prompts_reach_the_request_and_repeat(
+    command: Any, run: list[Any], tmp_path: Path, control_image: Any, model: Any
+) -> None:
+    Image.fromarray(control_image(*model.size, 3)).save(tmp_path / "photo.png")
+    arguments = ["--init-image", tmp_path / "photo.png", "--strength", "0.5", "--clip-skip", "1", "--long-prompt"]
+    outcome = command(*run, *arguments, "--steps", "4", "--prompt", "a red house by a lake " * 20, "--json")
+    assert outcome.status == 0, outcome.err
+    drawn = json.loads(outcome.out)
+    request = drawn["request"]
+    found = {key: request[key] for key in ("init_image", "strength", "clip_skip", "long_prompt")}
+    assert found == {"init_image": True, "strength": 0.5, "clip_skip": 1, "long_prompt": True}
+    with Image.open(drawn["images"][0]) as picture:
+        text = picture.text["parameters"]
+    assert "Clip skip: 2" in text
+    assert "Denoising strength: 0.5" in text
+    repeated = command("run", "--repeat", drawn["images"][0], "--bundle", model.bundle, "--out", tmp_path / "again")
+    assert repeated.status == 0, repeated.err
+    assert "the pixels are the same" in repeated.err
+
+
+def test_a_strength_without_an_image(refused: Any, run: list[Any]) -> None:
+    assert "--init-image" in refused(*run, "--strength", "0.5")
 
 
 def test_the_models_bundle_is_found_under_the_home(

@@ -68,7 +68,10 @@ def counted_by_torch(source: GraphSource, sizes: Mapping[str, int]) -> int:
 
 
 # Guided, one image; unguided, three.
-SIZES = ({"batch": 2, "images": 1, "guidance": 2}, {"batch": 3, "images": 3, "guidance": 1})
+SIZES = (
+    {"batch": 2, "images": 1, "guidance": 2, "prompts": 2, "tokens": 77},
+    {"batch": 3, "images": 3, "guidance": 1, "prompts": 3, "tokens": 77},
+)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -94,7 +97,7 @@ def test_bytes_are_those_of_weights_inputs_and_outputs(request, tiny, precision)
         expected = sum(p.nbytes for p in source.module.parameters())
         if source.name == "text_encoder":  # of its tables it reads a row for each token, and one for each place
             tokens, places = (m.weight for m in source.module.modules() if isinstance(m, torch.nn.Embedding))
-            expected += sizes["batch"] * places.nbytes - tokens.nbytes
+            expected += sizes["prompts"] * places.nbytes - tokens.nbytes
             expected += places.shape[0] ** 2  # the causal mask, a byte a place
         for tensor in (*bundle.graph(source.name).inputs, *bundle.graph(source.name).outputs):
             expected += math.prod(sizes.get(d, d) for d in tensor.shape) * np.dtype(tensor.dtype).itemsize
@@ -139,7 +142,7 @@ def graph_of(
     graph = helper.make_graph([node], "g", tensors[:1], tensors[1:], constants)
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("mine", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets), folder / "g.onnx")
-    manifest = Manifest("m", "b", "fp32", 8, 8, 4, 8, {})
+    manifest = Manifest("m", "b", "fp32", 8, 8, 4, 8, 2, {})
     manifest.graphs["g"] = GraphSpec("g.onnx", (TensorSpec("x", "float32", x),), (), 0, 0, "", 0)
     return Bundle(folder, manifest)
 

@@ -168,7 +168,7 @@ def test_every_graph_was_compared_and_is_what_the_manifest_says(tiny):
                 assert shape == tensor.shape, f"{name}.{tensor.name}"
                 assert value.type.tensor_type.elem_type == kinds[tensor.dtype]
         free = {d for t in (*spec.inputs, *spec.outputs) for d in t.shape if isinstance(d, str)}
-        assert free <= {"batch", "images", "guidance"}
+        assert free <= {"batch", "images", "guidance", "tokens", "prompts"}
         locations = {e.value for i in graph.graph.initializer for e in i.external_data if e.key == "location"}
         assert locations <= {f"{spec.file}.data"}
 

@@ -135,17 +135,19 @@ def test_noise_is_bound_only_where_it_is_drawn(tiny):
     assert len({buffers["noise"].address for name, buffers in quiet.launched if name == "update"}) == 1
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("guided", [True, False])
-def test_buffers_have_the_graphs_own_shapes_and_types(tiny, images, guided):
+def test_buffers_have_the_graphs_own_shapes_and_types(tiny, images, guided, chunks):
     """Every bound buffer against the signature in the manifest, with the free dimensions filled in."""
     bundle = tiny.pipeline.bundle
     backend = Recorder()
     controls = (("seg", ALWAYS), ("depth", ALWAYS))
-    program = Program(backend, bundle, Structure(images, guided, 3, controls, (True,) * 3))
+    program = Program(backend, bundle, Structure(images, guided, 3, controls, (True,) * 3, chunks))
     run([program.text, *program.hints, *program.denoise, *program.decode], WallClock())
     n = 2 if guided else 1
     sizes = {"batch": n * images, "images": images, "guidance": n}
+    sizes |= {"tokens": 77 * chunks, "prompts": n * images * chunks}
     for graph, buffers in backend.launched:
         spec = bundle.graph(graph)
         tensors = {t.name: t for t in (*spec.inputs, *spec.outputs)}
