@@ -288,3 +288,34 @@ class Export(TypedDict):
     graphs: list[str]
     seconds: float
     peak_bytes: int
+
+
+class StageRow(TypedDict):
+    """A command, as a process of its own."""
+
+    stage: str
+    seconds: float
+    peak_bytes: int
+
+
+class PictureRow(TypedDict):
+    """A picture of one condition and diffusers' of the same; `differing` is the share of values that differ at all."""
+
+    condition: str
+    seconds: float
+    peak_bytes: int
+    max_difference: int
+    differing: float
+    reference_seconds: float
+    reference_peak_bytes: int
+
+
+class Whole(TypedDict):
+    """A named model, from its repositories to plans and pictures."""
+
+    model: str
+    width: int
+    height: int
+    steps: int
+    stages: list[StageRow]
+    pictures: list[PictureRow]

@@ -13,7 +13,7 @@ from ..errors import UserError
 from .environment import environment
 
 FORMAT = 1
-Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "export"]
+Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "export", "whole"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from ..records import Export, PlanRow, Plans
+from ..records import Export, PlanRow, Plans, Whole
 from ..result import Result
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
@@ -63,6 +63,39 @@ def export(result: Export) -> Table:
         numbers.memory(result["peak_bytes"]),
     )
     return make_table(columns, [row])
+
+
+def stages(result: Whole) -> Table:
+    columns = (Column("command", "text"), Column("seconds"), Column("peak memory"))
+    rows = [(s["stage"], f"{s['seconds']:.0f}", numbers.memory(s["peak_bytes"])) for s in result["stages"]]
+    return make_table(columns, rows)
+
+
+def pictures(result: Whole) -> Table:
+    """Whole processes, from their start to the picture and its score."""
+    what = f"{numbers.size(result['width'], result['height'])}, {result['steps']} steps"
+    columns = (
+        Column(what, "text"),
+        Column("seconds"),
+        Column("peak memory"),
+        Column("diffusers, seconds"),
+        Column("diffusers, peak memory"),
+        Column("largest difference"),
+        Column("values that differ"),
+    )
+    rows = [
+        (
+            p["condition"],
+            f"{p['seconds']:.0f}",
+            numbers.memory(p["peak_bytes"]),
+            f"{p['reference_seconds']:.0f}",
+            numbers.memory(p["reference_peak_bytes"]),
+            f"{p['max_difference']} of 255",
+            f"{p['differing']:.2%}",
+        )
+        for p in result["pictures"]
+    ]
+    return make_table(columns, rows)
 
 
 def environment(result: Result) -> Table:

@@ -18,6 +18,7 @@ RECORDS: dict[str, type] = {
     "consistency": records.Consistency,
     "plans": records.Plans,
     "export": records.Export,
+    "whole": records.Whole,
 }
 _MEASURE = "measure with `cnpp-trt bench`, `cnpp-trt parity` or `cnpp-trt consistency`"
 

@@ -20,6 +20,7 @@ TITLES = {
     "consistency": "Consistency",
     "plans": "Plans",
     "export": "Export",
+    "whole": "A whole model",
 }
 _LEADS = {
     "bench": "A whole request, from prompt and control image to pixels, warm; the contenders in turn.",
@@ -29,6 +30,7 @@ _LEADS = {
     "measures it; 95 % bootstrap intervals over prompts.",
     "plans": "Every plan built anew.",
     "export": "The bundle exported anew.",
+    "whole": "Every command that a model takes, from its repositories to plans and pictures.",
 }
 _LEAD = (
     "cnpp-trt runs ControlNet++ as ONNX graphs and TensorRT plans, without PyTorch. This page shows what was measured "
