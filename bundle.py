@@ -366,9 +366,10 @@ def find_bundle(
         wanted = "".join(
             [f" --precision {precision}" if precision else "", f" --size {size[0]}x{size[1]}" if size else ""]
         )
-        raise UserError(
-            f"no bundle of {model!r} under {root}: make one with `cnpp-trt export --model {model}{wanted} --cond …`"
-        )
+        # Bundles are called after their model and what was put into it, which is no model to export.
+        put_in = " (sd15-lcm is made with `--model sd15 --lora lcm`)" if model.startswith("sd15-") else ""
+        command = f"`cnpp-trt export --model {model}{wanted} --cond …`"
+        raise UserError(f"no bundle of {model!r} under {root}: make one with {command}{put_in}")
     for first in preferred:
         if len(found) > 1 and (best := [p for p in found if f"-{first}-" in p.name.removeprefix(model_name(model))]):
             found = best

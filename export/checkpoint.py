@@ -201,10 +201,6 @@ class Checkpoint:
         self.check_controlnet(condition)
         return self._load(f"controlnet_{condition}", dtype)
 
-    def extractor_folder(self, condition: str) -> Path | None:
-        source = self.places.extractor(condition)
-        return None if source is None else source.get(CONFIG)[0].parent
-
     def embeddings(self) -> "list[Embedding]":
         """The textual inversions.
 

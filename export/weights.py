@@ -69,9 +69,9 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
             "it is of another architecture than its config.json says, or incomplete"
         )
     if extra:
+        count = "a weight" if len(extra) == 1 else f"{len(extra)} weights"
         raise UserError(
-            f"{what} has {len(extra)} weights that its config.json knows nothing of: {_some(extra)}; "
-            "is it of another architecture?"
+            f"{what} has {count} that its config.json knows nothing of: {_some(extra)}; is it of another architecture?"
         )
     for key, tensor in wanted.items():
         if tensor.shape != state[key].shape:

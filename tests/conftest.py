@@ -62,6 +62,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("CNPP_TRT_HOME", str(home))
         patch.delenv("CNPP_TRT_DEBUG", raising=False)
         yield home
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

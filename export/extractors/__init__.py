@@ -5,6 +5,7 @@
 
 from torch import nn
 
+from ...errors import UserError
 from ..sources import Source
 from .miniature import MapExtractor, load_extractor
 from .published import load_published, read_config
@@ -19,5 +20,9 @@ def open_extractor(condition: str, source: Source, width: int, height: int) -> n
     Raises: UserError as `load_published`.
     """
     if "type" in read_config(source):
-        return MapExtractor(load_extractor(source.get("config.json")[0].parent), labels=condition == "seg")
+        try:
+            network = load_extractor(source.get("config.json")[0].parent)
+        except ValueError as e:
+            raise UserError(f"the extractor {source.origin} cannot be used: {e}") from e
+        return MapExtractor(network, labels=condition == "seg")
     return load_published(condition, source, width, height)
