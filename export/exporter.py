@@ -91,6 +91,7 @@ def _export_locked(
         return Bundle.open(out)
 
     # Not before there is something to export: PyTorch is slow to import.
+    from .disk import space_needed, state_space
     from .extractors import open_extractor
     from .graphs import Geometry, base_graphs, condition_graphs
 
@@ -103,6 +104,7 @@ def _export_locked(
     checkpoint.check_weights((*base, *(f"controlnet_{condition}" for condition in missing)))
     if not manifest.graphs:
         _put_in(checkpoint, manifest, report)
+    state_space(out, space_needed(checkpoint, not manifest.graphs, missing, manifest.precision), report)
     with write_bundle(out, manifest) as staging:
         if not manifest.graphs:
             checkpoint.tokenizer().save_pretrained(staging / "tokenizer")

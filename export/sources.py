@@ -109,7 +109,7 @@ class HubTree:
         ]
         size = sum(listing.sizes[name] or 0 for name in absent)
         if size > 1 << 20:
-            self.report(f"downloading {size / 1e9:.2f} GB of {self.repo} into {HF_HUB_CACHE}")
+            self.report(f"downloading {amount(size)} of {self.repo} into {HF_HUB_CACHE}")
             require_space(Path(HF_HUB_CACHE), size, "set HF_HOME to a larger disk")
         with self._errors():
             paths = [Path(hf_hub_download(self.repo, name, revision=listing.commit)) for name in wanted]
@@ -323,15 +323,22 @@ class Finder:
         return self._hub.setdefault((repo, revision), HubTree(repo, revision, self._report))
 
 
-def require_space(folder: Path, nbytes: int, advice: str) -> None:
-    """Raises: UserError where so many bytes do not fit on the folder's disk."""
+def require_space(folder: Path, nbytes: int, advice: str) -> int:
+    """The bytes that are free on the disk of a folder, which need not be there yet.
+
+    Raises: UserError where fewer than `nbytes` are.
+    """
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if nbytes > free:
-        raise UserError(
-            f"{nbytes / 1e9:.2f} GB do not fit on the disk of {folder}, {free / 1e9:.2f} GB are free: {advice}"
-        )
+        raise UserError(f"{amount(nbytes)} do not fit on the disk of {folder}, {amount(free)} are free: {advice}")
+    return free
+
+
+def amount(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.0f} MB"
 
 
 def _cache_of(repo: str) -> Path:

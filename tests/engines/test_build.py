@@ -144,6 +144,23 @@ def test_graphs_that_know_no_guidance() -> None:
     assert fixed_sizes(both, HINT) == [{"control_image": (1, 64, 64, 3)}]
 
 
+def test_prompts_of_several_chunks() -> None:
+    """The UNet reads their tokens in a row, the text encoder one chunk after the other."""
+    text = graph("text_encoder", input_ids=("prompts", 77))
+    unet = graph(model_input=("batch", 4, 8, 8), prompt_embeds=("batch", "tokens", 32))
+    sizes = Sizes((1, 2), chunks=(1, 3))
+    assert [s["prompt_embeds"] for s in fixed_sizes(sizes, unet)] == [
+        (2, 77, 32),
+        (4, 77, 32),
+        (2, 231, 32),
+        (4, 231, 32),
+    ]
+    assert [s["input_ids"] for s in fixed_sizes(sizes, text)] == [(2, 77), (4, 77), (6, 77), (12, 77)]
+    assert fixed_sizes(sizes, HINT) == [{"control_image": (1, 64, 64, 3)}]
+    with pytest.raises(UserError, match="1 chunk or more"):
+        Sizes(chunks=(0,))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_extractors_look_at_one_image(dynamic: bool) -> None:
     for sizes in (Sizes((1, 4), (True, False), dynamic), Sizes((2, 3), dynamic=dynamic)):

@@ -189,7 +189,7 @@ def make_plans(bundle: Any, root: Any, images: tuple[int, ...] = (1, 2)) -> None
 
     store, flavor = PlanStore(root), load_flavor("tensorrt-rtx")
     for graph, spec in bundle.manifest.graphs.items():
-        profiles = Sizes(images, (True, False)).profiles(spec)
+        profiles = Sizes(images, (True, False), chunks=(1, 2)).profiles(spec)
         key = PlanKey.of(bundle, graph, flavor, profiles, Settings())
         plan = str(bundle.folder / spec.file).encode()
         built = Built(plan, FusionReport(1, 0, 0, 0, 0, 0, 0, ()), 0.0, WEIGHTS, Context.SCRATCH, None, 0)

@@ -86,6 +86,26 @@ for wanted in (request(), request("seg", "depth"), unguided):
     )
 
 
+def test_images_to_begin_with_long_prompts_and_clip_skip(simulate):
+    """Each as the CPU backend draws it; an initial image's strength and the prompt are no reason to record again."""
+    simulate(
+        """
+pipeline = opened()
+wanted = [
+    request(init_image=IMAGES[1], strength=0.7, steps=5, num_images_per_prompt=2),
+    request(init_image=IMAGES[2], strength=0.61, steps=5, num_images_per_prompt=2, guidance_scale=2.0),
+    request(prompt="a house " * 15, long_prompt=True),
+    request(prompt="a tree " * 15, negative_prompt="fog", long_prompt=True, clip_skip=1),
+]
+for each in wanted:
+    assert same(cpu(each), pipeline(each)), each
+    assert same(cpu(each), pipeline(each)), each
+assert len(pipeline._residents.programs) == 2
+assert [s.chunks for s in pipeline._residents.programs] == [1, 2]
+"""
+    )
+
+
 def test_one_graph_launch_and_no_wait_inside(simulate):
     simulate(
         """
