@@ -287,6 +287,28 @@ def test_latents_that_are_infinite_really_go_through_the_decoders_check(fp16, ha
         assert np.isfinite(magnitude).all() == finite, (graph, latents, magnitude)
 
 
+# --- the encoder
+
+
+def test_an_encoder_that_overflows_is_replaced_by_the_fp32_one(half, fp16, request_, control_image):
+    pipeline, backend = half
+    m = fp16.manifest
+    begun = request_(init_image=control_image(m.width, m.height, 3), strength=0.9)
+    healthy = pipeline(begun)
+    assert healthy.notes == ()
+    for binding in range(100):
+        backend.bad["vae_encoder", binding] = {"latents": np.inf}
+    replaced = pipeline(begun)
+    assert replaced.notes == ("the encoder overflowed fp16: the initial image was encoded again in fp32",)
+    # The exact latents are near those of fp16, and the pictures with them.
+    assert 0 < np.abs(replaced.latents - healthy.latents).max() < 0.05 * np.abs(healthy.latents).max()
+    for binding in range(100):
+        backend.bad["vae_encoder_fp32", binding] = {"latents": np.nan}
+    assert "the encoder's latents are not finite (fp16)" in refusal(pipeline, begun)
+    backend.bad.clear()
+    assert same(pipeline(begun), healthy)
+
+
 # --- the magnitudes themselves
 
 
