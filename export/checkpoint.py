@@ -234,25 +234,28 @@ class Checkpoint:
 
         for component in components:
             module = self.empty(component)
-            check_weights(module, *self._weights(component, module))
+            check_weights(module, *self._weights(component, module, None))
 
     def _load(self, component: str, dtype: "torch.dtype") -> "nn.Module":
         from .weights import load_weights
 
         module = self.empty(component)
-        return load_weights(module, *self._weights(component, module), dtype)
+        return load_weights(module, *self._weights(component, module, dtype), dtype)
 
-    def _weights(self, component: str, module: "nn.Module") -> "tuple[dict[str, Tensor], str]":
+    def _weights(
+        self, component: str, module: "nn.Module", dtype: "torch.dtype | None"
+    ) -> "tuple[dict[str, Tensor], str]":
         """(the weights under the module's names, whose they are)"""
         from .layouts import as_module_names
         from .weights import read_weights
 
         if component.startswith("controlnet_"):
             condition = component.removeprefix("controlnet_")
-            state = read_weights(self.places.controlnet_weights(condition))
+            state = read_weights(self.places.controlnet_weights(condition), dtype)
             return state, f"the ControlNet {self.places.controlnet(condition).origin}"
         source = self.places.weights_source(component)
-        state = read_weights(self.places.weights(component))
+        # A single file has more in it than this component: what is not used is best left unread.
+        state = read_weights(self.places.weights(component), None if source.file else dtype)
         if source.file:
             state = self._converted(component, state, source)
         return as_module_names(state, module), f"the {component} of {source.origin}"

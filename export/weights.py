@@ -13,18 +13,20 @@ from ..errors import UserError
 State = dict[str, Tensor]
 
 
-def read_weights(files: Sequence[Path]) -> State:
+def read_weights(files: Sequence[Path], dtype: torch.dtype | None = None) -> State:
     """The tensors of `.safetensors` files, or of pickles (`.bin`, `.ckpt`, `.pth`, `.pt`) that hold only weights.
 
     They are mapped into memory where the format allows it: what is never used is never read.
 
     Args:
         files: one file, or the shards of one module.
+        dtype: what the weights will be: those of a `.safetensors` in another type are read and converted one by one, so
+            that the file is never in memory as a whole.
     Raises: UserError where a file is missing, cut off, or holds something else.
     """
     state: State = {}
     for file in files:
-        state |= _read(file)
+        state |= _read(file, dtype)
     return state
 
 
@@ -96,7 +98,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtyp
     return nn.Module.to(module, dtype).eval().requires_grad_(False)
 
 
-def _read(file: Path) -> State:
+def _read(file: Path, dtype: torch.dtype | None) -> State:
     if not file.is_file():
         raise UserError(f"there is no {file}: check the path, or download it again")
     if file.suffix == ".safetensors":
@@ -104,6 +106,9 @@ def _read(file: Path) -> State:
 
         try:
             state: State = load_file(file)
+            for key, tensor in state.items() if dtype else ():
+                if tensor.is_floating_point() and tensor.dtype != dtype:
+                    state[key] = _converted(file, key, dtype)
         except Exception as e:  # safetensors' own exceptions and the file system's share no base class
             raise _unreadable(file, e) from None
         return state
@@ -114,6 +119,15 @@ def _read(file: Path) -> State:
     if not tensors:
         raise UserError(f"{file} holds no weights: a table of tensors is expected")
     return tensors
+
+
+def _converted(file: Path, key: str, dtype: torch.dtype | None) -> Tensor:
+    """Mapped by itself: what was read of a mapping stays in memory for as long as any of its tensors lives."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as content:
+        tensor: Tensor = content.get_tensor(key).to(dtype)
+    return tensor
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
