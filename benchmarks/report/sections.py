@@ -78,7 +78,8 @@ def anchors_of(loaded: Sequence[Loaded]) -> list[str]:
 def _section(one: Loaded, anchor: str, colors: dict[str, int]) -> Section:
     kind, data = one.result.kind, one.result.data
     make = _SECTIONS.get(kind)
-    made: Iterable[Block] = [tables.make(kind, one.result)] if make is None else make(data, anchor, colors)
+    plain = [tables.make(name, one.result) for name in tables.TABLES[kind]]
+    made: Iterable[Block] = plain if make is None else make(data, anchor, colors)
     blocks = tuple(b for b in made if not isinstance(b, Table) or b.rows)
     return Section(f"{TITLES[kind]}: {one.result.title}", anchor, _LEADS[kind], blocks, one.result.command)
 

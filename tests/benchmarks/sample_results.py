@@ -17,12 +17,15 @@ from cnpp_trt.benchmarks.records import (
     GraphParity,
     ImageParity,
     Parity,
+    PictureRow,
     PlanRow,
     Plans,
+    StageRow,
     Technique,
     Timed,
     TimedCase,
     Waterfall,
+    Whole,
 )
 from cnpp_trt.benchmarks.result import Result
 from cnpp_trt.benchmarks.statistics import Ratio, Summary, paired_ratio, summarize
@@ -323,6 +326,23 @@ def make_export() -> Export:
     )
 
 
+def make_whole() -> Whole:
+    pictures = [
+        PictureRow(
+            condition=condition,
+            seconds=30.0 + i,
+            peak_bytes=11 * 2**30,
+            max_difference=i % 2,
+            differing=0.0005 * i,
+            reference_seconds=35.0,
+            reference_peak_bytes=7 * 2**30,
+        )
+        for i, condition in enumerate(CONDITIONS)
+    ]
+    stages = [StageRow(stage="export, fp32", seconds=259.8, peak_bytes=int(4.94 * 2**30))]
+    return Whole(model="sd15", width=512, height=512, steps=2, stages=stages, pictures=pictures)
+
+
 def make_all() -> list[Result]:
     return [
         make_result("bench", make_bench(), "full-size, seg, cpu"),
@@ -331,4 +351,5 @@ def make_all() -> list[Result]:
         make_result("consistency", make_consistency(), "miniature, onnxruntime-cpu"),
         make_result("plans", make_plans(), "full-size, tensorrt-rtx"),
         make_result("export", make_export(), "full-size, fp32"),
+        make_result("whole", make_whole(), "sd15, every condition"),
     ]
