@@ -186,6 +186,8 @@ def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
             )
         entry = {"source": lora.source, "sha256": sha256_of(lora.file), "weight": lora.weight}
         manifest.loras.append({**entry, "fused": fit.fused, "unmatched": list(fit.unmatched)})
+    if checkpoint.places.embeddings:
+        checkpoint.tokenizer()  # refuses a word that it has already
     manifest.embeddings = {embedding.token: len(embedding.vectors) for embedding in checkpoint.embeddings()}
 
 

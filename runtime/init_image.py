@@ -67,6 +67,17 @@ def encode_init_image(
     )
 
 
+def encoder_bytes(bundle: Bundle) -> int:
+    """What the encoder's buffers take, each rounded up to the alignment."""
+    return sum(aligned(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in _tensors(bundle).values())
+
+
+def _tensors(bundle: Bundle) -> dict[str, tuple[list[int], str]]:
+    """(shape, type) of the encoder's tensors: one image at a time, as diffusers encodes for a list of generators."""
+    spec = bundle.graph(ENCODER)
+    return {t.name: ([1 if isinstance(d, str) else d for d in t.shape], t.dtype) for t in (*spec.inputs, *spec.outputs)}
+
+
 def _encode(
     bundle: Bundle,
     backend: Backend,
@@ -75,15 +86,10 @@ def _encode(
     noise: NDArray[np.float32] | None,
     images: int,
 ) -> NDArray[np.float32]:
-    spec = bundle.graph(graph)
-    # One image at a time, as diffusers encodes for a list of generators.
-    shapes = {
-        t.name: ([1 if isinstance(d, str) else d for d in t.shape], t.dtype) for t in (*spec.inputs, *spec.outputs)
-    }
-    nbytes = sum(aligned(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in shapes.values())
+    nbytes = encoder_bytes(bundle)
     backend.reserve([graph], nbytes)
     allocate = backend.arena(nbytes)
-    buffers = {name: allocate(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    buffers = {name: allocate(shape, dtype) for name, (shape, dtype) in _tensors(bundle).items()}
     launch = backend.load(graph).bind(buffers)
     backend.upload(buffers["image"], image[None])
     if noise is None:

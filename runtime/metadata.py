@@ -7,8 +7,8 @@ untrusted input: bounded, and checked against the schema below before anything u
     {"version": "0.1.0",
      "request": {"prompt": str, "negative_prompt": str, "num_inference_steps": int, "guidance_scale": float,
                  "scheduler": str, "seed": int, "num_images_per_prompt": int,
-                 "strength": float, "clip_skip": int, "long_prompt": bool, "init_image": null or base64 of a PNG,
-                    # these four may be missing: versions before 0.2 did not have them
+                 "strength": float, "clip_skip": int, "long_prompt": bool,
+                 "init_image": null or base64 of a PNG,    # these four may be missing, as in the first pictures
                  "controls": [{"condition": str, "controlnet_conditioning_scale": float,
                                "control_guidance_start": float, "control_guidance_end": float,
                                "image": base64 of a PNG}]},
@@ -284,6 +284,7 @@ _REQUEST: dict[str, Any] = {
     "num_images_per_prompt": _integer(1, 10_000),
     "controls": [_CONTROL],
 }
+# What may be missing of a request.
 _LATER: dict[str, Any] = {
     "strength": _real(0, 1),
     "clip_skip": _integer(0, 1000),

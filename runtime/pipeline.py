@@ -18,7 +18,7 @@ from .backends.interface import Backend, Stopwatch
 from .encodings import Encodings
 from .guidance import guidance_embedding, is_guided
 from .health import require_finite
-from .init_image import draws_noise, encode_init_image, first_step, fit_init_image
+from .init_image import ENCODER, draws_noise, encode_init_image, encoder_bytes, first_step, fit_init_image
 from .loop import Program, Structure, Values, graphs_of, latent_shape, run, workspace_bytes
 from .noise import TorchGenerator
 from .request import Control, Request
@@ -169,8 +169,11 @@ class Pipeline:
         Empty on a CPU. A request that does not fit raises DeviceMemoryError and loads nothing.
         """
         structure = self._plan(request, [])[2]
+        graphs, nbytes = graphs_of(structure), workspace_bytes(self.bundle, structure)
+        if request.init_image is not None:
+            graphs, nbytes = [*graphs, ENCODER], nbytes + encoder_bytes(self.bundle)
         with self._lock:
-            return self.backend.needed(graphs_of(structure), workspace_bytes(self.bundle, structure))
+            return self.backend.needed(graphs, nbytes)
 
     def extract(self, condition: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The control image [H,W,3] of a photo [*,*,3], at the bundle's size.

@@ -19,6 +19,7 @@ from . import metadata
 from .consistency import Score, score
 from .extraction import can_extract
 from .images import ImageFile, new_folder, read_image, save_png
+from .init_image import fit_init_image
 from .pipeline import OnStepEnd, Pipeline, Result
 from .request import Control, Request
 from .schedulers import DEFAULT_SCHEDULER
@@ -300,7 +301,10 @@ def _row(
 def _records(pipeline: Pipeline, request: Request, result: Result) -> list[dict[str, Any]]:
     m = pipeline.bundle.manifest
     fields = {f: getattr(request, f) for f in _RECORDED}
-    init_image = None if request.init_image is None else metadata.image_to_base64(request.init_image)
+    init_image = None
+    if request.init_image is not None:
+        # As it was used, like the control images: a photo may be larger than a record.
+        init_image = metadata.image_to_base64(fit_init_image(pipeline.bundle, request.init_image, []))
     controls = [
         {
             "condition": c.condition,

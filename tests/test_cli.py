@@ -18,6 +18,7 @@ import pytest
 from cnpp_trt import __version__
 from cnpp_trt.bundle import bundle_folder
 from cnpp_trt.conditions import ADE20K_PALETTE, CONDITIONS
+from cnpp_trt.runtime.metadata import image_from_base64, read_record
 from cnpp_trt.runtime.schedulers import SCHEDULERS
 from PIL import Image
 
@@ -199,7 +200,7 @@ def test_options_reach_the_request(command: Any, run: list[Any], seg: Path, tmp_
 def test_image_to_image_and_prompts_reach_the_request_and_repeat(
     command: Any, run: list[Any], tmp_path: Path, control_image: Any, model: Any
 ) -> None:
-    Image.fromarray(control_image(*model.size, 3)).save(tmp_path / "photo.png")
+    Image.fromarray(control_image(300, 200, 3)).save(tmp_path / "photo.png")
     arguments = ["--init-image", tmp_path / "photo.png", "--strength", "0.5", "--clip-skip", "1", "--long-prompt"]
     outcome = command(*run, *arguments, "--steps", "4", "--prompt", "a red house by a lake " * 20, "--json")
     assert outcome.status == 0, outcome.err
@@ -211,6 +212,10 @@ def test_image_to_image_and_prompts_reach_the_request_and_repeat(
         text = picture.text["parameters"]
     assert "Clip skip: 2" in text
     assert "Denoising strength: 0.5" in text
+    width, height = model.size
+    assert f"note: the initial image was resized from 300x200 to {width}x{height} (lanczos)" in outcome.err
+    recorded = image_from_base64(read_record(drawn["images"][0])["request"]["init_image"])
+    assert recorded.shape == (height, width, 3)
     repeated = command("run", "--repeat", drawn["images"][0], "--bundle", model.bundle, "--out", tmp_path / "again")
     assert repeated.status == 0, repeated.err
     assert "the pixels are the same" in repeated.err

@@ -161,7 +161,7 @@ class _Graph:
         sizes = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if shape)
         raise BackendError(
             f"no plan of {self._name} takes {sizes[:200]}: build one with `cnpp-trt build --bundle {bundle.folder} "
-            "--images N --both …`"
+            "--images N --both --prompt-chunks N …`"
         )
 
 

@@ -229,7 +229,7 @@ def test_missing_unexpected_and_other_weights(refuse, folder, component):
     assert key.removeprefix("text_model.") in message
     file.write_bytes(whole)
     change(file, lambda state: state.update(surplus=torch.zeros(1)))
-    assert "has 1 weights that its config.json knows nothing of: surplus" in refuse("--model", folder)
+    assert "has a weight that its config.json knows nothing of: surplus" in refuse("--model", folder)
     file.write_bytes(whole)
     change(file, lambda state: state.update({key: torch.zeros(3)}))
     assert "of shape [3], its config.json says" in refuse("--model", folder)

@@ -31,6 +31,9 @@ RNG = np.random.default_rng(0)
 CONDITION = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 PIXELS = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
+# What the first pictures did not record.
+LATER = {"strength": 0.6, "clip_skip": 1, "long_prompt": True, "init_image": image_to_base64(CONDITION)}
+
 
 def record(**request: Any) -> dict[str, Any]:
     return {
@@ -91,6 +94,11 @@ def test_a1111_text() -> None:
     )
     assert "Negative prompt" not in a1111_parameters(record(negative_prompt=""))
     assert "Sampler: DPM++ 2M, Schedule type: Karras, " in a1111_parameters(record(scheduler="dpmpp_2m_karras"))
+    begun = parse_a1111(a1111_parameters(record(**LATER)))[2]
+    assert (begun["Clip skip"], begun["Denoising strength"]) == ("2", "0.6")
+    # Said only where it counts.
+    text = a1111_parameters(record(**{**LATER, "clip_skip": 0, "init_image": None}))
+    assert "Clip skip" not in text and "Denoising" not in text
 
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), max_size=60)
@@ -243,6 +251,25 @@ def test_schema(path: tuple[Any, ...], value: Any) -> None:
         del inner[path[-1]]
         with pytest.raises(UserError, match=place + " is missing"):
             parse_record(json.dumps(damaged), "x")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("strength", 1.5),
+        ("strength", "0.6"),
+        ("clip_skip", -1),
+        ("clip_skip", 1.0),
+        ("long_prompt", 1),
+        ("init_image", 3),
+        ("init_image", "x" * (64 * 1024 * 1024 + 1)),
+    ],
+)
+def test_what_may_be_missing_is_checked_where_it_is_there(key: str, value: Any) -> None:
+    for whole in (record(), record(**LATER), record(**{**LATER, "init_image": None})):
+        assert parse_record(json.dumps(whole), "x") == whole
+    with pytest.raises(UserError, match=rf"record\.request\.{key} must be"):
+        parse_record(json.dumps(record(**{**LATER, key: value})), "x")
 
 
 def test_condition_images_are_untrusted_too() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from cnpp_trt import Control, Pipeline, Request
+from cnpp_trt import Control, Pipeline, Request, Result
 from cnpp_trt.benchmarks.random_checkpoint import make_checkpoint, make_unet
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
@@ -39,8 +39,10 @@ def encode(text: tuple[Any, Any], prompt: str, clip_skip: int = 0, chunks: int =
         return encoder.final_layer_norm(hidden).reshape(1, 77 * chunks, -1)
 
 
-def reference(checkpoint: Any, request: Request, scheduler: Any, unet: Any = None, **prompt: Any) -> np.ndarray:
-    """images uint8 [B,H,W,3]"""
+def reference(
+    checkpoint: Any, request: Request, scheduler: Any, unet: Any = None, **prompt: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 [B,H,W,3], the last latents [B,4,h,w])"""
     unet = unet or diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
     [control] = request.controls
     pipeline = diffusers.StableDiffusionControlNetPipeline(
@@ -57,6 +59,12 @@ def reference(checkpoint: Any, request: Request, scheduler: Any, unet: Any = Non
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
+    latents = []
+
+    def remember(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        latents.append(kwargs["latents"].numpy().copy())
+        return kwargs
+
     images = pipeline(
         **(prompt or {"prompt": request.prompt}),
         image=Image.fromarray(control.image),
@@ -65,8 +73,9 @@ def reference(checkpoint: Any, request: Request, scheduler: Any, unet: Any = Non
         num_images_per_prompt=request.num_images_per_prompt,
         generator=[torch.Generator("cpu").manual_seed(request.seed + i) for i in range(request.num_images_per_prompt)],
         output_type="np",
+        callback_on_step_end=remember,
     ).images
-    return (images * 255).round().astype(np.uint8)
+    return (images * 255).round().astype(np.uint8), latents[-1]
 
 
 @pytest.fixture
@@ -80,9 +89,11 @@ def request_of(control_image: Any) -> Any:
     return make
 
 
-def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found.astype(int) - expected).max() <= 1
+def assert_same(found: Result, expected: tuple[np.ndarray, np.ndarray]) -> None:
+    images, latents = expected
+    assert found.images.shape == images.shape
+    assert np.linalg.norm(found.latents - latents) <= 1e-4 * np.linalg.norm(latents)
+    assert np.abs(found.images.astype(int) - images).max() <= 1
 
 
 @pytest.mark.parametrize("images", [1, 2])
@@ -101,7 +112,7 @@ def test_long_prompts(tiny, text, request_of, prompt, negative, chunks, images):
         prompt_embeds=encode(text, prompt, chunks=chunks),
         negative_prompt_embeds=encode(text, negative, chunks=chunks),
     )
-    assert_same(found.images, expected)
+    assert_same(found, expected)
 
 
 def test_what_comes_after_the_first_chunk_counts(tiny, request_of):
@@ -124,7 +135,7 @@ def test_clip_skip(tiny, text, request_of, clip_skip):
         prompt_embeds=encode(text, "a red house", clip_skip),
         negative_prompt_embeds=encode(text, "blurry", clip_skip),
     )
-    assert_same(tiny.pipeline(request).images, expected)
+    assert_same(tiny.pipeline(request), expected)
 
 
 def test_clip_skip_is_no_cached_prompt(tiny, request_of):
@@ -170,9 +181,9 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Pipeline, 
 def test_distilled_unets(distilled, request_of, images):
     checkpoint, pipeline, unet = distilled
     request = request_of("a red house", scheduler="lcm", guidance_scale=2.0, num_images_per_prompt=images)
-    found = pipeline(request).images
+    found = pipeline(request)
     assert_same(found, reference(checkpoint, request, diffusers.LCMScheduler, unet))
-    other = pipeline(replace(request, guidance_scale=4.0)).images
-    assert not np.array_equal(found, other)  # the scale is read
+    other = pipeline(replace(request, guidance_scale=4.0))
+    assert not np.array_equal(found.images, other.images)  # the scale is read
     structures = list(pipeline._residents.programs)
     assert [s.guided for s in structures] == [False] * len(structures)  # and never doubles the batch

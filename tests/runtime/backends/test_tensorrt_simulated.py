@@ -95,7 +95,7 @@ wanted = [
     request(init_image=IMAGES[1], strength=0.7, steps=5, num_images_per_prompt=2),
     request(init_image=IMAGES[2], strength=0.61, steps=5, num_images_per_prompt=2, guidance_scale=2.0),
     request(prompt="a house " * 15, long_prompt=True),
-    request(prompt="a tree " * 15, negative_prompt="fog", long_prompt=True, clip_skip=1),
+    request(prompt="a house " * 14, negative_prompt="fog", long_prompt=True, clip_skip=1),
 ]
 for each in wanted:
     assert same(cpu(each), pipeline(each)), each
@@ -252,6 +252,9 @@ assert gpu.live_bytes() == 0 and needed["weights"] == 6 << 20, needed
 pipeline(request())
 held = pipeline.memory_needed(request())
 assert held["weights"] == held["activations"] == 0 < held["buffers"] == needed["buffers"], held
+begun = pipeline.memory_needed(request(init_image=IMAGES[1]))
+assert begun["weights"] == 1 << 20, begun   # the encoder's plan
+assert begun["buffers"] > held["buffers"], begun
 parts = pipeline.backend.memory()
 assert parts["weights"] == 6 << 20, parts   # six plans of 1 MiB, as their records say
 assert parts["activations"] == fake_tensorrt.Context.SCRATCH
