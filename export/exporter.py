@@ -124,8 +124,9 @@ def _export_locked(
 
 
 def _export(graphs: "Graphs", manifest: Manifest, folder: Path, report: Report) -> None:
-    from .onnx_graph import OPSET, export_graph
+    from .onnx_graph import OPSET, export_graph, return_large_blocks
 
+    return_large_blocks()
     for name, source in graphs:
         report(f"{name}: exporting and comparing with PyTorch")
         start = time.perf_counter()

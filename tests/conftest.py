@@ -29,6 +29,9 @@ from PIL import Image
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cnpp-trt-hub-")
 
+# A shell that starts the tests in the background has them ignore SIGINT, and every process would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 EXAMPLES = {
     "defaults": {"guidance_scale": 3.0, "num_inference_steps": 2},
     "examples": {"seg": {"image": "mine.png", "prompt": "a house of blocks", "seed": 4}},
