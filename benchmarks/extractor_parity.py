@@ -28,7 +28,7 @@ from ..errors import CnppError
 from ..export.graphs import extractor_graph
 from ..export.onnx_graph import OPSET, export_graph, run_onnx
 from ..export.sources import Finder
-from .random_extractors import REPOSITORIES, make_extractor, photo
+from .random_models.extractors import REPOSITORIES, make_extractor, photo
 
 Map = NDArray[np.uint8]
 # photo uint8 [H,W,3] → map uint8 [H,W]
@@ -41,7 +41,7 @@ def reference(condition: str, path: Path) -> Reference:
     """The official demo's own steps from a photo, whose sides are multiples of 64, to its map.
 
     Args:
-        path: as `random_extractors.make_extractor` returns it.
+        path: as `random_models.extractors.make_extractor` returns it.
     Raises: CnppError where controlnet_aux is not installed.
     """
     if condition in _DETECTORS:

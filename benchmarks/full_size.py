@@ -109,7 +109,7 @@ def _peak_bytes() -> int:
 
 def _checkpoint(folder: Path, conditions: tuple[str, ...]) -> Path:
     if not (folder / "model_index.json").is_file():
-        from .random_checkpoint import make_checkpoint
+        from .random_models.checkpoint import make_checkpoint
 
         make_checkpoint(folder, conditions=conditions)
     return folder

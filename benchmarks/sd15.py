@@ -1,6 +1,6 @@
 """The whole of `sd15`, one command after the other: export, a picture of each condition beside diffusers', plans.
 
-    python -m cnpp_trt.benchmarks.random_hub HF_HOME
+    python -m cnpp_trt.benchmarks.random_models.hub HF_HOME
     HF_HOME=… HF_HUB_OFFLINE=1 python -m cnpp_trt.benchmarks.sd15 measure --work DIR
 
 Without the first line, and with a network, it takes the real weights. Each command is a process of its own, whose time
@@ -182,7 +182,7 @@ def _pictures(stages: _Stages, work: Path, bundle: Path) -> list[PictureRow]:
 
 
 def _photo(file: Path) -> Path:
-    from .random_extractors import photo
+    from .random_models.extractors import photo
 
     if not file.is_file():
         from ..runtime.images import save_png

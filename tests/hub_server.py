@@ -1,4 +1,4 @@
-"""A model hub on this machine: serves a cache that `random_hub` made, with the answers that huggingface_hub expects.
+"""A model hub on this machine: serves a cache that `random_models.hub` made, as huggingface_hub expects it.
 
 Tests run commands against it in processes of their own, with HF_ENDPOINT: huggingface_hub reads its settings once.
 """
@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
-from cnpp_trt.benchmarks.random_hub import snapshot_of
+from cnpp_trt.benchmarks.random_models.hub import snapshot_of
 
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import Pipeline
-from cnpp_trt.benchmarks.random_checkpoint import make_checkpoint
+from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint
 from cnpp_trt.bundle import Bundle
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.benchmarks.random_hub import BASE, make_hub, snapshot_of
+from cnpp_trt.benchmarks.random_models.hub import BASE, make_hub, snapshot_of
 
 _spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).parents[1] / "hub_server.py")
 assert _spec is not None and _spec.loader is not None

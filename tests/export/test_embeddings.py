@@ -6,7 +6,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from cnpp_trt.benchmarks.random_lora import make_embedding
+from cnpp_trt.benchmarks.random_models.lora import make_embedding
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.embeddings import Embedding, add_embeddings, add_tokens, read_embedding

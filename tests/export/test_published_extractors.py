@@ -12,7 +12,7 @@ import pytest
 import torch
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.benchmarks.extractor_parity import Reference, reference
-from cnpp_trt.benchmarks.random_extractors import make_extractor, photo
+from cnpp_trt.benchmarks.random_models.extractors import make_extractor, photo
 from cnpp_trt.bundle import Bundle, write_bundle
 from cnpp_trt.engines.builder import Range, Settings, build_plan
 from cnpp_trt.engines.flavor import installed_flavors, load_flavor

@@ -8,9 +8,9 @@ import diffusers
 import pytest
 import torch
 import transformers
-from cnpp_trt.benchmarks.random_extractors import REPOSITORIES, photo
-from cnpp_trt.benchmarks.random_hub import BASE, COCO_STUFF, DISTILLED, SINGLE_FILE, snapshot_of
-from cnpp_trt.benchmarks.random_lora import make_embedding
+from cnpp_trt.benchmarks.random_models.extractors import REPOSITORIES, photo
+from cnpp_trt.benchmarks.random_models.hub import BASE, COCO_STUFF, DISTILLED, SINGLE_FILE, snapshot_of
+from cnpp_trt.benchmarks.random_models.lora import make_embedding
 from cnpp_trt.conditions import CONDITIONS, REWARD_CONTROLNET_REPOSITORY
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint

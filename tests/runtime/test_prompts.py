@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from cnpp_trt import Control, Pipeline, Request, Result
-from cnpp_trt.benchmarks.random_checkpoint import make_checkpoint, make_unet
+from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint, make_unet
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle

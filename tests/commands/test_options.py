@@ -1,8 +1,8 @@
 """How the commands' options are typed."""
 
 import pytest
+from cnpp_trt.commands.options import read_bytes
 from cnpp_trt.errors import UserError
-from cnpp_trt.options import read_bytes
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Makes a checkpoint with random weights in the diffusers layout: SD 1.5's exact shapes, or tiny ones.
 
-    python -m cnpp_trt.benchmarks.random_checkpoint FOLDER [--tiny] [--cond seg …]
+    python -m cnpp_trt.benchmarks.random_models.checkpoint FOLDER [--tiny] [--cond seg …]
 
 For measuring and testing where the real weights cannot be had: time, memory and parity do not depend on what the
 weights are. The images mean nothing. The tokenizer knows single bytes only.
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ..miniature.diffusion import SCHEDULER_CONFIG, write_json
+from ...miniature.diffusion import SCHEDULER_CONFIG, write_json
 
 # Sizes of stable-diffusion-v1-5's own config.json files; what they leave out is the default in diffusers.
 _FULL: dict[str, Any] = {

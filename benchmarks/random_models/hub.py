@@ -1,6 +1,6 @@
 """Makes a Hugging Face cache that holds what the hub publishes for ControlNet++, with random weights.
 
-    python -m cnpp_trt.benchmarks.random_hub HF_HOME [--tiny] [--cond seg …]
+    python -m cnpp_trt.benchmarks.random_models.hub HF_HOME [--tiny] [--cond seg …]
     HF_HOME=… HF_HUB_OFFLINE=1 cnpp-trt export --model sd15 --cond all
 
 Repositories, file names, key names, shapes and types are the published ones, so that an export takes the path that the
@@ -20,10 +20,9 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from ..conditions import CONDITIONS, REWARD_CONTROLNET_REPOSITORY
-from ..miniature.diffusion import SCHEDULER_CONFIG, write_json
-from .original_layout import original_layout
-from .random_checkpoint import (
+from ...conditions import CONDITIONS, REWARD_CONTROLNET_REPOSITORY
+from ...miniature.diffusion import SCHEDULER_CONFIG, write_json
+from .checkpoint import (
     make_checkpoint,
     make_controlnet,
     make_text_encoder,
@@ -31,8 +30,9 @@ from .random_checkpoint import (
     make_vae,
     write_byte_tokenizer,
 )
-from .random_extractors import REPOSITORIES, make_extractor
-from .random_lora import make_lora
+from .extractors import REPOSITORIES, make_extractor
+from .lora import make_lora
+from .original_layout import original_layout
 
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SINGLE_FILE = "v1-5-pruned-emaonly"

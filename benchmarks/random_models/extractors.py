@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..export.extractors.hed import HED
-from ..export.extractors.line_art import LineArtGenerator
-from ..miniature.diffusion import write_json
+from ...export.extractors.hed import HED
+from ...export.extractors.line_art import LineArtGenerator
+from ...miniature.diffusion import write_json
 from . import published_configs as published
 
 # Where each is on the hub: what `make_extractor` writes there.

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import (
+from .options import (
     BackendName,
     BundleFolder,
     BundleSize,
@@ -56,8 +56,8 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """How fast, beside PyTorch: the first of sizes, images and steps is the base case, each other one varies it."""
-    from . import bench
-    from .report.tables import markdown_of
+    from ..benchmarks import bench
+    from ..benchmarks.report.tables import markdown_of
 
     settings = bench.Settings(
         condition=cond,
@@ -99,17 +99,17 @@ def parity_command(
     as_json: Json = False,
 ) -> None:
     """How close to PyTorch: every graph, every step, and the images. Exit status 1 where a threshold is missed."""
+    from ..benchmarks.report.fidelity import conclusion
+    from ..benchmarks.report.tables import markdown_of
+    from ..benchmarks.result import Result, default_path
+    from ..benchmarks.verdict import read_thresholds
     from ..errors import CnppError
     from ..export.reopen import checkpoint_of
-    from .report.fidelity import conclusion
-    from .report.tables import markdown_of
-    from .result import Result, default_path
-    from .verdict import read_thresholds
 
     try:
         import torch
 
-        from . import parity
+        from ..benchmarks import parity
     except ModuleNotFoundError as e:
         raise CnppError(f"parity needs {e.name}: pip install 'cnpp-trt[bench,export]'") from None
     folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
@@ -181,14 +181,14 @@ def consistency_command(
     as_json: Json = False,
 ) -> None:
     """How well images follow their condition, over many prompts, beside PyTorch's. Interrupted, it goes on."""
+    from ..benchmarks import consistency, sides
+    from ..benchmarks.consistency_scores import measure_quality, summarize
+    from ..benchmarks.dataset import open_data
+    from ..benchmarks.report.tables import markdown_of
+    from ..benchmarks.result import Result, default_path
+    from ..benchmarks.shards import Shard
     from ..bundle import home
     from ..errors import CnppError, UserError
-    from . import consistency, sides
-    from .consistency_scores import measure_quality, summarize
-    from .dataset import open_data
-    from .report.tables import markdown_of
-    from .result import Result, default_path
-    from .shards import Shard
 
     own_shard = Shard.parse(shard)
     if fresh and own_shard.of > 1:
@@ -200,7 +200,7 @@ def consistency_command(
     fid_metric, clip_metric = None, None
     if fid is not None or clip_score is not None:  # before anything is drawn: what they need may be missing
         try:
-            from .quality import ClipScore, Fid
+            from ..benchmarks.quality import ClipScore, Fid
         except ModuleNotFoundError as e:
             raise CnppError(f"FID and CLIP score need {e.name}: pip install 'cnpp-trt[quality]'") from None
         fid_metric = Fid(fid, (m.width, m.height)) if fid is not None else None
@@ -248,6 +248,6 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Results → one HTML page and its Markdown twin; of two results of one kind and title, what moved beyond noise."""
-    from .report.command import run_report
+    from ..benchmarks.report.command import run_report
 
     run_report(results or [], out, compare, readme, as_json)

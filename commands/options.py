@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .bundle import find_bundle
-from .errors import UserError
+from ..bundle import find_bundle
+from ..errors import UserError
 
 if TYPE_CHECKING:
-    from .export.checkpoint import Checkpoint
-    from .runtime.pipeline import Pipeline
+    from ..export.checkpoint import Checkpoint
+    from ..runtime.pipeline import Pipeline
 
 Model = Annotated[
     str,
@@ -86,7 +86,7 @@ def read_counts(text: str, option: str = "--images") -> tuple[int, ...]:
 
 def read_pairs(texts: Sequence[str], option: str = "--controlnet") -> dict[str, str]:
     """Sources by condition, from `seg=SOURCE` each; a named model alone stands for every condition that it has."""
-    from .export.models import MODELS
+    from ..export.models import MODELS
 
     pairs: dict[str, str] = {}
     for text in texts:
@@ -114,7 +114,7 @@ class Parts:
     config: str | None
 
     def checkpoint(self, model: str) -> "Checkpoint":
-        from .export.checkpoint import Checkpoint
+        from ..export.checkpoint import Checkpoint
 
         return Checkpoint(
             model,
@@ -131,7 +131,7 @@ class Parts:
 
 def split_precision(precision: str | None) -> tuple[str | None, str | None]:
     """(of the bundle, of OpenVINO): the option `--precision` names either."""
-    from .runtime.backends.openvino import PRECISIONS
+    from ..runtime.backends.openvino import PRECISIONS
 
     return (None, precision) if precision in PRECISIONS else (precision, None)
 
@@ -150,8 +150,8 @@ def deployment(
 
     Raises: UserError where there is none, or several fit.
     """
-    from .runtime.backends.choose import preferred_precisions
-    from .runtime.pipeline import Pipeline
+    from ..runtime.backends.choose import preferred_precisions
+    from ..runtime.pipeline import Pipeline
 
     of_bundle, of_openvino = split_precision(precision)
     budget = read_bytes(vram_budget) if vram_budget is not None else None

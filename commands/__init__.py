@@ -1,0 +1,1 @@
+"""The commands of `cnpp-trt`: each parses, calls one function, prints."""
