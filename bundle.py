@@ -10,13 +10,10 @@
 atomically, so an interrupted export leaves either the old bundle or none.
 """
 
-import errno
 import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,10 +22,11 @@ from typing import Any
 
 from .conditions import CONDITIONS
 from .errors import BundleError, UserError
+from .files import exclusive, new_partial_folder, partial_folders, remove_folder, sha256_of
+from .messages import one_line
 
 FORMAT = 3
 MANIFEST = "manifest.json"
-PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ class Bundle:
                 f"{folder} has manifest format {e}, this version reads {FORMAT}: export the bundle again"
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as e:
-            raise BundleError(f"{path} cannot be read ({_line(e)}): export the bundle again") from None
+            raise BundleError(f"{path} cannot be read ({one_line(e)}): export the bundle again") from None
         for name, entry in manifest.files.items():
             try:
                 size = (folder / name).stat().st_size
@@ -254,14 +252,14 @@ def write_bundle(folder: Path, manifest: Manifest) -> Iterator[Path]:
     cleared by the next one. Call it within `lock_bundle`.
     """
     folder = Path(folder).absolute()
-    for leftover in folder.parent.glob(f".{folder.name}{PARTIAL}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}{PARTIAL}", dir=folder.parent))
+    for leftover in partial_folders(folder):
+        remove_folder(leftover)
+    staging = new_partial_folder(folder)
     try:
         yield staging
         _finish(staging, folder, manifest)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_folder(staging)
 
 
 @contextmanager
@@ -277,24 +275,6 @@ def lock_bundle(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def exclusive(lock: Path, folder: Path) -> Iterator[None]:
-    """Whoever holds the lock file is alone in writing `folder`: others wait.
-
-    Raises: UserError when the disk is full or cannot be written.
-    """
-    from filelock import FileLock
-
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
-            yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left for {folder}: free some, or choose another --out") from e
-        raise UserError(f"cannot write {e.filename or folder} ({e.strerror or e}): choose another --out") from e
-
-
 def _finish(staging: Path, folder: Path, manifest: Manifest) -> None:
     staged = sorted(p for p in staging.rglob("*") if p.is_file())
     for path in staged:
@@ -304,7 +284,6 @@ def _finish(staging: Path, folder: Path, manifest: Manifest) -> None:
             os.fsync(f.fileno())
     (staging / MANIFEST).write_text(manifest.dumps(), "utf-8")
     if not folder.exists():
-        staging.chmod(0o755)  # mkdtemp makes it private
         staging.rename(folder)
         return
     for path in staged:
@@ -312,15 +291,6 @@ def _finish(staging: Path, folder: Path, manifest: Manifest) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
     (staging / MANIFEST).replace(folder / MANIFEST)
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file; empty where it cannot be read."""
-    try:
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    except OSError:
-        return ""
 
 
 def home() -> Path:
@@ -379,7 +349,3 @@ def find_bundle(
             "choose with --size, --precision or --bundle"
         )
     return found[0]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

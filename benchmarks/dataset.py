@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..bundle import sha256_of
 from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..export.recipe import EMBEDDED
+from ..files import sha256_of
 from ..miniature.scenes import draw_scene
 from ..runtime.images import decode_image, read_bytes, read_image, resize
 from ..runtime.palette import colors_from_labels, labels_from_colors

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from ..bundle import Bundle, GraphSpec, sha256_of
+from ..bundle import Bundle, GraphSpec
 from ..errors import BundleError, UserError
+from ..files import sha256_of
 from .builder import Built, Profile, Progress, Range, Settings, Shape, build_plan
 from .flavor import Flavor
 from .store import Plan, PlanKey, PlanStore

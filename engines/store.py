@@ -14,16 +14,16 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import MANIFEST, PARTIAL, Bundle, exclusive, home, sha256_of
+from ..bundle import MANIFEST, Bundle, home
 from ..doctor import installed
 from ..errors import BackendError, BundleError
+from ..files import PARTIAL, exclusive, new_partial_folder, partial_folders, remove_folder, sha256_of
 from .builder import REVISION, Built, Profile, Range, Settings
 from .flavor import Flavor, installed_flavors
 from .fusion import FusionReport
@@ -170,8 +170,8 @@ class PlanStore:
         """
         folder = self.root / key.folder
         with self._lock(key.folder):
-            for leftover in self.root.glob(f".{key.folder}{PARTIAL}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in partial_folders(folder):
+                remove_folder(leftover)
             if folder.exists():
                 plan = _read(folder / RECORD)
                 reason = plan.damage() if plan and plan.key == key else f"{folder / RECORD} cannot be read"
@@ -244,7 +244,7 @@ class PlanStore:
         return ""
 
     def _write(self, folder: Path, key: PlanKey, model: str, built: Built) -> None:
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}{PARTIAL}", dir=self.root))
+        staging = new_partial_folder(folder)
         try:
             digest = hashlib.sha256(built.plan)
             with (staging / ENGINE).open("wb") as f:
@@ -264,11 +264,10 @@ class PlanStore:
                 "fusion": asdict(built.fusion),
             }
             (staging / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-            staging.chmod(0o755)  # mkdtemp makes it private
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             staging.rename(folder)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            remove_folder(staging)
 
     def _lock(self, name: str) -> AbstractContextManager[None]:
         return exclusive(self.root / f".{name}.lock", self.root)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import sha256_of
 from ..errors import UserError
+from ..files import sha256_of
 from .architecture import require_fitting, require_sd1_configs, require_sd1_file
 from .recipe import CONFIG, EMBEDDED, Places, Recipe
 from .sources import LocalTree, Report, Source

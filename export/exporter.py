@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..bundle import MANIFEST, Bundle, Manifest, bundle_folder, lock_bundle, model_name, sha256_of, write_bundle
+from ..bundle import MANIFEST, Bundle, Manifest, bundle_folder, lock_bundle, model_name, write_bundle
 from ..conditions import CONDITIONS
 from ..doctor import installed
 from ..errors import BundleError, CnppError, UserError
+from ..files import sha256_of
 from .checkpoint import COMPONENTS, Checkpoint
 
 if TYPE_CHECKING:

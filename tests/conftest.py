@@ -23,6 +23,7 @@ from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.recipe import MINIATURE
+from fixture_cache import exported
 from PIL import Image
 
 # No test reaches the hub, or reads what this machine has of it: huggingface_hub looks at these when it is imported.
@@ -77,7 +78,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     bundle = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg", "depth"], bundle)
+    exported("tiny", bundle, lambda out: export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg", "depth"], out))
     return Model("tiny", tiny_checkpoint, bundle, Pipeline.open(bundle, threads=1))
 
 
@@ -86,7 +87,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Model:
     if not (MINIATURE / "unet" / "config.json").is_file():
         pytest.skip("the miniature's weights are not in this checkout (miniature/model)")
     bundle = tmp_path_factory.mktemp("bundles") / "miniature"
-    export_bundle(Checkpoint("miniature"), ["seg", "depth"], bundle)
+    exported("miniature", bundle, lambda out: export_bundle(Checkpoint("miniature"), ["seg", "depth"], out))
     return Model("miniature", MINIATURE, bundle, Pipeline.open(bundle))
 
 
@@ -195,6 +196,10 @@ def v_prediction(tmp_path_factory: pytest.TempPathFactory) -> Model:
     Image.fromarray(blocks(40, 40)).save(checkpoint / "examples" / "mine.png")
     (checkpoint / "examples" / "examples.json").write_text(json.dumps(EXAMPLES))
     bundle = folder / "bundle"
-    exported = run_script("export", "--model", checkpoint, "--cond", "seg", "--size", "72x104", "--out", bundle)
-    assert exported.returncode == 0, exported.stderr
+
+    def export(out: Path) -> None:
+        ended = run_script("export", "--model", checkpoint, "--cond", "seg", "--size", "72x104", "--out", out)
+        assert ended.returncode == 0, ended.stderr
+
+    exported("v_prediction", bundle, export)
     return Model("v_prediction", checkpoint, bundle, Pipeline.open(bundle, threads=1))

@@ -12,6 +12,7 @@ from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint
 from cnpp_trt.bundle import Bundle
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
+from fixture_cache import exported
 from PIL import Image
 
 
@@ -20,7 +21,7 @@ def canny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pipeline]:
     """A tiny random checkpoint whose one condition is extracted by an algorithm, and its bundle opened on the CPU."""
     folder = tmp_path_factory.mktemp("canny")
     checkpoint = make_checkpoint(folder / "checkpoint", tiny=True, conditions=("canny",))
-    export_bundle(Checkpoint(str(checkpoint)), ["canny"], folder / "bundle")
+    exported("canny", folder / "bundle", lambda out: export_bundle(Checkpoint(str(checkpoint)), ["canny"], out))
     return checkpoint, Pipeline.open(Bundle.open(folder / "bundle"), "onnxruntime-cpu", threads=1)
 
 

@@ -28,12 +28,14 @@ from cnpp_trt.benchmarks.records import NOT_FINITE
 from cnpp_trt.benchmarks.requests import make_requests
 from cnpp_trt.benchmarks.result import read_result
 from cnpp_trt.benchmarks.verdict import missed, read_thresholds
-from cnpp_trt.bundle import Bundle, Manifest, sha256_of
+from cnpp_trt.bundle import Bundle, Manifest
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.onnx_graph import compare as compare_as_exported
+from cnpp_trt.files import sha256_of
 from cnpp_trt.runtime.backends.host_memory import view
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from fixture_cache import exported
 from scipy.spatial.distance import cosine
 
 STEPS = 4
@@ -452,8 +454,8 @@ def test_a_bundle_that_is_not_there(refused):
 @pytest.fixture(scope="module")
 def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("half") / "bundle"
-    export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], folder, precision="fp16")
-    return folder
+    checkpoint = Checkpoint(str(tiny_checkpoint))
+    return exported("tiny-fp16", folder, lambda out: export_bundle(checkpoint, ["seg"], out, precision="fp16"))
 
 
 def test_build_checks_what_it_built(half_bundle, tiny_checkpoint, command, tmp_path):

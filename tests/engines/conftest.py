@@ -15,6 +15,7 @@ from cnpp_trt.engines.fusion import FusionReport
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.recipe import MINIATURE
+from fixture_cache import exported
 from onnx import TensorProto, helper, numpy_helper
 
 Shape = tuple[int | str, ...]
@@ -134,7 +135,12 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs, "base_graphs", lambda *a: (g for g in everything(*a) if not g[0].startswith("vae_")))
         folder = tmp_path_factory.mktemp("fp16") / "bundle"
-        return export_bundle(Checkpoint(checkpoint), ["seg"], folder, precision="fp16")
+        exported(
+            f"fp16-without-vae-{'miniature' if present else 'tiny'}",
+            folder,
+            lambda out: export_bundle(Checkpoint(checkpoint), ["seg"], out, precision="fp16"),
+        )
+        return Bundle.open(folder)
 
 
 @pytest.fixture

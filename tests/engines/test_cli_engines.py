@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.bundle import PARTIAL, Bundle
+from cnpp_trt.bundle import Bundle
 from cnpp_trt.engines.flavor import Flavor
 from cnpp_trt.engines.store import ENGINE, RECORD, PlanStore
 from cnpp_trt.errors import BackendError
+from cnpp_trt.files import PARTIAL
 
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 GRAPHS = {"unet", "update", "hint_seg", "controlnet_seg", "extractor_seg"}
@@ -244,7 +245,8 @@ def test_a_graph_that_tensorrt_refuses(
     command: Any, build: list[Any], small: Bundle, store: PlanStore, onnx_file: Any
 ) -> None:
     """One line and status 1; the traceback only with --debug. The command that the line gives says more."""
-    from cnpp_trt.bundle import MANIFEST, sha256_of
+    from cnpp_trt.bundle import MANIFEST
+    from cnpp_trt.files import sha256_of
     from onnx import helper
 
     path = small.folder / "update.onnx"

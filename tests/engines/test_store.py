@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.bundle import PARTIAL, Bundle
+from cnpp_trt.bundle import Bundle
 from cnpp_trt.engines import store as module
 from cnpp_trt.engines.builder import Range, Settings
 from cnpp_trt.engines.flavor import Flavor
@@ -31,6 +31,7 @@ from cnpp_trt.engines.store import (
     system,
 )
 from cnpp_trt.errors import BackendError, UserError
+from cnpp_trt.files import PARTIAL
 
 ROW = {"x": {"min": [2, 16], "opt": [2, 16], "max": [2, 16]}}
 KEY = PlanKey("unet", "ab" * 32, "tensorrt-rtx", "1.7.1", "portable", system(), (ROW,), {"optimization_level": None})
@@ -424,7 +425,7 @@ def test_a_plan_beside_others_is_nothing_to_speak_of(
 # ----------------------------------------------------------------------------------------------------------- the disk
 
 
-@pytest.mark.parametrize("where", ["mkdtemp", "fsync", "write_text"])
+@pytest.mark.parametrize("where", ["new_partial_folder", "fsync", "write_text"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk(
     store: PlanStore, fake_built: Any, monkeypatch: pytest.MonkeyPatch, where: str, number: int
@@ -432,7 +433,7 @@ def test_a_full_disk(
     def fail(*arguments: Any, **options: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
-    targets = {"mkdtemp": module.tempfile, "fsync": module.os, "write_text": Path}
+    targets = {"new_partial_folder": module, "fsync": module.os, "write_text": Path}
     with monkeypatch.context() as patch:
         patch.setattr(targets[where], where, fail)
         with pytest.raises(UserError) as refused:

@@ -17,13 +17,14 @@ import onnx
 import pytest
 import torch
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundle import Bundle, sha256_of
+from cnpp_trt.bundle import Bundle
 from cnpp_trt.errors import ExportError, UserError
 from cnpp_trt.export import graphs, onnx_graph
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.graphs import Geometry, base_graphs
 from cnpp_trt.export.onnx_graph import GraphSource, compare, export_graph
+from cnpp_trt.files import sha256_of
 from torch import Tensor, nn
 
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"

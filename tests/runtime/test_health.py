@@ -17,6 +17,7 @@ from cnpp_trt.runtime.backends.host_memory import view
 from cnpp_trt.runtime.backends.interface import Buffer, Launch
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.loop import run
+from fixture_cache import exported
 
 STEPS = 4
 ADVICE = "check the weights with `cnpp-trt verify`, or use a fp32 bundle"
@@ -70,7 +71,10 @@ class _Graph:
 @pytest.fixture(scope="module")
 def fp16(tiny_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("fp16") / "bundle"
-    return export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], folder, precision="fp16")
+    checkpoint = Checkpoint(str(tiny_checkpoint))
+    return Bundle.open(
+        exported("tiny-fp16", folder, lambda out: export_bundle(checkpoint, ["seg"], out, precision="fp16"))
+    )
 
 
 Ask = Callable[..., Request]

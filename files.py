@@ -1,0 +1,88 @@
+"""Files and folders on disk: digests, whole replacements, locks."""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+PARTIAL = ".partial-"
+"""Between a file's or folder's name and a random ending: what is still being written beside it."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file; empty where it cannot be read."""
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def replace_file(path: Path, content: bytes | str) -> None:
+    """Writes a file whole or leaves it as it was: into a new file beside it that then takes its name.
+
+    The new file's name cannot be guessed, its mode follows the process's umask. The folder must be there.
+
+    Raises: OSError
+    """
+    partial = path.with_name(f".{path.name[:100]}{PARTIAL}{secrets.token_hex(8)}")
+    try:
+        with partial.open("xb") as f:
+            f.write(content.encode("utf-8") if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def new_partial_folder(folder: Path) -> Path:
+    """A new empty folder beside `folder`, hidden, with a name that cannot be guessed and the mode that the umask gives.
+
+    Raises: OSError
+    """
+    partial = folder.with_name(f".{folder.name[:100]}{PARTIAL}{secrets.token_hex(8)}")
+    partial.mkdir()
+    return partial
+
+
+def partial_folders(folder: Path) -> list[Path]:
+    """What `new_partial_folder` made for `folder` and a killed process left, whatever characters its name has."""
+    start = f".{folder.name[:100]}{PARTIAL}"
+    try:
+        return [p for p in folder.parent.iterdir() if p.name.startswith(start) and p.is_dir() and not p.is_symlink()]
+    except OSError:
+        return []
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes a folder; what cannot be deleted stays."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(lock: Path, folder: Path) -> Iterator[None]:
+    """Whoever holds the lock file is alone in writing `folder`: others wait. The lock file goes with its last holder.
+
+    Raises: UserError when the disk is full or cannot be written.
+    """
+    from filelock import FileLock
+
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            try:
+                yield
+            finally:
+                # While it is held: whoever waits for the file that is gone notices, and makes a new one.
+                lock.unlink(missing_ok=True)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left for {folder}: free some, or choose another --out") from e
+        raise UserError(f"cannot write {e.filename or folder} ({e.strerror or e}): choose another --out") from e
