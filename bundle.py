@@ -24,6 +24,7 @@ from .conditions import CONDITIONS
 from .errors import BundleError, UserError
 from .files import exclusive, new_partial_folder, partial_folders, remove_folder, sha256_of
 from .messages import one_line
+from .places import bundles
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -293,18 +294,9 @@ def _finish(staging: Path, folder: Path, manifest: Manifest) -> None:
     (staging / MANIFEST).replace(folder / MANIFEST)
 
 
-def home() -> Path:
-    """Where artifacts go: `CNPP_TRT_HOME`, by default the platform's cache folder."""
-    if configured := os.environ.get("CNPP_TRT_HOME"):
-        return Path(configured).expanduser()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("cnpp-trt", appauthor=False)
-
-
 def bundle_folder(model: str, precision: str, width: int, height: int) -> Path:
     """The default place of a bundle: `<home>/bundles/<model>-<precision>-<width>x<height>`."""
-    return home() / "bundles" / f"{model_name(model)}-{precision}-{width}x{height}"
+    return bundles() / f"{model_name(model)}-{precision}-{width}x{height}"
 
 
 def model_name(model: str) -> str:
@@ -319,7 +311,7 @@ def find_bundle(
     size: tuple[int, int] | None = None,
     preferred: Sequence[str] = (),
 ) -> Path:
-    """The bundle of `model` under `home()`.
+    """The bundle of `model` under `places.bundles()`.
 
     Args:
         precision: `fp32` or `fp16`; None takes the only one there is, or the first of `preferred`.
@@ -330,7 +322,7 @@ def find_bundle(
     pattern = re.compile(
         f"{name}-{precision or '(fp32|fp16)'}-" + (f"{size[0]}x{size[1]}" if size else r"\d+x\d+") + r"\Z"
     )
-    root = home() / "bundles"
+    root = bundles()
     found = sorted(p for p in root.iterdir() if pattern.match(p.name)) if root.is_dir() else []
     if not found:
         wanted = "".join(

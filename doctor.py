@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from . import __version__
-from .bundle import MANIFEST, home
+from .bundle import MANIFEST
 from .gpu import Gpu, find_gpu
+from .places import home
 
 PACKAGES = (
     "numpy",

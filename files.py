@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
+from .messages import one_line, printable
 
 PARTIAL = ".partial-"
 """Between a file's or folder's name and a random ending: what is still being written beside it."""
@@ -40,6 +41,61 @@ def replace_file(path: Path, content: bytes | str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path, option: str = "--out") -> None:
+    """Finds out whether files can be made in `folder`, which need not exist, before the work whose results go there.
+
+    A file is made and removed in the nearest folder that exists; nothing else changes.
+
+    Args:
+        option: what chooses another folder, for the message.
+    Raises:
+        UserError: `folder` or what it would be made in is no folder, or nothing can be written there.
+    """
+    try:
+        there = _nearest(folder.absolute())
+        reason = "" if there.is_dir() else f"{printable(there)} is no folder"
+        if not reason:
+            probe = there / f"{PARTIAL}{secrets.token_hex(8)}"
+            with probe.open("xb"):
+                pass
+            probe.unlink()
+    except (OSError, ValueError) as e:
+        reason = _why(e)
+    if reason:
+        raise UserError(f"cannot write to {printable(folder)} ({reason}): choose another {option}")
+
+
+def require_writable_file(file: Path, option: str = "--out") -> None:
+    """As `require_writable`, for a file that will be written or replaced.
+
+    Raises:
+        UserError: the file is something else (a folder, a device), or cannot be written.
+    """
+    require_writable(file.parent, option)
+    try:
+        reason = "" if _nearest(file.absolute()) != file.absolute() or file.is_file() else "it is no file"
+    except (OSError, ValueError) as e:
+        reason = _why(e)
+    if reason:
+        raise UserError(f"cannot write {printable(file)} ({reason}): choose another {option}")
+
+
+def _nearest(path: Path) -> Path:
+    """The longest beginning of an absolute path that exists. Raises: OSError, ValueError"""
+    while True:
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.parent
+        else:
+            return path
+
+
+def _why(error: OSError | ValueError) -> str:
+    """ValueError is what Python makes of a NUL character and of half of a surrogate pair in a path."""
+    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
 
 
 def new_partial_folder(folder: Path) -> Path:

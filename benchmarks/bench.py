@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle, bundle_folder, home
+from ..bundle import Bundle, bundle_folder
 from ..errors import CnppError, UserError
 from ..export.checkpoint import Checkpoint
 from ..export.reopen import checkpoint_of
 from ..gpu import Gpu, find_gpu
+from ..places import home
 from ..runtime.pipeline import Pipeline, structure_of
 from ..runtime.request import Request
 from ..runtime.schedulers import build_table

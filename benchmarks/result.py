@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..bundle import home
 from ..errors import UserError
+from ..places import results
 from .environment import environment
 
 FORMAT = 1
@@ -75,4 +75,4 @@ def read_result(path: Path) -> Result:
 
 def default_path(kind: Kind, name: str) -> Path:
     """Where a run's result goes when nothing else is said: one file for each kind and name, the newest."""
-    return home() / "results" / f"{kind}-{name}.json"
+    return results() / f"{kind}-{name}.json"

@@ -187,8 +187,8 @@ def consistency_command(
     from ..benchmarks.report.tables import markdown_of
     from ..benchmarks.result import Result, default_path
     from ..benchmarks.shards import Shard
-    from ..bundle import home
     from ..errors import CnppError, UserError
+    from ..places import results
 
     own_shard = Shard.parse(shard)
     if fresh and own_shard.of > 1:
@@ -214,7 +214,7 @@ def consistency_command(
         open_data(deployed, conditions, data, prompts),
         conditions,
         consistency.protocol_of(m, images, negative_prompt, steps, guidance_scale, scheduler),
-        out or home() / "consistency" / name,
+        out or results() / "consistency" / name,
         keep_pictures=fid_metric is not None or clip_metric is not None,
     )
     if fresh:

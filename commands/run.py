@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..bundle import home
 from ..errors import UserError
+from ..places import runs
 from .options import (
     BackendName,
     BundleFolder,
@@ -77,7 +77,7 @@ def run_command(
     """Draw pictures that follow a condition, and a sheet that shows how well they do."""
     from ..runtime import run as running
 
-    out = out or home() / "runs"
+    out = out or runs()
     if strength is not None and init_image is None:
         raise UserError("--strength says how much of an initial image is drawn anew: give one with --init-image FILE")
     if repeat is not None:

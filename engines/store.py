@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import MANIFEST, Bundle, home
+from .. import places
+from ..bundle import MANIFEST, Bundle
 from ..doctor import installed
 from ..errors import BackendError, BundleError
 from ..files import PARTIAL, exclusive, new_partial_folder, partial_folders, remove_folder, sha256_of
@@ -142,7 +143,7 @@ class PlanStore:
     """Args: root: its folder; None is `<home>/plans`."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or home() / "plans").absolute()
+        self.root = (root or places.plans()).absolute()
 
     def plans(self) -> list[Plan]:
         """Those whose record can be read, by name. Their engines are not looked at."""
@@ -280,9 +281,9 @@ def graph_digest(bundle: Bundle, graph: str) -> str:
 
 
 def bundle_sources() -> set[str]:
-    """The digests of every graph of every bundle under `home()`."""
+    """The digests of every graph of every bundle under `places.bundles()`."""
     sources = set()
-    for manifest in home().glob(f"bundles/*/{MANIFEST}"):
+    for manifest in places.bundles().glob(f"*/{MANIFEST}"):
         with suppress(BundleError):
             bundle = Bundle.open(manifest.parent)
             sources |= {graph_digest(bundle, graph) for graph in bundle.manifest.graphs}

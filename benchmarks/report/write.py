@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ...bundle import home
 from ...errors import UserError
+from ...places import results
 from .document import Document
 from .markdown import write_markdown
 from .page import write_page
@@ -12,10 +12,10 @@ from .page import write_page
 def write_document(document: Document, out: Path | None, name: str) -> tuple[Path, Path]:
     """DIR/NAME.html and DIR/NAME.md, with the latter's figures in DIR/figures; replaces those that are there.
 
-    Args: out: DIR; None for `report` under CNPP_TRT_HOME.
+    Args: out: DIR; None for the default one.
     Raises: UserError where DIR cannot be written.
     """
-    folder = home() / "report" if out is None else out
+    folder = results() / "report" if out is None else out
     page = write_page(document)
     text, files = write_markdown(document)
     html, markdown = folder / f"{name}.html", folder / f"{name}.md"
