@@ -22,9 +22,11 @@ from ..bundle import Manifest
 from ..conditions import CONDITIONS
 from ..errors import CnppError, UserError
 from ..export.recipe import EMBEDDED
+from ..files import replace_file
+from ..messages import printable
 from ..runtime.consistency import MeanIoU, edges, f1_counts, score
 from ..runtime.extraction import can_extract
-from ..runtime.images import encode_png, read_image, resize
+from ..runtime.images import encode_png, read_bytes, read_image, resize
 from ..runtime.metadata import pixels_sha256
 from ..runtime.palette import labels_from_colors
 from ..runtime.pipeline import Pipeline
@@ -136,7 +138,13 @@ class Study:
 
     def records(self, side: Side, condition: str) -> dict[str, dict[str, Any]]:
         """By the prompt's id, in the data's order, whichever process made them. Raises: UserError"""
-        found = read_records(self.place(side, condition), self.header(side, condition))
+        found = read_records(self.place(side, condition), self.header(side, condition), records.Drawn)
+        for id_, record in found.items():
+            if not _is_whole(record, self.protocol.images, CONDITIONS[condition].metric):
+                raise UserError(
+                    f"{self.place(side, condition)}: the record of {printable(repr(id_))} is not whole: "
+                    "start again with --fresh"
+                )
         return {id_: found[id_] for id_ in self.data.ids if id_ in found}
 
     def request(self, condition: str, index: int) -> Request:
@@ -280,11 +288,22 @@ def counts(condition: str, given: Picture, found: Sequence[Picture]) -> dict[str
             return {}
 
 
+def _is_whole(record: Mapping[str, Any], images: int, metric: str) -> bool:
+    """Whether a record has a value for each image, and the counts that its metric pools."""
+    names = {"mIoU": ("classes", "intersection", "union"), "F1": ("hits", "marked")}.get(metric, ())
+    pooled = {len(record["counts"].get(name, ())) for name in names}
+    return (
+        all(len(record[name]) == images for name in ("seeds", "scores", "pixels"))
+        and len(pooled) <= 1
+        and (metric != "F1" or pooled == {1})
+    )
+
+
 def read_sheets(study: Study) -> list[records.Sheet]:
     """Those that have been drawn."""
     paths = {condition: study.sheet(condition) for condition in study.conditions}
     return [
-        records.Sheet(condition=condition, png=base64.b64encode(path.read_bytes()).decode("ascii"))
+        records.Sheet(condition=condition, png=base64.b64encode(read_bytes(path)).decode("ascii"))
         for condition, path in paths.items()
         if path.is_file()
     ]
@@ -341,10 +360,7 @@ def _at_most(picture: Picture, side: int, resample: Literal["nearest", "lanczos"
 
 
 def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        replace_file(path, content)
     except OSError as e:
-        partial.unlink(missing_ok=True)
         raise CnppError(f"cannot write {path} ({e.strerror or e}): mend that and run again to go on") from None

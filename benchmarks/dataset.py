@@ -13,10 +13,11 @@ without an `id` the line's number is one. Pictures of another size are resized a
 import hashlib
 import io
 import json
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +27,18 @@ from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..export.recipe import EMBEDDED
 from ..files import sha256_of
+from ..messages import one_line, printable
 from ..miniature.scenes import draw_scene
-from ..runtime.images import decode_image, read_bytes, read_image, resize
+from ..runtime.images import MAX_FILE_BYTES, decode_image, read_bytes, read_image, resize
 from ..runtime.palette import colors_from_labels, labels_from_colors
 from ..runtime.pipeline import Pipeline
+from ..runtime.request import MAX_PROMPT
+from ..schema import Meta, Record, SchemaError, decode, read_bounded
 from .requests import FIRST_SCENE, control
 
 PROMPTS = "prompts.jsonl"
+MAX_LINES = 1_000_000
+MAX_LINE_BYTES = 1 << 20
 # A share of pixels in none of ADE20K's colours above which a picture is no segmentation map.
 MAX_INEXACT = 0.01
 
@@ -77,6 +83,15 @@ class Scenes:
         return control(self._pipeline, condition, index)[0]
 
 
+class _Fields(Record):
+    """A line of the file; what is empty was not given."""
+
+    prompt: Annotated[str, Meta(max_length=MAX_PROMPT)]
+    id: Annotated[str, Meta(max_length=200)] = ""
+    condition: Annotated[str, Meta(max_length=4096)] = ""
+    image: Annotated[str, Meta(max_length=4096)] = ""
+
+
 @dataclass(frozen=True)
 class _Line:
     number: int
@@ -113,7 +128,7 @@ class Folder:
         self.digest = digest.hexdigest()
         self._chosen = lines[:count]
         self.ids = [line.id for line in self._chosen]
-        self.title = f"{len(self.ids)} prompts of {folder.resolve().name}"
+        self.title = f"{len(self.ids)} prompts of {printable(folder.resolve().name)}"
 
     def prompt(self, index: int) -> str:
         return self._chosen[index].prompt
@@ -133,7 +148,7 @@ class Folder:
 
     def _lines(self) -> list[_Line]:
         try:
-            texts = self._path.read_bytes().splitlines()
+            texts = read_bounded(self._path).split(b"\n")
         except FileNotFoundError:
             raise UserError(
                 f"there is no {self._path}: write one JSON object a line into it, as in "
@@ -141,44 +156,56 @@ class Folder:
             ) from None
         except OSError as e:
             raise UserError(f"cannot read {self._path}: {e.strerror or e}") from None
+        except SchemaError as e:
+            raise UserError(f"cannot read {self._path}: {e}") from None
+        if len(texts) > MAX_LINES:
+            raise UserError(f"{self._path} has {len(texts):,} lines, more than {MAX_LINES:,}")
         lines = [self._line(number, text) for number, text in enumerate(texts, 1) if text.strip()]
         if not lines:
             raise UserError(f"{self._path} is empty: write one JSON object a line into it")
         first: dict[str, int] = {}
         for line in lines:
             if line.id in first:
-                raise self._error(line.number, f"has the id {line.id!r} of line {first[line.id]}")
+                raise self._error(line.number, f"has the id {printable(repr(line.id))} of line {first[line.id]}")
             first[line.id] = line.number
         return lines
 
     def _line(self, number: int, text: bytes) -> _Line:
+        if len(text) > MAX_LINE_BYTES:
+            raise self._error(number, f"has {len(text):,} bytes, more than {MAX_LINE_BYTES:,}")
         try:
-            fields = json.loads(text)
-        except ValueError as e:
-            raise self._error(number, f"is no JSON: {e}") from None
-        if not isinstance(fields, dict):
-            raise self._error(number, "is no JSON object")
-        unknown = fields.keys() - {"id", "prompt", "condition", "image"}
-        if unknown:
-            raise self._error(
-                number, f"has an unknown field {min(unknown)!r}: id, prompt, condition and image are known"
-            )
-        if not isinstance(fields.get("prompt"), str):
-            raise self._error(number, "has no prompt: a string, which may be empty")
-        if "condition" not in fields and "image" not in fields:
+            fields = decode(text, _Fields)
+        except SchemaError as e:
+            raise self._error(number, f"is no prompt: {e}: id, prompt, condition and image are known") from None
+        if not fields.condition and not fields.image:
             raise self._error(number, "has neither a condition (a control image) nor an image (a photo)")
-        for name in ("id", "condition", "image"):
-            if not isinstance(fields.get(name, ""), str):
-                raise self._error(number, f"has no string as its {name}: {fields[name]!r}")
-        condition, image = ((self._path.parent / fields[n]) if n in fields else None for n in ("condition", "image"))
-        return _Line(number, fields.get("id", str(number)), fields["prompt"], condition, image)
+        if not fields.id.isprintable():
+            raise self._error(number, f"has the id {printable(repr(fields.id))}: give one of printable characters")
+        folder = self._path.parent
+        return _Line(
+            number,
+            fields.id or str(number),
+            fields.prompt,
+            folder / fields.condition if fields.condition else None,
+            folder / fields.image if fields.image else None,
+        )
 
     def _check(self, line: _Line, conditions: Sequence[str]) -> None:
-        if not line.file.is_file():
-            raise self._error(line.number, f"there is no {line.file}")
+        try:
+            status = line.file.stat()
+        except (OSError, ValueError) as e:
+            reason = e.strerror if isinstance(e, OSError) else None
+            raise self._error(line.number, f"there is no {printable(line.file)} ({reason or one_line(e)})") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise self._error(line.number, f"{printable(line.file)} is no file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise self._error(
+                line.number, f"{printable(line.file)} has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}"
+            )
         if line.condition is not None and len(conditions) > 1:
             raise self._error(
-                line.number, f"{line.file.name} is one condition of {', '.join(conditions)}: say which with one --cond"
+                line.number,
+                f"{printable(line.file.name)} is one condition of {', '.join(conditions)}: say which with one --cond",
             )
 
     def _error(self, number: int, what: str) -> UserError:

@@ -4,8 +4,8 @@
     python -m cnpp_trt.benchmarks.full_size engines --work DIR
 
 They make what they need in DIR (`export` a checkpoint of 2.7 GB and a bundle of 5.7 GB, `engines` a checkpoint of
-5.6 GB, an fp16 bundle of 5.8 GB and plans of 5.8 GB) and write a result, as `cnpp-trt report` reads it. For latency:
-`cnpp-trt bench --bundle DIR/bundle --model DIR/sd15-random`.
+5.6 GB, an fp16 bundle of 5.8 GB and plans of 5.8 GB). `engines` writes a result, as `cnpp-trt report` reads it. For
+latency: `cnpp-trt bench --bundle DIR/bundle --model DIR/sd15-random`.
 """
 
 import resource
@@ -20,7 +20,7 @@ import typer
 
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
-from .records import Export, PlanRow, Plans
+from .records import PlanRow, Plans
 from .result import Result, default_path
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -33,23 +33,12 @@ _CNPP_TRT = [sys.executable, "-m", "cnpp_trt.cli"]
 
 
 @app.command()
-def export(work: Work = WORK, out: Out = None) -> None:
+def export(work: Work = WORK) -> None:
     """Exports UNet, one ControlNet, VAE and text encoder into DIR/bundle anew."""
     checkpoint, folder = _checkpoint(work / "sd15-random", ("seg",)), work / "bundle"
     shutil.rmtree(folder, ignore_errors=True)
     seconds = _timed(["export", "--cond", "seg", "--model", str(checkpoint), "--out", str(folder)])
-    m = Bundle.open(folder).manifest
-    data = Export(
-        model=MODEL,
-        precision=m.precision,
-        width=m.width,
-        height=m.height,
-        graphs=list(m.graphs),
-        seconds=seconds,
-        peak_bytes=_peak_bytes(),
-    )
-    command = "python -m cnpp_trt.benchmarks.full_size export"
-    _write(Result.of("export", f"{MODEL}, {m.precision}", command, data), out)
+    print(f"{folder}: exported in {seconds:.0f} s, peak memory {_peak_bytes() / 2**30:.2f} GiB")
 
 
 @app.command()

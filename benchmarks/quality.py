@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import CnppError, UserError
+from ..messages import one_line
 from ..runtime.images import read_image, resize
 
 Picture = NDArray[np.uint8]
@@ -47,7 +48,9 @@ class Fid:
         except ModuleNotFoundError:
             raise CnppError(f"FID needs torchmetrics and torch-fidelity: {INSTALL}") from None
         except Exception as e:  # whatever a download fails with
-            raise CnppError(f"FID needs Inception v3's weights (91 MB), which are downloaded once: {_line(e)}") from e
+            raise CnppError(
+                f"FID needs Inception v3's weights (91 MB), which are downloaded once: {one_line(e)}"
+            ) from e
         self._has_real = False
 
     def __call__(self, groups: Iterable[Iterable[Picture]]) -> float:
@@ -106,7 +109,7 @@ class ClipScore:
             self._metric: Any = CLIPScore(load)
         except Exception as e:  # whatever a download fails with
             raise CnppError(
-                f"CLIP score needs the weights of {model}, which transformers downloads once: {_line(e)}"
+                f"CLIP score needs the weights of {model}, which transformers downloads once: {one_line(e)}"
             ) from e
 
     @torch.inference_mode()
@@ -126,7 +129,7 @@ def _packages(what: str, packages: str) -> Iterator[None]:
     except ImportError:
         raise CnppError(f"{what} needs {packages}: {INSTALL}") from None
     except RuntimeError as e:  # a torchvision that was built for another torch
-        raise CnppError(f"{what} cannot load {packages} ({_line(e)}): install the versions of one build") from e
+        raise CnppError(f"{what} cannot load {packages} ({one_line(e)}): install the versions of one build") from e
 
 
 class _Features(nn.Module):
@@ -151,7 +154,3 @@ def _projected(output: Any) -> Tensor:
 
 def _tensor(image: Picture) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

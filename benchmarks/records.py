@@ -1,12 +1,26 @@
-"""What results hold, by kind. Seconds, bytes, and fractions of 1 throughout, unless said otherwise."""
+"""What results hold, by kind. Seconds, bytes, and fractions of 1 throughout, unless said otherwise.
+
+The annotations are the schema that files are read by (`result.read_result`): types, ranges and sizes.
+"""
 
 import sys
-from typing import Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
-from .statistics import Ratio, Summary
+from ..schema import Meta
+from .statistics import Ratio, Seconds, Summary
 
 # Stands for a difference that is not finite: JSON has no such number.
 NOT_FINITE = sys.float_info.max
+
+Text = Annotated[str, Meta(max_length=2_000)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Side = Annotated[int, Meta(ge=1, le=2**16)]
+Levels = Annotated[int, Meta(ge=0, le=255)]
+Guidance = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Rate = Annotated[float, Meta(ge=0, le=1e30)]
+Error = Annotated[float, Meta(ge=0)]
+Score = Annotated[float, Meta(ge=-1e9, le=1e9)]
+Png = Annotated[str, Meta(max_length=8 << 20)]
 
 # ---- bench
 
@@ -14,22 +28,22 @@ NOT_FINITE = sys.float_info.max
 class Contender(TypedDict):
     """`reason` says why one that is not `available` could not run here, and is empty else."""
 
-    name: str
-    title: str
-    precision: str
+    name: Text
+    title: Text
+    precision: Text
     available: bool
-    reason: str
+    reason: Text
 
 
 class Case(TypedDict):
     """One request's sizes. `base` marks the one that every contender takes part in; the others vary one thing of it."""
 
-    width: int
-    height: int
-    images: int
-    steps: int
-    scheduler: str
-    guidance_scale: float
+    width: Side
+    height: Side
+    images: Count
+    steps: Count
+    scheduler: Text
+    guidance_scale: Guidance
     base: bool
 
 
@@ -43,31 +57,31 @@ class Timed(TypedDict):
     """
 
     whole: Summary
-    stages: dict[str, Summary]
+    stages: dict[Text, Summary]
     ratio: NotRequired[Ratio]
-    max_difference: NotRequired[int]
-    psnr: NotRequired[float | None]
+    max_difference: NotRequired[Levels]
+    psnr: NotRequired[Score | None]
 
 
 class TimedCase(TypedDict):
     case: Case
-    runs: dict[str, Timed]
+    runs: dict[Text, Timed]
 
 
 class Cold(TypedDict):
     """Whole processes, from their start to the first image. Bytes at the peak; device_bytes is None on a CPU."""
 
     seconds: Summary
-    host_bytes: int
-    device_bytes: int | None
+    host_bytes: Count
+    device_bytes: Count | None
 
 
 class Work(TypedDict):
     """Of one launch of a stage: floating-point operations (a multiply-add is two), and the bytes that must move at
     least: its weights once, its inputs and its outputs."""
 
-    flop: float
-    bytes: float
+    flop: Rate
+    bytes: Rate
 
 
 class Floor(TypedDict):
@@ -77,25 +91,25 @@ class Floor(TypedDict):
     work: by stage; launches: how often the stage is launched for one request.
     """
 
-    flop_per_second: dict[str, float]
-    bytes_per_second: float
-    work: dict[str, Work]
-    launches: dict[str, int]
+    flop_per_second: dict[Text, Rate]
+    bytes_per_second: Rate
+    work: dict[Text, Work]
+    launches: dict[Text, Count]
 
 
 class Bench(TypedDict):
     """The first contender is the baseline; `threads` is None on a GPU. `floor` is None where it could not be measured,
     for `floor_reason`."""
 
-    model: str
-    condition: str
+    model: Text
+    condition: Text
     device: Literal["cpu", "gpu"]
-    threads: int | None
+    threads: Count | None
     contenders: list[Contender]
     cases: list[TimedCase]
-    cold: dict[str, Cold]
+    cold: dict[Text, Cold]
     floor: Floor | None
-    floor_reason: str
+    floor_reason: Text
 
 
 # ---- waterfall
@@ -108,19 +122,19 @@ class Technique(TypedDict):
     reason: why it was not measured here; empty where it was.
     """
 
-    name: str
-    title: str
+    name: Text
+    title: Text
     seconds: NotRequired[Summary]
     ratio: NotRequired[Ratio]
-    difference: NotRequired[float]
-    reason: str
+    difference: NotRequired[Error]
+    reason: Text
 
 
 class Waterfall(TypedDict):
     """`ratio` of a technique is how many times faster than the first bar."""
 
-    model: str
-    condition: str
+    model: Text
+    condition: Text
     case: Case
     techniques: list[Technique]
 
@@ -134,12 +148,12 @@ class GraphParity(TypedDict):
     worst: the launch and tensor with the largest relative L2, as in `unet step 3: noise_pred`.
     """
 
-    graph: str
-    launches: int
-    max_abs: float
-    relative_l2: float
-    cosine: float
-    worst: str
+    graph: Text
+    launches: Count
+    max_abs: Error
+    relative_l2: Error
+    cosine: Score
+    worst: Text
 
 
 class StepParity(TypedDict):
@@ -149,9 +163,9 @@ class StepParity(TypedDict):
     forced: each step started from the reference's own state: its error alone.
     """
 
-    condition: str
-    free: list[float]
-    forced: list[float]
+    condition: Text
+    free: list[Error]
+    forced: list[Error]
 
 
 class ImageParity(TypedDict):
@@ -160,22 +174,22 @@ class ImageParity(TypedDict):
     lpips: None where it cannot be computed, for the reason in `Parity.unavailable`.
     """
 
-    condition: str
-    max_difference: list[int]
-    psnr: list[float | None]
-    ssim: list[float]
-    lpips: list[float] | None
+    condition: Text
+    max_difference: list[Levels]
+    psnr: list[Score | None]
+    ssim: list[Score]
+    lpips: list[Error] | None
 
 
 class Heatmap(TypedDict):
     """PNGs in base64, of one size; `difference` shows the largest channel's, `scale` levels of 255 as white."""
 
-    condition: str
-    seed: int
-    reference: str
-    deployed: str
-    difference: str
-    scale: int
+    condition: Text
+    seed: Count
+    reference: Png
+    deployed: Png
+    difference: Png
+    scale: Levels
 
 
 class Parity(TypedDict):
@@ -185,137 +199,149 @@ class Parity(TypedDict):
     unavailable: what was not computed, and why.
     """
 
-    model: str
-    backend: str
-    precision: str
-    reference: str
+    model: Text
+    backend: Text
+    precision: Text
+    reference: Text
     graphs: list[GraphParity]
     steps: list[StepParity]
     images: list[ImageParity]
     half: list[ImageParity]
     heatmaps: list[Heatmap]
-    thresholds: dict[str, float]
-    missed: list[str]
+    thresholds: dict[Text, Score]
+    missed: list[Text]
     passed: bool
-    unavailable: dict[str, str]
+    unavailable: dict[Text, Text]
 
 
 # ---- consistency
 
 
+class Counts(TypedDict):
+    """As `consistency.counts` has them: of label classes, or of edge pixels, or nothing."""
+
+    classes: NotRequired[list[Annotated[int, Meta(ge=0, lt=150)]]]
+    intersection: NotRequired[list[Count]]
+    union: NotRequired[list[Count]]
+    hits: NotRequired[list[Count]]
+    marked: NotRequired[list[Count]]
+
+
+class Drawn(TypedDict):
+    """What one prompt leaves in a study's folder, of one side and condition; one value an image.
+
+    counts: what of them is pooled.
+    pixels: SHA-256 of each image, hexadecimal.
+    """
+
+    id: Annotated[str, Meta(max_length=200)]
+    seeds: list[Annotated[int, Meta(ge=0)]]
+    scores: Annotated[list[Score], Meta(min_length=1, max_length=16)]
+    counts: Counts
+    pixels: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(min_length=1, max_length=16)]
+
+
 class Interval(TypedDict):
     """A value with its 95 % bootstrap interval over prompts."""
 
-    value: float
-    low: float
-    high: float
+    value: Score
+    low: Score
+    high: Score
 
 
 class Difference(TypedDict):
     """Paired: both sides had the same prompts, seeds and conditions. `value` is `of` minus `minus`."""
 
-    of: str
-    minus: str
-    value: float
-    low: float
-    high: float
+    of: Text
+    minus: Text
+    value: Score
+    low: Score
+    high: Score
 
 
 class ConditionScores(TypedDict):
     """scores: by side. differences: of the first side against each of the others."""
 
-    condition: str
-    metric: str
+    condition: Text
+    metric: Text
     higher_is_better: bool
-    prompts: int
-    images: int
-    scores: dict[str, Interval]
+    prompts: Count
+    images: Count
+    scores: dict[Text, Interval]
     differences: list[Difference]
 
 
 class Sheet(TypedDict):
     """The three rows of one prompt: given, generated, re-extracted. `png` is base64."""
 
-    condition: str
-    png: str
+    condition: Text
+    png: Png
 
 
 class Consistency(TypedDict):
     """sides: titles by name, the deployed one first. quality: FID and CLIP scores by side and name, where asked for."""
 
-    model: str
-    data: str
-    images_per_prompt: int
-    sides: dict[str, str]
+    model: Text
+    data: Text
+    images_per_prompt: Count
+    sides: dict[Text, Text]
     conditions: list[ConditionScores]
     sheets: list[Sheet]
-    quality: dict[str, dict[str, float]]
+    quality: dict[Text, dict[Text, Score]]
 
 
 # ---- full size
 
 
 class PlanRow(TypedDict):
-    graph: str
-    seconds: float
-    bytes: int
-    kernels: int
-    attentions: int
-    attentions_fused: int
-    norms: int
-    norms_fused: int
+    graph: Text
+    seconds: Seconds
+    bytes: Count
+    kernels: Count
+    attentions: Count
+    attentions_fused: Count
+    norms: Count
+    norms_fused: Count
 
 
 class Plans(TypedDict):
     """Building every plan anew; `seconds` and `peak_bytes` are the whole command's."""
 
-    model: str
-    flavor: str
-    width: int
-    height: int
+    model: Text
+    flavor: Text
+    width: Side
+    height: Side
     plans: list[PlanRow]
-    seconds: float
-    peak_bytes: int
-
-
-class Export(TypedDict):
-    """Exporting anew; `seconds` and `peak_bytes` are the whole command's."""
-
-    model: str
-    precision: str
-    width: int
-    height: int
-    graphs: list[str]
-    seconds: float
-    peak_bytes: int
+    seconds: Seconds
+    peak_bytes: Count
 
 
 class StageRow(TypedDict):
     """A command, as a process of its own."""
 
-    stage: str
-    seconds: float
-    peak_bytes: int
+    stage: Text
+    seconds: Seconds
+    peak_bytes: Count
 
 
 class PictureRow(TypedDict):
     """A picture of one condition and diffusers' of the same; `differing` is the share of values that differ at all."""
 
-    condition: str
-    seconds: float
-    peak_bytes: int
-    max_difference: int
-    differing: float
-    reference_seconds: float
-    reference_peak_bytes: int
+    condition: Text
+    seconds: Seconds
+    peak_bytes: Count
+    max_difference: Levels
+    differing: Annotated[float, Meta(ge=0, le=1)]
+    reference_seconds: Seconds
+    reference_peak_bytes: Count
 
 
 class Whole(TypedDict):
     """A named model, from its repositories to plans and pictures."""
 
-    model: str
-    width: int
-    height: int
-    steps: int
+    model: Text
+    width: Side
+    height: Side
+    steps: Count
     stages: list[StageRow]
     pictures: list[PictureRow]

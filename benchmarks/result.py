@@ -1,36 +1,57 @@
 """The JSON that a measurement leaves: one file for one run, with its environment; what `cnpp-trt report` reads."""
 
-import json
-import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
 
 from ..errors import UserError
+from ..files import replace_file
+from ..messages import printable
 from ..places import results
+from ..schema import Meta, SchemaError, convert, decode, read_bounded, to_json
+from . import records
 from .environment import environment
+from .records import Text
 
 FORMAT = 1
-Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "export", "whole"]
+Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "whole"]
+RECORDS: dict[str, Any] = {
+    "bench": records.Bench,
+    "waterfall": records.Waterfall,
+    "parity": records.Parity,
+    "consistency": records.Consistency,
+    "plans": records.Plans,
+    "whole": records.Whole,
+}
+"""What `data` is, by kind."""
+
+Fact = Text | Annotated[int, Meta(ge=-(2**53), le=2**53)] | float | bool | None
+Environment = Annotated[
+    Mapping[Text, Fact | Annotated[Mapping[Text, Fact], Meta(max_length=200)]], Meta(max_length=200)
+]
 
 
-@dataclass(frozen=True)
-class Result:
-    """Attributes:
-    kind: which class of `records` `data` is.
-    title: what was measured, in a few words, as in `miniature, seg, cpu`.
-    command: what would measure it again.
-    created: ISO 8601, UTC.
+class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A measurement with where and when it was taken.
+
+    Attributes:
+        kind: which class of `records` `data` is.
+        title: what was measured, in a few words, as in `miniature, seg, cpu`.
+        command: what would measure it again.
+        data: the record of `kind`.
+        environment: what is known of the machine, by name.
+        created: ISO 8601, UTC.
     """
 
     kind: Kind
-    title: str
-    command: str
+    title: Text
+    command: Annotated[str, Meta(max_length=500_000)]
     data: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    created: str
+    environment: Environment
+    created: Text
     format: int = FORMAT
 
     @classmethod
@@ -41,36 +62,75 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Replaces the file whole, or leaves it as it was. Raises: UserError where it cannot be written."""
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", "utf-8")
-            partial.replace(path)
+            replace_file(path, to_json(self))
         except OSError as e:
             raise UserError(f"cannot write {path}: {e.strerror or e}") from None
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> Result:
-    """Raises: UserError where the file is no result of this format."""
+    """A result whose keys, types, ranges and sizes are those of `records`, and whose text is printable.
+
+    Raises: UserError, one line with file and key, where the file is no whole result of this format.
+    """
+    shown = printable(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = decode(read_bounded(path), object)
     except FileNotFoundError:
-        raise UserError(f"there is no {path}: measure with `cnpp-trt bench`, `parity` or `consistency`") from None
+        raise UserError(f"there is no {shown}: measure with `cnpp-trt bench`, `parity` or `consistency`") from None
     except (OSError, ValueError) as e:
-        raise UserError(f"cannot read {path}: {' '.join(str(e).split())[:200]}") from None
+        raise UserError(f"cannot read {shown}: {printable(e)}") from None
     if not isinstance(content, dict) or not {"format", "kind", "data"} <= content.keys():
-        raise UserError(f"{path} is no result of cnpp-trt")
+        raise UserError(f"{shown} is no result of cnpp-trt")
     if content["format"] != FORMAT:
-        raise UserError(f"{path} is a result of format {content['format']}, not {FORMAT}: measure again")
+        raise UserError(
+            f"{shown} is a result of format {printable(content['format'], 20)}, not {FORMAT}: measure again"
+        )
+    if content["kind"] not in get_args(Kind):
+        raise UserError(f"{shown} is a result of unknown kind {printable(repr(content['kind']), 40)}")
     try:
-        result = Result(**content)
-    except TypeError:
-        raise UserError(f"{path} is no result of cnpp-trt: its fields are not those of format {FORMAT}") from None
-    if result.kind not in get_args(Kind):
-        raise UserError(f"{path} is a result of unknown kind {result.kind!r}")
-    return result
+        result = convert(content, Result)
+    except SchemaError as e:
+        raise UserError(f"{shown} is no whole result: {e}: measure again with this version") from None
+    try:
+        data = _closed(content["data"], convert(content["data"], RECORDS[result.kind]), "$")
+    except SchemaError as e:
+        text = str(e).replace("`$", "`data", 1)
+        raise UserError(f"{shown} is no whole result: {text}: measure again with this version") from None
+    return msgspec.structs.replace(
+        result,
+        title=_plain(result.title),
+        command=_plain(result.command),
+        created=_plain(result.created),
+        data=_plain(data),
+        environment=_plain(result.environment),
+    )
+
+
+def _closed(given: Any, known: Any, where: str) -> Any:
+    """`known`, where it holds all of `given`: of a TypedDict, msgspec leaves out keys that it does not have.
+
+    Raises: SchemaError that names the first unknown key.
+    """
+    if isinstance(given, dict):
+        for key, value in given.items():
+            if key not in known:
+                raise SchemaError(f"Object contains unknown field `{printable(key, 40)}` - at `{where}`")
+            _closed(value, known[key], f"{where}.{printable(key, 40)}")
+    elif isinstance(given, list):
+        for i, (value, of_known) in enumerate(zip(given, known, strict=True)):
+            _closed(value, of_known, f"{where}[{i}]")
+    return known
+
+
+def _plain(value: Any) -> Any:
+    """The same with every text on one line and printable: results come from anywhere, and a page shows all of them."""
+    if isinstance(value, str):
+        return printable(value, 12 * len(value) + 1)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def default_path(kind: Kind, name: str) -> Path:

@@ -21,6 +21,8 @@ import typer
 
 from ..conditions import CONDITIONS
 from ..errors import CnppError
+from ..files import replace_file
+from ..schema import read_object
 from .records import PictureRow, StageRow, Whole
 from .result import Result, default_path
 
@@ -115,7 +117,7 @@ class _Stages:
     def __init__(self, work: Path) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self._file = work / "stages.json"
-        self._known: dict[str, Any] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._known: dict[str, Any] = read_object(self._file) if self._file.is_file() else {}
 
     def run(self, stage: str, *command: object) -> dict[str, Any]:
         """seconds, peak_bytes and `out`, what the command printed.
@@ -134,7 +136,7 @@ class _Stages:
                 raise CnppError(f"{stage} failed: see above")
             seconds = time.perf_counter() - start
             self._known[stage] = {"seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024, "out": said}
-            self._file.write_text(json.dumps(self._known, indent=1))
+            replace_file(self._file, json.dumps(self._known, indent=1))
         found: dict[str, Any] = self._known[stage]
         return found
 

@@ -6,7 +6,6 @@ and the next run overwrites.
 """
 
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CnppError, UserError
+from ..messages import one_line, printable
+from ..schema import SchemaError, convert, read_bounded
+
+MAX_BYTES = 1 << 30
+MAX_LINE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,12 @@ class Shard:
         return f"records-{self.number}of{self.of}.jsonl"
 
 
-def read_records(folder: Path, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def read_records(folder: Path, header: Mapping[str, Any], kind: Any = dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every record of every file in `folder`, by id; one that was made twice counts once.
 
     Args:
         header: what they must depend on; JSON-able.
+        kind: what each of them is: a TypedDict with an `id`.
     Raises: UserError where a file depends on something else, or is damaged.
     """
     merged = {}
@@ -54,7 +59,10 @@ def read_records(folder: Path, header: Mapping[str, Any]) -> dict[str, dict[str,
             _require_same(path, _parse(path, 1, lines[0]), header)
         for number, line in enumerate(lines[1:], 2):
             record = _parse(path, number, line)
-            merged[record["id"]] = record
+            try:
+                merged[convert(record, kind)["id"]] = record
+            except SchemaError as e:
+                raise _damaged(path, number, f" ({e})") from None
     return merged
 
 
@@ -106,20 +114,25 @@ def _whole_bytes(path: Path) -> int:
 
 def _whole_lines(path: Path) -> list[bytes]:
     try:
-        return path.read_bytes().split(b"\n")[:-1]
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {os.strerror(e.errno) if e.errno else e}") from None
+        return read_bounded(path, MAX_BYTES).split(b"\n")[:-1]
+    except (OSError, SchemaError) as e:
+        reason = e.strerror if isinstance(e, OSError) else None
+        raise UserError(f"cannot read {path}: {reason or one_line(e)}") from None
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(line)
+        content: dict[str, Any] = json.loads(line[:MAX_LINE])
         if content.pop("crc32") == _checksum(content):
             return content
-    except (ValueError, TypeError, LookupError, AttributeError):  # no JSON, or another JSON
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # no JSON, or another JSON
         pass
-    what = "line" if number > 1 else "file"
-    raise UserError(f"{path}, line {number} is damaged: delete the {what} to have it drawn again, or give --fresh")
+    raise _damaged(path, number)
+
+
+def _damaged(path: Path, number: int, why: str = "") -> UserError:
+    what, where = "line" if number > 1 else "file", f"{path}, line {number}"
+    return UserError(f"{where} is damaged{why}: delete the {what} to have it drawn again, or give --fresh")
 
 
 def _checksum(content: Mapping[str, Any]) -> int:
@@ -132,7 +145,9 @@ def _require_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
     names = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if names:
         differences = ", ".join(
-            f"{name.replace('_', ' ')} {found.get(name)!r} instead of {wanted.get(name)!r}" for name in names
+            f"{printable(name.replace('_', ' '), 40)} {printable(repr(found.get(name)), 80)} "
+            f"instead of {printable(repr(wanted.get(name)), 80)}"
+            for name in names[:4]
         )
         raise UserError(
             f"{path} was made with {differences}: choose another folder with --out, or start again with --fresh"

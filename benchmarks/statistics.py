@@ -1,31 +1,40 @@
 """What is said of repeated measurements: medians, percentiles, ratios, and intervals by bootstrap."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..schema import Meta
+
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
+Seconds = Annotated[float, Meta(ge=0, le=1e12)]
+Span = Annotated[float, Meta(ge=-1e12, le=1e12)]
+Times = Annotated[float, Meta(gt=0, le=1e12)]
+
 
 class Summary(TypedDict):
-    """Samples in the order in which they were taken, and their percentiles (linearly interpolated), in one unit."""
+    """Samples in the order in which they were taken, and their percentiles (linearly interpolated), in one unit.
 
-    median: float
-    p10: float
-    p90: float
-    p99: float
-    samples: list[float]
+    What no stage accounts for is a difference, and may be below 0.
+    """
+
+    median: Span
+    p10: Span
+    p90: Span
+    p99: Span
+    samples: Annotated[list[Span], Meta(max_length=1_000_000)]
 
 
 class Ratio(TypedDict):
     """How many times larger one of two is: the median over rounds of the rounds' own ratios, and their range."""
 
-    median: float
-    low: float
-    high: float
+    median: Times
+    low: Times
+    high: Times
 
 
 def summarize(samples: Sequence[float]) -> Summary:

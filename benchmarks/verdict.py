@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..messages import one_line, printable
+from ..schema import read_bounded
 from .records import GraphParity, ImageParity, StepParity
 
 DEFAULTS = Path(__file__).with_name("thresholds.toml")
+MAX_BYTES = 1 << 20
+MAX_THRESHOLD = 1e9
 PRECISIONS = ("fp32", "fp16", "bf16")
 # Every threshold there is, and whether values must be at least it or at most.
 _AT_LEAST = {
@@ -79,19 +83,24 @@ def _graph_threshold(graph: str) -> str:
 
 def _table(file: Path, precision: str) -> dict[str, float]:
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot read the thresholds {file}: {' '.join(str(e).split())[:200]}") from None
+        content = tomllib.loads(read_bounded(file, MAX_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        reason = "it is nested too deeply" if isinstance(e, RecursionError) else one_line(e)
+        raise UserError(f"cannot read the thresholds {printable(file)}: {reason}") from None
     tables = {name: _checked(file, name, table) for name, table in content.items()}
     return tables.get(precision, {})
 
 
 def _checked(file: Path, name: str, table: Any) -> dict[str, float]:
+    where = printable(file)
     if name not in PRECISIONS or not isinstance(table, dict):
-        raise UserError(f"{file}: {name!r} is no table of thresholds: there are {', '.join(PRECISIONS)}")
+        shown = printable(repr(name), 80)
+        raise UserError(f"{where}: {shown} is no table of thresholds: there are {', '.join(PRECISIONS)}")
     for key, value in table.items():
         if key not in _AT_LEAST:
-            raise UserError(f"{file}: unknown threshold {name}.{key}: there are {', '.join(_AT_LEAST)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{file}: {name}.{key} must be a number, not {value!r}")
+            shown = f"{name}.{printable(key, 80)}"
+            raise UserError(f"{where}: unknown threshold {shown}: there are {', '.join(_AT_LEAST)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_THRESHOLD:
+            shown = printable(repr(value), 80)
+            raise UserError(f"{where}: {name}.{key} must be a number, not {shown}")
     return {key: float(value) for key, value in table.items()}

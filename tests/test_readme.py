@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.benchmarks.records import Export
+from cnpp_trt.benchmarks.records import StageRow, Whole
 from cnpp_trt.benchmarks.report.readme import RESULTS, fill
 from cnpp_trt.benchmarks.result import Result, read_result
 from cnpp_trt.errors import UserError
@@ -13,9 +13,9 @@ from cnpp_trt.errors import UserError
 ROOT = Path(__file__).parent.parent
 README = """# A readme
 
-Prose with `<!-- results: export a.json -->` in a line is left alone.
+Prose with `<!-- results: stages a.json -->` in a line is left alone.
 
-<!-- results: export a.json -->
+<!-- results: stages a.json -->
 what stood here before
 <!-- /results -->
 
@@ -26,12 +26,12 @@ More prose.
 """
 FILLED = """# A readme
 
-Prose with `<!-- results: export a.json -->` in a line is left alone.
+Prose with `<!-- results: stages a.json -->` in a line is left alone.
 
-<!-- results: export a.json -->
-| export, fp32, 512×512 | graphs | seconds | peak memory |
-| --- | ---: | ---: | ---: |
-| full-size | 2 | 131 | 7.20 GiB |
+<!-- results: stages a.json -->
+| command | seconds | peak memory |
+| --- | ---: | ---: |
+| export, fp32 | 131 | 7.20 GiB |
 <!-- /results -->
 
 More prose.
@@ -49,11 +49,10 @@ More prose.
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    graphs = ["unet", "update"]
-    data = Export(model="full-size", precision="fp32", width=512, height=512, graphs=graphs, seconds=131.2,
-                  peak_bytes=int(7.2 * 2**30))  # fmt: skip
+    stage = StageRow(stage="export, fp32", seconds=131.2, peak_bytes=int(7.2 * 2**30))
+    data = Whole(model="full-size", width=512, height=512, steps=2, stages=[stage], pictures=[])
     environment = {"cpu": "A processor", "versions": {"torch": "2.13.0"}}
-    Result("export", "full-size", "cnpp-trt export", data, environment, "2026-03-01T12:00:00+00:00").write(
+    Result("whole", "full-size", "cnpp-trt export", data, environment, "2026-03-01T12:00:00+00:00").write(
         tmp_path / "results" / "a.json"
     )
     return tmp_path / "results"
@@ -88,15 +87,15 @@ def test_tables_are_written_anew(results: Path, tmp_path: Path, command: Any) ->
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("\n<!-- results: export gone.json -->\n<!-- /results -->\n", "line 2: there is no"),
-        ("<!-- results: speeed a.json -->\n<!-- /results -->\n", "line 1: no table 'speeed' of a export result"),
-        ("<!-- results: speed a.json -->\n<!-- /results -->\n", "there are export, environment"),
-        ("<!-- results: export a.json -->\n", "line 1: no <!-- /results --> follows"),
-        ("<!-- results: export a.json -->\n<!-- results: export a.json -->\n<!-- /results -->\n",
+        ("\n<!-- results: stages gone.json -->\n<!-- /results -->\n", "line 2: there is no"),
+        ("<!-- results: speeed a.json -->\n<!-- /results -->\n", "line 1: no table 'speeed' of a whole result"),
+        ("<!-- results: speed a.json -->\n<!-- /results -->\n", "there are stages, pictures, environment"),
+        ("<!-- results: stages a.json -->\n", "line 1: no <!-- /results --> follows"),
+        ("<!-- results: stages a.json -->\n<!-- results: stages a.json -->\n<!-- /results -->\n",
          "line 2: expected <!-- /results --> for the table of line 1"),
         ("<!-- /results -->\n", "line 1: <!-- /results --> is not <!-- results: TABLE FILE.json -->"),
-        ("<!-- results: export -->\n", "line 1: <!-- results: export --> is not <!-- results: TABLE FILE.json -->"),
-        ("<!-- results: export ../a.json -->\n", "is not <!-- results: TABLE FILE.json -->"),
+        ("<!-- results: stages -->\n", "line 1: <!-- results: stages --> is not <!-- results: TABLE FILE.json -->"),
+        ("<!-- results: stages ../a.json -->\n", "is not <!-- results: TABLE FILE.json -->"),
     ],
 )  # fmt: skip
 def test_markers_that_cannot_be_filled(

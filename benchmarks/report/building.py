@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from ..records import Export, PlanRow, Plans, Whole
+from ..records import PlanRow, Plans, Whole
 from ..result import Result
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
@@ -46,23 +46,6 @@ def _plan_cells(alike: list[PlanRow]) -> tuple[str, ...]:
         str(first["kernels"]),
         *(f"{done}/{all_}" if all_ else ABSENT for done, all_ in fused),
     )
-
-
-def export(result: Export) -> Table:
-    size = numbers.size(result["width"], result["height"])
-    columns = (
-        Column(f"export, {result['precision']}, {size}", "text"),
-        Column("graphs"),
-        Column("seconds"),
-        Column("peak memory"),
-    )
-    row = (
-        result["model"],
-        str(len(result["graphs"])),
-        f"{result['seconds']:.0f}",
-        numbers.memory(result["peak_bytes"]),
-    )
-    return make_table(columns, [row])
 
 
 def stages(result: Whole) -> Table:

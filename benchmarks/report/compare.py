@@ -239,7 +239,7 @@ def _scores(data: Mapping[str, Any]) -> _Values:
 
 
 def _costs(data: Mapping[str, Any]) -> _Values:
-    """Of plans and exports: single measurements, whose noise nobody knows."""
+    """Of plans: single measurements, whose noise nobody knows."""
     found: _Values = {f"{p['graph']}, seconds": (numbers.number(p["seconds"]), None) for p in data.get("plans", [])}
     if "peak_bytes" in data:
         found["the whole command"] = numbers.duration(data["seconds"]), None

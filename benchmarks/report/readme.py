@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import UserError
+from ...messages import printable
+from ...schema import read_bounded
 from . import tables
 from .load import load
 from .write import write_whole
@@ -22,9 +24,9 @@ _CLOSE = "<!-- /results -->"
 def write_readme(path: Path, results: Path = RESULTS) -> bool:
     """Whether the file changed. Raises: UserError where it, a marker, a result or a table cannot be used."""
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {path}: {' '.join(str(e).split())}") from None
+        text = read_bounded(path).decode("utf-8")
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot read {printable(path)}: {printable(e)}") from None
     try:
         filled = fill(text, results)
     except UserError as e:
@@ -65,7 +67,7 @@ def _filled(text: str, results: Path) -> Iterator[str]:
 def _table(marker: str, number: int, results: Path) -> str:
     found = _OPEN.fullmatch(marker)
     if found is None:
-        raise UserError(f"line {number}: {marker} is not <!-- results: TABLE FILE.json -->")
+        raise UserError(f"line {number}: {printable(marker)} is not <!-- results: TABLE FILE.json -->")
     try:
         return tables.make(found["table"], load(results / found["file"]).result).markdown() + "\n"
     except UserError as e:

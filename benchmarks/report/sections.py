@@ -19,7 +19,6 @@ TITLES = {
     "parity": "Parity",
     "consistency": "Consistency",
     "plans": "Plans",
-    "export": "Export",
     "whole": "A whole model",
 }
 _LEADS = {
@@ -29,7 +28,6 @@ _LEADS = {
     "consistency": "How well the condition found again in the image matches the one given, as the ControlNet++ paper "
     "measures it; 95 % bootstrap intervals over prompts.",
     "plans": "Every plan built anew.",
-    "export": "The bundle exported anew.",
     "whole": "Every command that a model takes, from its repositories to plans and pictures.",
 }
 _LEAD = (

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from ...messages import printable
+
 ABSENT = "–"
 
 
@@ -52,14 +54,19 @@ def make_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], title: 
 
 def escape(text: str) -> str:
     """Plain text that Markdown takes for nothing else: no HTML, links, emphasis, code or further cells."""
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", plain)
 
 
 def code(text: str) -> str:
     """As code, for a table's cell or a line."""
-    plain = " ".join(text.replace("`", "'").split())
+    plain = _line(text.replace("`", "'"))
     return f"`{plain.replace('|', chr(92) + '|')}`" if plain else ""
+
+
+def _line(text: str) -> str:
+    """Whole, on one line, printable: names of models and conditions come from other people's files."""
+    return printable(text, 12 * len(text) + 1)
 
 
 def _markdown_cell(cell: str, column: Column) -> str:

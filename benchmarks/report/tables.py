@@ -30,7 +30,6 @@ TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
         "quality": fidelity.quality,
     },
     "plans": {"plans": building.plans},
-    "export": {"export": building.export},
     "whole": {"stages": building.stages, "pictures": building.pictures},
 }
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ...errors import UserError
+from ...files import replace_file
 from ...places import results
 from .document import Document
 from .markdown import write_markdown
@@ -28,13 +29,8 @@ def write_document(document: Document, out: Path | None, name: str) -> tuple[Pat
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replaces the file, or leaves it as it was. Raises: UserError where it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(path, content)
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from None

@@ -13,7 +13,6 @@ from cnpp_trt.benchmarks.records import (
     Case,
     ConditionScores,
     Consistency,
-    Export,
     GraphParity,
     ImageParity,
     Parity,
@@ -314,18 +313,6 @@ def make_plans() -> Plans:
     )
 
 
-def make_export() -> Export:
-    return Export(
-        model="full-size",
-        precision="fp32",
-        width=512,
-        height=512,
-        graphs=["text_encoder", "hint_seg", "controlnet_seg", "unet", "update", "vae_decoder"],
-        seconds=131.2,
-        peak_bytes=int(7.2 * 2**30),
-    )
-
-
 def make_whole() -> Whole:
     pictures = [
         PictureRow(
@@ -350,6 +337,5 @@ def make_all() -> list[Result]:
         make_result("parity", make_parity(), "miniature, onnxruntime-cpu"),
         make_result("consistency", make_consistency(), "miniature, onnxruntime-cpu"),
         make_result("plans", make_plans(), "full-size, tensorrt-rtx"),
-        make_result("export", make_export(), "full-size, fp32"),
         make_result("whole", make_whole(), "sd15, every condition"),
     ]

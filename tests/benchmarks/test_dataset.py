@@ -1,6 +1,7 @@
 """The user's own data: what is read, and that every mistake in it is one line that says where."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
     Image.fromarray(colors[:3, :3]).save(tmp_path / "small.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "colors.png").read_bytes()[:300])
     (tmp_path / "empty.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(1 << 36)
 
     def make(*lines: Any) -> Path:
         texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
@@ -94,19 +98,31 @@ GOOD = {"prompt": "a", "condition": "colors.png"}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "is no JSON: "),
-        ("\x00\x00", "is no JSON: "),
-        ("3", "is no JSON object"),
+        ("{", "is no prompt: "),
+        ("\x00\x00", "is no prompt: "),
+        ("3", "is no prompt: Expected `object`, got `int`"),
+        ("[" * 100_000, "is no prompt: "),
+        ('{"prompt": "\\ud800", "image": "x"}', "is no prompt: "),
         ({"prompt": "a"}, "has neither a condition"),
-        ({"condition": "colors.png"}, "has no prompt"),
-        ({"prompt": 3, "condition": "colors.png"}, "has no prompt"),
-        ({"prompt": "a", "condition": 3}, "has no string as its condition: 3"),
-        ({"prompt": "a", "image": None}, "has no string as its image: None"),
-        ({**GOOD, "id": 7}, "has no string as its id: 7"),
-        ({**GOOD, "conditon": "x"}, "has an unknown field 'conditon'"),
+        ({"prompt": "a", "condition": ""}, "has neither a condition"),
+        ({"condition": "colors.png"}, "is no prompt: Object missing required field `prompt`"),
+        ({"prompt": 3, "condition": "colors.png"}, r"is no prompt: Expected `str`, got `int` - at `\$.prompt`"),
+        ({"prompt": "a", "condition": 3}, r"is no prompt: Expected `str`, got `int` - at `\$.condition`"),
+        ({"prompt": "a", "image": None}, r"is no prompt: Expected `str`, got `null` - at `\$.image`"),
+        ({**GOOD, "id": 7}, r"is no prompt: Expected `str`, got `int` - at `\$.id`"),
+        ({**GOOD, "id": "x" * 201}, r"is no prompt: Expected `str` of length <= 200 - at `\$.id`"),
+        ({**GOOD, "id": "\x1b[31m"}, r"has the id '\\x1b\[31m': give one of printable characters"),
+        ({**GOOD, "prompt": "x" * 100_001}, r"is no prompt: Expected `str` of length <= 100000 - at `\$.prompt`"),
+        ({**GOOD, "prompt": "x" * (1 << 20)}, "has 1,048,617 bytes, more than 1,048,576"),
+        ({**GOOD, "conditon": "x"}, "is no prompt: Object contains unknown field `conditon`"),
         ({**GOOD, "id": "1"}, "has the id '1' of line 1"),
-        ({"prompt": "a", "condition": "nowhere.png"}, "there is no .*nowhere.png"),
-        ({"prompt": "a", "condition": "."}, "there is no "),
+        ({"prompt": "a", "condition": "nowhere.png"}, r"there is no .*nowhere.png \(No such file or directory\)"),
+        ({"prompt": "a", "condition": "x" * 300}, r"there is no .*\(File name too long\)"),
+        ({"prompt": "a", "condition": "x\0y"}, r"there is no .*x\\x00y \(embedded null byte\)"),
+        ({"prompt": "a", "condition": "."}, ".* is no file"),
+        ({"prompt": "a", "condition": "/dev/zero"}, "/dev/zero is no file"),
+        ({"prompt": "a", "image": "pipe"}, ".*pipe is no file"),
+        ({"prompt": "a", "image": "huge.png"}, ".*huge.png has 68,719,476,736 bytes, more than"),
     ],
 )
 def test_a_broken_line_is_named(tiny, folder, line, message):
@@ -159,6 +175,19 @@ def test_folders_without_prompts(tiny, tmp_path):
     (tmp_path / "folder" / "prompts.jsonl").mkdir(parents=True)
     with pytest.raises(UserError, match="cannot read"):
         opened(tmp_path / "folder", tiny)
+
+
+def test_prompts_that_are_no_bounded_file(tiny, tmp_path):
+    (tmp_path / "prompts.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"cannot read .*prompts.jsonl: it is not a regular file"):
+        opened(tmp_path, tiny)
+    (tmp_path / "prompts.jsonl").unlink()
+    (tmp_path / "prompts.jsonl").write_bytes(b"\n" * 1_000_001)
+    with pytest.raises(UserError, match=r"has 1,000,002 lines, more than 1,000,000"):
+        opened(tmp_path, tiny)
+    (tmp_path / "prompts.jsonl").write_bytes(b"\n" * ((64 << 20) + 1))
+    with pytest.raises(UserError, match=r"cannot read .*: it has 67,108,865 bytes, more than"):
+        opened(tmp_path, tiny)
 
 
 def test_scenes_are_for_the_embedded_models(tiny, miniature):

@@ -106,7 +106,7 @@ def test_values_stand_side_by_side() -> None:
     assert values["verdict"] == ("met", "1 missed") and values["unet, relative L2"] == ("2.4e-6", "2.4e-6")
 
 
-@pytest.mark.parametrize("kind", ["bench", "waterfall", "parity", "consistency", "plans", "export"])
+@pytest.mark.parametrize("kind", ["bench", "waterfall", "parity", "consistency", "plans", "whole"])
 def test_every_kind_compares_with_itself(kind: str, tmp_path: Path, command: Any) -> None:
     result = next(r for r in sample.make_all() if r.kind == kind)
     for name in ("a", "b"):
@@ -140,7 +140,7 @@ def test_the_command_says_what_moved(tmp_path: Path, command: Any) -> None:
 def test_which_pairs_are_compared(tmp_path: Path, command: Any, refused: Callable[..., str]) -> None:
     bench(0).write(tmp_path / "a.json")
     sample.make_result("bench", sample.make_bench(1), "another title").write(tmp_path / "b.json")
-    sample.make_result("export", sample.make_export()).write(tmp_path / "c.json")
+    sample.make_result("plans", sample.make_plans()).write(tmp_path / "c.json")
     a, b, c = (tmp_path / f"{name}.json" for name in "abc")
 
     def written(*arguments: Any) -> str:
@@ -152,6 +152,6 @@ def test_which_pairs_are_compared(tmp_path: Path, command: Any, refused: Callabl
     assert written(a, tmp_path / "d.json") == "comparison.html"
     assert written(a, tmp_path / "d.json", "--no-compare") == "report.html"
     assert refused("report", a, c, "--compare") == (
-        "cannot compare results of two kinds, bench and export: give two of one kind"
+        "cannot compare results of two kinds, bench and plans: give two of one kind"
     )
     assert refused("report", a, b, c, "--compare") == "--compare takes two results, not 3"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cnpp_trt.benchmarks.records import Drawn
 from cnpp_trt.benchmarks.shards import Shard, appending, read_records, remove_records
 from cnpp_trt.errors import CnppError, UserError
 
@@ -78,7 +79,9 @@ def test_other_settings_are_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize("damage", ["{", "[1]", "[]", "3", '{"id": "1"}', '{"id": "1", "crc32": 5}', "\x00\x00"])
+@pytest.mark.parametrize(
+    "damage", ["{", "[1]", "[]", "3", "[" * 99_999, '{"id": "1"}', '{"id": "1", "crc32": 5}', "\0\0"]
+)
 def test_a_damaged_line_is_named(tmp_path, damage):
     path = write(tmp_path, range(3))
     lines = path.read_text().splitlines()
@@ -87,6 +90,21 @@ def test_a_damaged_line_is_named(tmp_path, damage):
         read_records(tmp_path, HEADER)
     path.write_text("\n".join([*lines[:2], lines[3]]) + "\n")
     assert list(read_records(tmp_path, HEADER)) == ["0", "2"]
+
+
+def test_a_record_with_its_checksum_and_another_shape_is_named(tmp_path):
+    path = write(tmp_path, range(1))
+    with appending(tmp_path, WHOLE, HEADER) as append:
+        append({"id": "1", "seeds": [1], "scores": ["high"], "counts": {}, "pixels": ["0"]})
+    path.write_bytes(b"".join(line + b"\n" for i, line in enumerate(path.read_bytes().splitlines()) if i != 1))
+    with pytest.raises(UserError, match=r"line 2 is damaged \(Expected `float`, got `str` - at `\$.scores"):
+        read_records(tmp_path, HEADER, Drawn)
+
+
+def test_an_endless_file_of_records(tmp_path):
+    (tmp_path / WHOLE.file).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"cannot read .*: it is not a regular file"):
+        read_records(tmp_path, HEADER)
 
 
 def test_every_flipped_byte_is_noticed(tmp_path):

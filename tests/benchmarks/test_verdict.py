@@ -1,6 +1,7 @@
 """Thresholds and what misses them."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
 from cnpp_trt.benchmarks.records import NOT_FINITE, GraphParity, ImageParity, StepParity
@@ -73,6 +74,12 @@ def test_a_file_replaces_what_it_names(tmp_path):
         (b"[fp16]\nimage_psnr = true", "must be a number, not True"),
         (b"[fp16]\nimage_psnr = inf", "must be a number, not inf"),
         (b"[fp16]\nimage_psnr = nan", "must be a number, not nan"),
+        (b"[fp16]\nimage_psnr = 1" + b"0" * 400, "fp16.image_psnr must be a number, not 1000"),
+        (b"[fp16]\nimage_psnr = 1" + b"0" * 5000, "cannot read the thresholds"),
+        (b"[fp16]\nimage_psnr = 2026-01-01", "must be a number, not datetime"),
+        (b'[fp16]\n"\\u001b[31m" = 3', "unknown threshold fp16.\\\\x1b.31m: there are"),
+        (b"a = " + b"[" * 100_000, "cannot read the thresholds .*: it is nested too deeply"),
+        (b"#" * (1 << 20) + b"\n", "cannot read the thresholds .*: it has 1,048,577 bytes, more than"),
         (b"[fp32\n", "cannot read the thresholds"),
         (b"\xff\xfe", "cannot read the thresholds"),
         (None, "cannot read the thresholds"),
@@ -91,3 +98,8 @@ def test_a_file_that_is_none_is_refused_in_one_line(tmp_path, content, expected)
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(UserError, match="cannot read the thresholds"):
         read_thresholds("fp32", tmp_path)
+
+
+def test_an_endless_file_is_refused():
+    with pytest.raises(UserError, match="cannot read the thresholds /dev/zero: it is not a regular file"):
+        read_thresholds("fp32", Path("/dev/zero"))
