@@ -103,7 +103,9 @@ class HostLoop:
             unconditional, conditional = np.split(guided, 2)
             guided = unconditional + np.float32(self._values.guidance_scale) * (conditional - unconditional)
         rows = np.concatenate([state, guided[None], self._noise(k)[None]])
-        new = np.tensordot(self._coefficients(k), rows, axes=1)
+        coefficients, limit = self._coefficients(k), np.float32(self._values.table.x0_limit)
+        new = np.tensordot(coefficients[:, :6], rows, axes=1)
+        new += coefficients[:, 6].reshape(5, 1, 1, 1, 1) * (np.clip(new[2], -limit, limit) - new[2])
         return new[:4], self._batched(new[4])
 
     def _update_in_graph(self, k: int, state: Array, noise_pred: Array) -> tuple[Array, Array]:
@@ -113,6 +115,7 @@ class HostLoop:
             "guidance": np.array([1 - scale, scale] if n == 2 else [1.0], np.float32),
             "state": state,
             "coefficients": self._coefficients(k),
+            "x0_limit": np.array([self._values.table.x0_limit], np.float32),
             "noise": self._noise(k),
         }
         found = self._run("update", feeds)

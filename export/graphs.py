@@ -168,7 +168,8 @@ def _update(g: Geometry) -> GraphSource:
         "noise_pred": g.randn(2, 3, c, h, w),
         "guidance": torch.randn(2),
         "state": torch.randn(4, 3, c, h, w),
-        "coefficients": torch.randn(5, 6),
+        "coefficients": torch.randn(5, 7),
+        "x0_limit": torch.tensor([1.0]),
         "noise": torch.randn(3, c, h, w),
     }
     both = {0: "guidance", 1: "images"}

@@ -116,11 +116,15 @@ class Update(nn.Module):
 
     noise_pred [n,B,4,h,w] (the UNet's [G,4,h,w], viewed), guidance float32 [n] (weights that sum to 1: `[1 - s, s]`
     for guidance scale s, or `[1]`), state float32 [4,B,4,h,w] (x, the x before, the last two x0 predictions),
-    coefficients float32 [5,6], noise float32 [B,4,h,w] → new state float32 [4,B,4,h,w], model_input [n,B,4,h,w],
-    magnitude float32 [1].
+    coefficients float32 [5,7], x0_limit float32 [1], noise float32 [B,4,h,w] → new state float32 [4,B,4,h,w],
+    model_input [n,B,4,h,w], magnitude float32 [1].
 
-    `runtime.schedulers` makes the coefficients. `magnitude` is the mean absolute value of the new state: not finite
-    as soon as anything in it is not, whichever graph the first NaN came from, and so the loop's cheap health check.
+    `runtime.schedulers` makes the coefficients. The first six columns are linear in state, noise_pred and noise; their
+    third row is the step's prediction of x0. The seventh multiplies what clamping that prediction to ±x0_limit adds to
+    it: exactly 0 where nothing is beyond the limit, so that samplers which do not clip are left as they are.
+
+    `magnitude` is the mean absolute value of the new state: not finite as soon as anything in it is not, whichever
+    graph the first NaN came from, and so the loop's cheap health check.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -128,11 +132,21 @@ class Update(nn.Module):
         self.dtype = dtype
 
     def forward(
-        self, noise_pred: Tensor, guidance: Tensor, state: Tensor, coefficients: Tensor, noise: Tensor
+        self,
+        noise_pred: Tensor,
+        guidance: Tensor,
+        state: Tensor,
+        coefficients: Tensor,
+        x0_limit: Tensor,
+        noise: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         guided = torch.tensordot(guidance, noise_pred.to(torch.float32), dims=1)
         rows = torch.cat([state, guided.unsqueeze(0), noise.unsqueeze(0)])
-        new = torch.tensordot(coefficients, rows, dims=1)
+        linear = torch.tensordot(coefficients[:, :6], rows, dims=1)
+        x0 = linear[2]
+        # Not torch.clamp: with bounds that are tensors, Min and Max are what every backend has.
+        clipped = torch.minimum(torch.maximum(x0, -x0_limit), x0_limit) - x0
+        new = linear + coefficients[:, 6].reshape(5, 1, 1, 1, 1) * clipped
         return new[:4], new[4:].expand_as(noise_pred).to(self.dtype), new[:4].abs().mean().reshape(1)
 
 

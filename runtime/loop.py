@@ -109,6 +109,7 @@ class Workspace:
         self.magnitudes = self._new("float32", s.steps + 1, _ROW)
 
         self.guidance = self._new("float32", n)
+        self.x0_limit = self._new("float32", 1)
         self.rows = self._new("float32", s.steps, _SCALES + len(s.controls), _ROW)
         self.step_noise = self._new("float32", sum(s.noisy), b, *latent)
         silence = self._new("float32", b, *latent)
@@ -129,7 +130,7 @@ class Workspace:
         return self.rows.part(k, _TIMESTEP, shape=(1,))
 
     def coefficients(self, k: int) -> Buffer:
-        return self.rows.part(k, _COEFFICIENTS, shape=(5, 6))
+        return self.rows.part(k, _COEFFICIENTS, shape=(5, 7))
 
     def scale(self, control: int, k: int) -> Buffer:
         return self.rows.part(k, _SCALES + control, shape=())
@@ -194,9 +195,10 @@ class Program:
         n = 2 if s.guided else 1
         scale = values.guidance_scale
         put(w.guidance, np.array([1 - scale, scale] if n == 2 else [1.0], np.float32))
+        put(w.x0_limit, np.array([table.x0_limit], np.float32))
         rows = np.zeros(w.rows.shape, np.float32)
         rows[:, _TIMESTEP, 0] = table.timesteps
-        rows[:, _COEFFICIENTS, :30] = table.coefficients.reshape(s.steps, 30)
+        rows[:, _COEFFICIENTS, :35] = table.coefficients.reshape(s.steps, 35)
         for i, conditioning_scale in enumerate(values.conditioning_scales):
             rows[:, _SCALES + i, 0] = conditioning_scale
         put(w.rows, rows)
@@ -272,6 +274,7 @@ class Program:
             guidance=w.guidance,
             state=w.states[k % 2],
             coefficients=w.coefficients(k),
+            x0_limit=w.x0_limit,
             noise=w.noises[k],
             new_state=w.states[(k + 1) % 2],
             model_input=w.model_input.reshape(*grouped),

@@ -1,8 +1,10 @@
-"""What a scheduler_config.json says about noise: the training schedule, and the time steps and sigmas of one run.
+"""What a scheduler config says about noise: the training schedule, and the time steps and sigmas of one run.
 
 The training schedule (betas, their cumulative product, sigmas) and a run's sigmas are float32 on purpose: diffusers
-keeps them so, and a schedule of higher precision would be another schedule. Betas and their cumulative product are
-PyTorch's to the bit; sigmas to the last bit, where PyTorch's own square root depends on the machine.
+keeps them so, and a schedule of higher precision would be another schedule. All of it is diffusers' to the bit where
+PyTorch's float32 square root is rounded as IEEE 754 has it. That of PyTorch's CPU builds with MKL is not: one root in
+six is off by a bit on some machines. diffusers then has another last bit in some sigmas, and where it cuts a fractional
+time step to a whole one (DPM-Solver's Karras sigmas of a cosine schedule), 1099.0 may become 1098 there.
 
 `settings` is a complete mapping of checked values, as `scheduler_config.from_config` makes it.
 """
@@ -39,7 +41,10 @@ def _betas(settings: Settings) -> npt.NDArray[np.float32]:
 
 
 def alphas_cumprod(settings: Settings) -> npt.NDArray[np.float32]:
-    """The cumulative product of 1 − beta, float32 [num_train_timesteps]; PyTorch too accumulates it in float64."""
+    """The cumulative product of 1 − beta, float32 [num_train_timesteps]; PyTorch too accumulates it in float64.
+
+    It ends in NaN where rescaling to zero SNR divides by a product that has become 0 before the last time step.
+    """
     alphas = np.float32(1) - _betas(settings)
     if settings["rescale_betas_zero_snr"]:  # arXiv 2305.08891, algorithm 1
         root = np.sqrt(np.cumprod(alphas, dtype=np.float64).astype(np.float32))
@@ -48,13 +53,21 @@ def alphas_cumprod(settings: Settings) -> npt.NDArray[np.float32]:
     return np.cumprod(alphas, dtype=np.float64).astype(np.float32)
 
 
-def train_sigmas(settings: Settings) -> npt.NDArray[np.float32]:
-    """sigma/alpha of every training step, float32 [num_train_timesteps], ascending."""
+def _bar_and_sigmas(settings: Settings) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """`alphas_cumprod` as the solvers that work with sigmas have it, and sigma/alpha of every training step."""
     bar = alphas_cumprod(settings)
     if settings["rescale_betas_zero_snr"]:
         bar[-1] = 2**-24  # as diffusers, so that the last sigma is finite
-    sigmas: npt.NDArray[np.float32] = np.sqrt((1 - bar) / bar)
-    return sigmas
+    return bar, np.sqrt((1 - bar) / bar)
+
+
+def _lower_bound(values: npt.NDArray[np.float32], bound: float) -> int:
+    """`torch.searchsorted(values, bound)`, also of values that are not sorted: what is NaN counts as below."""
+    start, end = 0, len(values)
+    while start < end:
+        middle = start + (end - start) // 2
+        start, end = (start, middle) if values[middle] >= bound else (middle + 1, end)
+    return start
 
 
 def spaced_timesteps(settings: Settings, n: int, *, last: int, points: int, whole: bool = True) -> Floats:
@@ -69,11 +82,19 @@ def spaced_timesteps(settings: Settings, n: int, *, last: int, points: int, whol
     if spacing == "leading":
         leading: Floats = np.arange(points, dtype=np.float64)[::-1][:n] * (last // points) + settings["steps_offset"]
         return leading
-    timesteps: Floats = np.arange(float(last), 0, -settings["num_train_timesteps"] / n).round() - 1
+    trailing: Floats = np.arange(float(last), 0, -settings["num_train_timesteps"] / n).round() - 1
+    return trailing
+
+
+def require_count(timesteps: Floats, n: int) -> None:
+    """Holds a schedule to its number of steps.
+
+    Raises:
+        UserError: it has another one. For 61 steps of 1000, `np.arange` rounds to one more, and diffusers runs it, at a
+            time step of −1.
+    """
     if len(timesteps) != n:
-        # np.arange's rounding, for 61 steps of 1000 for one; diffusers then runs one more step, at a time step of −1.
         raise UserError(f"'trailing' timestep_spacing gives {len(timesteps)} steps for {n}: use {n - 1} or {n + 1}")
-    return timesteps
 
 
 def karras_sigmas(settings: Settings, n: int, smallest: float, largest: float) -> Floats:
@@ -85,9 +106,14 @@ def karras_sigmas(settings: Settings, n: int, smallest: float, largest: float) -
 
 
 def timesteps_of_sigmas(sigmas: Floats, train_sigmas: npt.NDArray[np.float32]) -> Floats:
-    """Where in the training schedule each sigma lies, linear in log sigma: [n] fractional time steps."""
+    """Where in the training schedule each sigma lies, linear in log sigma: [n] fractional time steps.
+
+    That is after the last training step whose sigma is not above it. The training sigmas need not ascend: where
+    rescaling leaves one above 4096, that of the last step is below it.
+    """
     log_sigmas, log_train = np.log(np.maximum(sigmas, 1e-10)), np.log(train_sigmas)
-    low = np.clip(np.searchsorted(log_train, log_sigmas, side="right") - 1, 0, max(len(log_train) - 2, 0))
+    smallest_from_here = np.fmin.accumulate(log_train[::-1])[::-1]  # of those that are numbers
+    low = np.clip(np.searchsorted(smallest_from_here, log_sigmas, side="right") - 1, 0, max(len(log_train) - 2, 0))
     high = np.minimum(low + 1, len(log_train) - 1)
     weight = np.clip((log_train[low] - log_sigmas) / (log_train[low] - log_train[high]), 0, 1)
     return np.asarray((1 - weight) * low + weight * high, np.float64)
@@ -95,13 +121,14 @@ def timesteps_of_sigmas(sigmas: Floats, train_sigmas: npt.NDArray[np.float32]) -
 
 def euler_schedule(settings: Settings, n: int) -> tuple[Floats, Floats]:
     """Time steps [n], fractional, and sigmas [n + 1] with the one that the last step ends at."""
-    train_steps, train = settings["num_train_timesteps"], train_sigmas(settings)
+    train_steps, (_, train) = settings["num_train_timesteps"], _bar_and_sigmas(settings)
     timesteps = spaced_timesteps(settings, n, last=train_steps, points=n, whole=False)
     timesteps = timesteps.astype(np.float32).astype(np.float64)
     sigmas = np.interp(timesteps, np.arange(train_steps), train)
     if settings["use_karras_sigmas"]:
         sigmas = karras_sigmas(settings, n, float(sigmas[-1]), float(sigmas[0]))
         timesteps = timesteps_of_sigmas(sigmas, train)
+    require_count(timesteps, n)
     return timesteps, _with_end(sigmas, settings, float(train[0]))
 
 
@@ -112,9 +139,9 @@ def multistep_schedule(settings: Settings, n: int, *, unipc: bool) -> tuple[Floa
         unipc: as UniPCMultistepScheduler has them, else as DPMSolverMultistepScheduler. They differ with Karras sigmas.
 
     Raises:
-        UserError: two steps of a second-order solver at one noise level, which it would divide by.
+        UserError: as `require_count`.
     """
-    train_steps, train = settings["num_train_timesteps"], train_sigmas(settings)
+    train_steps, (bar, train) = settings["num_train_timesteps"], _bar_and_sigmas(settings)
     smallest = float(train[0])
     if settings["use_karras_sigmas"]:
         sigmas = karras_sigmas(settings, n, smallest, float(train[-1]))
@@ -123,15 +150,13 @@ def multistep_schedule(settings: Settings, n: int, *, unipc: bool) -> tuple[Floa
         timesteps = np.trunc(timesteps) if cosine and not unipc else timesteps.round()
         smallest = float(sigmas[-1]) if unipc else smallest
     else:
-        lambdas = -np.log(train[::-1])
-        last = train_steps - int(np.searchsorted(lambdas, settings.get("lambda_min_clipped", -math.inf)))
+        last = train_steps
+        if not unipc:
+            lambdas = np.log(np.sqrt(bar)) - np.log(np.sqrt(1 - bar))
+            last -= _lower_bound(lambdas[::-1], settings["lambda_min_clipped"])
         timesteps = spaced_timesteps(settings, n, last=last, points=n + 1)
+        require_count(timesteps, n)
         sigmas = np.interp(timesteps, np.arange(train_steps), train)
-    if settings["solver_order"] > 1 and not (np.diff(sigmas.astype(np.float32)) < 0).all():
-        raise UserError(
-            f"num_inference_steps {n} puts two steps of a multistep solver on one noise level: use fewer (at most "
-            f"{train_steps // 2} is always safe) or the scheduler ddim or euler"
-        )
     return timesteps, _with_end(sigmas, settings, smallest)
 
 

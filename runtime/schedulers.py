@@ -3,10 +3,13 @@
 DDIM, Euler, DPM-Solver++(2M), UniPC with its corrector, and LCM are linear in their state and in the model's output.
 With the state as four rows, step k of any of them is one matrix product:
 
-    [x', x_last', m0', m1', model_input'] = coefficients[k] @ [x, x_last, m0, m1, noise_pred, noise]
+    [x', x_last', m0', m1', model_input'] = coefficients[k] @ [x, x_last, m0, m1, noise_pred, noise, clipped]
 
 x is the sample, x_last the sample one step earlier (as corrected, for UniPC), m0 and m1 the last two predictions of the
 clean image x0, noise_pred the model's output after guidance (whatever its prediction type), noise fresh N(0, 1).
+`clipped` is the one thing that is not linear: what clamping the step's prediction of x0 to ±x0_limit adds to it
+(`clip_sample` of ddim and lcm), where that prediction is the row m0' without its last column. It is 0 for every sampler
+that does not clip.
 
 The formulas are the papers'; the conventions (time steps, defaults, orders of the first and last steps) are those of
 diffusers 0.42's `TargetScheduler.from_config(scheduler_config.json)`, file by file:
@@ -21,7 +24,6 @@ Betas, their cumulative product and sigmas are float32, as in diffusers (see noi
 float64, where diffusers goes on in float32. The only rounding that remains between the two is diffusers' own.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,8 +33,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UserError
-from .noise_schedule import Floats, alphas_cumprod, euler_schedule, multistep_schedule, spaced_timesteps
-from .scheduler_config import Settings, from_config
+from ..messages import unknown_choice
+from .noise_schedule import Floats, alphas_cumprod, euler_schedule, multistep_schedule, require_count, spaced_timesteps
+from .scheduler_config import REMEDY, Settings, from_config
+
+UNLIMITED = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,14 @@ class SamplerTable:
 
     Attributes:
         timesteps: float32 [N], what the model is given at each step; whole numbers, except for Euler.
-        coefficients: float64 [N, 5, 6], the matrix of each step (see the module's docstring). The last step's model
-            input is read by nobody.
+        coefficients: float64 [N, 5, 7], the matrix of each step (see the module's docstring). The last step's model
+            input is read by nobody. The last column is 0 in a table that does not clip.
         init_noise_sigma: standard deviation of the initial x of a whole schedule, drawn from noise alone.
         add_noise: (a, b) of image-to-image, the noise level at which the first step begins (also that of a whole
             schedule, where it is not quite 0 and init_noise_sigma).
         input_scale: the first model input is input_scale · x; those of later steps come out of the matrices.
         uses_noise: [N], whether the step adds fresh noise. Draw it only where it does: a draw advances the generator.
+        x0_limit: what the prediction of x0 is clamped to, in both directions; the largest float32 where nothing is.
     """
 
     timesteps: npt.NDArray[np.float32]
@@ -58,6 +64,7 @@ class SamplerTable:
     add_noise: tuple[float, float]
     input_scale: float
     uses_noise: tuple[bool, ...]
+    x0_limit: float = UNLIMITED
 
 
 def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> SamplerTable:
@@ -74,7 +81,7 @@ def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: 
 
     Args:
         scheduler: one of `SCHEDULERS`.
-        config: the contents of scheduler_config.json.
+        config: the contents of the model's scheduler_config.json.
         num_inference_steps: 1 … num_train_timesteps; for lcm at most original_inference_steps.
         begin: 0 … num_inference_steps − 1; the table has the num_inference_steps − begin steps from there on.
 
@@ -83,9 +90,7 @@ def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: 
             something that the config asks for and this module does not do.
     """
     if scheduler not in _SAMPLERS:
-        close = difflib.get_close_matches(str(scheduler).lower(), SCHEDULERS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"unknown scheduler {scheduler!r}: {hint}choose from {', '.join(SCHEDULERS)}")
+        raise unknown_choice("scheduler", scheduler, SCHEDULERS)
     build, target, overrides = _SAMPLERS[scheduler]
     settings = from_config(target, config, **overrides)
     train_steps, n = settings["num_train_timesteps"], num_inference_steps
@@ -93,22 +98,35 @@ def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: 
         raise UserError(f"num_inference_steps {n!r} cannot be used: give a whole number from 1 to {train_steps}")
     if isinstance(begin, bool) or not isinstance(begin, (int, np.integer)) or not 0 <= begin < n:
         raise UserError(f"{n} steps cannot begin at step {begin!r}: give a whole number from 0 to {n - 1}")
-    with np.errstate(all="ignore"):  # lambda is infinite where sigma is 0; what is not finite in the end is refused
-        table = build(settings, int(n), int(begin))
-    if not (np.isfinite(table.coefficients).all() and np.isfinite([table.init_noise_sigma, *table.add_noise]).all()):
+    try:
+        with np.errstate(all="ignore"):  # lambda is infinite where sigma is 0; what is not finite in the end is refused
+            table = build(settings, int(n), int(begin))
+            finite = _is_finite(table, begin)
+    except np.linalg.LinAlgError:
+        finite = False
+    if not finite:
         raise UserError(
-            f"{scheduler} has no finite coefficients for {n} steps of this scheduler_config.json: "
-            "check its betas and sigmas, or use another number of steps"
+            f"{scheduler} has no finite coefficients for {n} steps of the model's scheduler config (its betas and "
+            f"sigmas): use another number of steps, or {REMEDY}"
         )
     return table
 
 
+def _is_finite(table: SamplerTable, begin: int) -> bool:
+    """Whether all that a run reads of a table is, in the float32 that it is read in."""
+    # Noise alone is never entered late: then init_noise_sigma is read by nobody.
+    levels = [table.input_scale, *table.add_noise, *([] if begin else [table.init_noise_sigma])]
+    return all(
+        np.isfinite(np.asarray(numbers, np.float32)).all() for numbers in (table.coefficients, table.timesteps, levels)
+    )
+
+
 # The state as unit vectors: the papers' formulas, written with them, come out as rows of the matrix.
-X, X_LAST, M0, M1, NOISE_PRED, NOISE = np.eye(6)
+X, X_LAST, M0, M1, NOISE_PRED, NOISE, CLIPPED = np.eye(7)
 
 
 class _Step(NamedTuple):
-    """[6] each: x after the step, x before it (corrected, where there is a corrector), the step's prediction of x0."""
+    """[7] each: x after the step, x before it (corrected, where there is a corrector), the step's prediction of x0."""
 
     x_next: Floats
     x: Floats
@@ -123,6 +141,7 @@ def _table(
     init_noise_sigma: float = 1.0,
     input_scales: Floats | None = None,
     uses_noise: tuple[bool, ...] | None = None,
+    x0_limit: float = UNLIMITED,
 ) -> SamplerTable:
     """input_scales: [N + 1], what x is multiplied with before the model sees it, at each step and after the last."""
     n = len(timesteps)
@@ -135,6 +154,7 @@ def _table(
         add_noise=(float(add_noise[0]), float(add_noise[1])),
         input_scale=float(scales[0]),
         uses_noise=uses_noise or (False,) * n,
+        x0_limit=x0_limit,
     )
 
 
@@ -147,6 +167,10 @@ def _x0_prediction(settings: Settings, x: Floats, alpha: np.float64, sigma: np.f
     return NOISE_PRED
 
 
+def _x0_limit(settings: Settings) -> float:
+    return float(settings["clip_sample_range"]) if settings["clip_sample"] else UNLIMITED
+
+
 def _alpha_sigma_lambda(sigmas: Floats) -> tuple[Floats, Floats, Floats]:
     """sigma/alpha → alpha and sigma with alpha² + sigma² = 1, and lambda = log(alpha/sigma), infinite at sigma 0."""
     alpha = 1 / np.sqrt(np.square(sigmas) + 1)
@@ -155,7 +179,9 @@ def _alpha_sigma_lambda(sigmas: Floats) -> tuple[Floats, Floats, Floats]:
 
 def _ddim(settings: Settings, n: int, begin: int) -> SamplerTable:
     train_steps, bar = settings["num_train_timesteps"], alphas_cumprod(settings).astype(np.float64)
-    timesteps = spaced_timesteps(settings, n, last=train_steps, points=n)[begin:]
+    timesteps = spaced_timesteps(settings, n, last=train_steps, points=n)
+    require_count(timesteps, n)
+    timesteps = timesteps[begin:]
     if timesteps[0] >= train_steps:
         raise UserError(
             f"ddim's step {begin} of {n} is at time step {timesteps[0]:.0f}, beyond {train_steps - 1}: use fewer steps"
@@ -168,12 +194,24 @@ def _ddim(settings: Settings, n: int, begin: int) -> SamplerTable:
         if bar_t == 0 and settings["prediction_type"] == "epsilon":
             raise UserError("rescale_betas_zero_snr leaves ddim no signal to predict from: use a v_prediction model")
         alpha, sigma = np.sqrt(bar_t), np.sqrt(1 - bar_t)
-        x0 = _x0_prediction(settings, X, alpha, sigma)
-        epsilon = (X - alpha * x0) / sigma
+        x0 = _x0_prediction(settings, X, alpha, sigma) + settings["clip_sample"] * CLIPPED
+        # Of the model's output as it came, also where x0 is clipped.
+        match settings["prediction_type"]:
+            case "epsilon":
+                epsilon = NOISE_PRED
+            case "v_prediction":
+                epsilon = alpha * NOISE_PRED + sigma * X
+            case _:
+                epsilon = (X - alpha * NOISE_PRED) / sigma
         return _Step(np.sqrt(bar_prev) * x0 + np.sqrt(1 - bar_prev) * epsilon, X, x0)
 
     first = bar[int(timesteps[0])]
-    return _table(timesteps, [step(int(t)) for t in timesteps], (np.sqrt(first), np.sqrt(1 - first)))
+    return _table(
+        timesteps,
+        [step(int(t)) for t in timesteps],
+        (np.sqrt(first), np.sqrt(1 - first)),
+        x0_limit=_x0_limit(settings),
+    )
 
 
 def _euler(settings: Settings, n: int, begin: int) -> SamplerTable:
@@ -217,7 +255,7 @@ def _dpmpp_2m(settings: Settings, n: int, begin: int) -> SamplerTable:
             return _Step(x + alpha[k + 1] * (np.expm1(-h) / h + 1) * slope, X, x0)
         return _Step(x - 0.5 * alpha[k + 1] * np.expm1(-h) * slope, X, x0)
 
-    return _table(timesteps[begin:], map(step, range(begin, n)), (alpha[begin], sigma[begin]))
+    return _multistep_table(settings, n, timesteps[begin:], map(step, range(begin, n)), (alpha[begin], sigma[begin]))
 
 
 def _unipc(settings: Settings, n: int, begin: int) -> SamplerTable:
@@ -254,13 +292,33 @@ def _unipc(settings: Settings, n: int, begin: int) -> SamplerTable:
             x_next = x_next - alpha[k + 1] * b(h) * 0.5 * h / (lam[k - 1] - lam[k]) * (M0 - x0)
         return _Step(x_next, x, x0)
 
-    return _table(timesteps[begin:], map(step, range(begin, n)), (alpha[begin], sigma[begin]))
+    return _multistep_table(settings, n, timesteps[begin:], map(step, range(begin, n)), (alpha[begin], sigma[begin]))
+
+
+def _multistep_table(
+    settings: Settings, n: int, timesteps: Floats, steps: Iterable[_Step], add_noise: tuple[float, float]
+) -> SamplerTable:
+    """The table of a multistep solver.
+
+    Raises:
+        UserError: two steps at one noise level, where the solver divides by their difference.
+    """
+    table, last = _table(timesteps, steps, add_noise), settings["num_train_timesteps"] - 1
+    if not np.isfinite(table.coefficients).all() and (np.diff(np.minimum(timesteps, last)) == 0).any():
+        raise UserError(
+            f"num_inference_steps {n} puts two steps of a multistep solver on one noise level: use fewer "
+            f"(at most {(last + 1) // 2} is always safe) or the scheduler ddim or euler"
+        )
+    return table
 
 
 def _lcm(settings: Settings, n: int, begin: int) -> SamplerTable:
     train_steps, original = settings["num_train_timesteps"], settings["original_inference_steps"]
-    if not isinstance(original, int) or not 1 <= original <= train_steps:
-        raise UserError(f"original_inference_steps {original!r} must be a whole number from 1 to {train_steps}")
+    if original > train_steps:
+        raise UserError(
+            f"original_inference_steps {original} in the model's scheduler config is more than num_train_timesteps "
+            f"{train_steps}: {REMEDY}"
+        )
     if n > original:
         raise UserError(f"lcm takes at most original_inference_steps={original} steps, not {n}: 4 to 8 are usual")
     bar = alphas_cumprod(settings).astype(np.float64)
@@ -272,7 +330,7 @@ def _lcm(settings: Settings, n: int, begin: int) -> SamplerTable:
         t = int(timesteps[k])
         if bar[t] == 0 and settings["prediction_type"] == "epsilon":
             raise UserError("rescale_betas_zero_snr leaves lcm no signal to predict from: use a v_prediction model")
-        x0 = _x0_prediction(settings, X, np.sqrt(bar[t]), np.sqrt(1 - bar[t]))
+        x0 = _x0_prediction(settings, X, np.sqrt(bar[t]), np.sqrt(1 - bar[t])) + settings["clip_sample"] * CLIPPED
         scaled, sigma_data = t * settings["timestep_scaling"], 0.5
         c_skip = sigma_data**2 / (scaled**2 + sigma_data**2)
         c_out = scaled / math.sqrt(scaled**2 + sigma_data**2)
@@ -288,6 +346,7 @@ def _lcm(settings: Settings, n: int, begin: int) -> SamplerTable:
         map(step, range(last + 1)),
         (np.sqrt(first), np.sqrt(1 - first)),
         uses_noise=(True,) * last + (False,),
+        x0_limit=_x0_limit(settings),
     )
 
 

@@ -100,7 +100,7 @@ def graph(name: str = "unet", **shapes: tuple[int | str, ...]) -> GraphSpec:
 
 
 UNET = graph(model_input=("batch", 4, 8, 8), timestep=(1,), prompt_embeds=("batch", 77, 32))
-UPDATE = graph("update", noise_pred=("guidance", "images", 4, 8, 8), state=(4, "images", 4, 8, 8), coefficients=(5, 6))
+UPDATE = graph("update", noise_pred=("guidance", "images", 4, 8, 8), state=(4, "images", 4, 8, 8), coefficients=(5, 7))
 DECODER = graph("vae_decoder", latents=("images", 4, 8, 8))
 HINT = graph("hint_seg", control_image=(1, 64, 64, 3))
 EXTRACTOR = graph("extractor_seg", image=("images", 64, 64, 3))
@@ -135,7 +135,7 @@ def test_images_and_guidance_are_two_dimensions() -> None:
     assert [(s["noise_pred"][:2], s["state"][1]) for s in fixed_sizes(both, UPDATE)] == [
         ((2, 1), 1), ((2, 2), 2), ((1, 1), 1), ((1, 2), 2)
     ]  # fmt: skip
-    assert all(s["coefficients"] == (5, 6) for s in fixed_sizes(both, UPDATE))
+    assert all(s["coefficients"] == (5, 7) for s in fixed_sizes(both, UPDATE))
 
 
 def test_graphs_that_know_no_guidance() -> None:
