@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from cnpp_trt import Control, Pipeline, Request
+from cnpp_trt.bundle import Bundle
 from PIL import Image
 
 SCHEDULERS = {
@@ -351,3 +352,26 @@ def test_a_prompt_over_77_tokens_says_what_was_dropped(tiny, make):
     assert dropped
     assert repr(dropped) in notes[0]
     assert tiny.pipeline(replace(request, prompt=kept)).notes == ()
+
+
+@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+@pytest.mark.parametrize(("scheduler", "left"), [("ddim", {}), ("ddim", {"clip_sample_range": 0.6}), ("lcm", None)])
+@pytest.mark.parametrize("which", ["tiny", "miniature"])
+def test_clipped_samples(request, make, which, scheduler, left, guidance_scale):
+    """A scheduler config as LMSDiscreteScheduler writes it has no `clip_sample`: diffusers' DDIM then clips.
+
+    Few steps: x and the prediction of its noise no longer belong together once x0 is clipped, and a model with random
+    weights then doubles every difference from step to step, until after twenty of them each side draws its own picture.
+    """
+    model = request.getfixturevalue(which)
+    reference = request.getfixturevalue(f"{which}_reference")
+    config = {k: v for k, v in model.pipeline.bundle.manifest.scheduler_config.items() if k != "clip_sample"}
+    config |= {"clip_sample": True} if left is None else left
+    manifest = replace(model.pipeline.bundle.manifest, scheduler_config=config)
+    clipping = Pipeline(Bundle(model.bundle, manifest), model.pipeline.backend)
+    asked = make(model, scheduler=scheduler, guidance_scale=guidance_scale, num_inference_steps=4)
+    clipped = ours(clipping, asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "scheduler", {**config, "_class_name": "LMSDiscreteScheduler"})
+        assert_same(clipped, reference(asked))
+    assert relative(clipped.latents[-1], ours(model.pipeline, asked).latents[-1]) > 0.01

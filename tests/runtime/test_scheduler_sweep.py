@@ -19,7 +19,7 @@ from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.schedulers import SCHEDULERS, SamplerTable, build_table
 from diffusers_schedulers import ieee_roots, reference, rows
 
-ROUNDING = 1e-6
+ROUNDING = 2e-6
 
 
 @dataclass
