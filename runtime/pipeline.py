@@ -23,7 +23,7 @@ from .loop import Program, Structure, Values, graphs_of, latent_shape, run, work
 from .noise import TorchGenerator
 from .request import Control, Request
 from .residents import Residents
-from .schedulers import SamplerTable, build_table
+from .schedulers import UNLIMITED, SamplerTable, build_table
 from .tokenizer import Tokenizer, prompt_ids
 
 OnStepEnd = Callable[[int, float, NDArray[np.float32]], None]
@@ -37,7 +37,8 @@ class Result:
     seed: of image 0; image i has seed + i.
     timings: seconds by stage, `total` included. Where the whole loop ran as one recording, `loop` stands for its
         stages.
-    controls: the control images as they were used, uint8 [H,W,3] each.
+    controls: the control images as they were used, uint8 [H,W,3] each. As every array here, no other's memory: neither
+        the request's nor the pipeline's.
     notes: what was changed or dropped on the way (resized conditions, truncated prompts), one line each.
     """
 
@@ -226,6 +227,11 @@ class Pipeline:
             raise UserError(f"clip_skip must be from 0 to {m.text_encoder_layers - 1}, not {request.clip_skip}")
         begin = first_step(request)
         table = build_table(request.scheduler, m.scheduler_config, request.num_inference_steps, begin)
+        if table.x0_limit < UNLIMITED:
+            notes.append(
+                f"{request.scheduler} clips what each step predicts to ±{table.x0_limit:g}: clip_sample in the model's "
+                "scheduler config, or diffusers' default where it is not there"
+            )
         guided = is_guided(self.bundle, request)
         prompts = [request.negative_prompt, request.prompt] if guided else [request.prompt]
         ids, chunks = prompt_ids(self._tokenizer, prompts, request.long_prompt, notes)
@@ -260,7 +266,7 @@ class Pipeline:
         m = self.bundle.manifest
         height, width = control.image.shape[:2]
         if (width, height) == (m.width, m.height):
-            return control.image
+            return control.image.copy()  # the result's, which must not change with what a request or a caller holds
         from .images import resize
 
         resample = CONDITIONS[control.condition].resample

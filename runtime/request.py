@@ -23,7 +23,8 @@ class Control:
 
     Attributes:
         condition: `seg`, `canny`, `hed`, `lineart` or `depth`.
-        image: the control image, uint8 [H,W,3] RGB; of another size than the bundle's it is resized.
+        image: the control image, uint8 [H,W,3] RGB; of another size than the bundle's it is resized. The control keeps
+            a copy, which cannot be written to: an array that is filled anew afterwards, as a camera's, changes nothing.
         controlnet_conditioning_scale: factor on the ControlNet's residuals.
         control_guidance_start, control_guidance_end: share of the steps at which the ControlNet starts and stops
             applying, 0 ≤ start < end ≤ 1.
@@ -39,7 +40,7 @@ class Control:
     def __post_init__(self) -> None:
         if not isinstance(self.condition, str) or self.condition not in CONDITIONS:
             raise UserError(f"unknown condition {self.condition!r}: choose from {', '.join(CONDITIONS)}")
-        _require_image(f"the {self.condition} image", self.image)
+        object.__setattr__(self, "image", _own_image(f"the {self.condition} image", self.image))
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not 0 <= self.control_guidance_start < self.control_guidance_end <= 1:
@@ -68,7 +69,8 @@ class Request:
         seed: 0 to 2**64 - 1; image i is drawn from `torch.Generator("cpu").manual_seed(seed + i)`, so that it is the
             image which that seed gives alone. None: a random one, reported in the result.
         num_images_per_prompt: 1 to 16.
-        init_image: the image to begin with, uint8 [H,W,3] RGB; of another size than the bundle's it is resized.
+        init_image: the image to begin with, uint8 [H,W,3] RGB; of another size than the bundle's it is resized. The
+            request keeps a copy, as a control does.
         strength: how much of the schedule runs on the initial image, above 0 to 1: 1 all of it.
         clip_skip: how many of the text encoder's last layers are left out.
         long_prompt: prompts of more than 77 tokens are read in chunks, as AUTOMATIC1111 does, instead of cut off.
@@ -111,7 +113,7 @@ class Request:
         if self.seed is not None:
             object.__setattr__(self, "seed", _integer("seed", self.seed, 0, 2**64 - images))
         if self.init_image is not None:
-            _require_image("the initial image", self.init_image)
+            object.__setattr__(self, "init_image", _own_image("the initial image", self.init_image))
         object.__setattr__(self, "strength", _number("strength", self.strength))
         if not 0 < self.strength <= 1:
             raise UserError(f"strength must be above 0 and at most 1, not {self.strength:g}")
@@ -127,12 +129,20 @@ class Request:
         return self.guidance_scale > 1
 
 
-def _require_image(what: str, image: Any) -> None:
+def _own_image(what: str, image: Any) -> NDArray[np.uint8]:
+    """A copy of `image` that cannot be written to.
+
+    Raises:
+        UserError: it is no image.
+    """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise UserError(f"{what} must be a uint8 array [height, width, 3], not {found}")
     if 0 in image.shape:
         raise UserError(f"{what} is empty: {image.shape[1]}x{image.shape[0]} pixels")
+    own: NDArray[np.uint8] = np.array(image, order="C")
+    own.flags.writeable = False
+    return own
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:

@@ -374,4 +374,5 @@ def test_clipped_samples(request, make, which, scheduler, left, guidance_scale):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "scheduler", {**config, "_class_name": "LMSDiscreteScheduler"})
         assert_same(clipped, reference(asked))
+    assert "clip_sample" in clipping(asked).notes[-1]
     assert relative(clipped.latents[-1], ours(model.pipeline, asked).latents[-1]) > 0.01

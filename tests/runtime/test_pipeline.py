@@ -269,3 +269,27 @@ def _accept(bundle: Path, *files: str) -> None:
     for file in files:
         manifest["files"][file]["size"] = (bundle / file).stat().st_size
     path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_result_shares_no_memory(tiny, control_image, resized):
+    """Neither with what the caller gave nor with what the next request writes over."""
+    width, height = (40, 24) if resized else tiny.size
+    frame, photo = control_image(width, height), control_image(width, height, seed=1)
+    request = Request("a house", "", [Control("seg", frame)], 2, seed=3, init_image=photo)
+    first = tiny.pipeline(request)
+    kept = [array.copy() for array in (first.images, first.latents, *first.controls)]
+    frame[:] = photo[:] = 7
+    tiny.pipeline(replace(request, controls=[Control("seg", frame)], init_image=photo, seed=4))
+    again = tiny.pipeline(request)
+    for array, was, repeated in zip(
+        (first.images, first.latents, *first.controls),
+        kept,
+        (again.images, again.latents, *again.controls),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(array, was)
+        np.testing.assert_array_equal(repeated, was)
+        assert array.flags.writeable
+        for other in (frame, photo, request.controls[0].image, request.init_image, repeated):
+            assert not np.shares_memory(array, other)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -151,3 +152,25 @@ def test_active_steps_are_diffusers_controlnet_keep(n: int, a: float, b: float) 
     # The line of StableDiffusionControlNetPipeline.__call__ that decides it.
     keep = [1.0 - float(i / n < start or (i + 1) / n > end) for i in range(n)]
     assert [float(x) for x in Control("seg", IMAGE, 1.0, start, end).active(n)] == keep
+
+
+def test_an_array_that_is_filled_anew_changes_no_request() -> None:
+    """A camera gives one array again and again."""
+    frame = IMAGE.copy()
+    control = Control("seg", frame)
+    request = Request(controls=[control], init_image=frame[::-1])
+    copied = replace(request, prompt="another")
+    frame[:] = 7
+    for held, was in ((control.image, IMAGE), (request.init_image, IMAGE[::-1]), (copied.init_image, IMAGE[::-1])):
+        np.testing.assert_array_equal(held, was)
+        assert not np.shares_memory(held, frame)
+        with pytest.raises(ValueError, match="read-only"):
+            held[:] = 0
+    assert request.controls[0] is control
+
+
+@pytest.mark.parametrize("image", [np.asfortranarray(IMAGE), IMAGE[:, ::-1], np.broadcast_to(IMAGE[0, 0], (8, 8, 3))])
+def test_images_of_any_layout(image: np.ndarray) -> None:
+    held = Control("seg", image).image
+    np.testing.assert_array_equal(held, image)
+    assert held.flags.c_contiguous and type(held) is np.ndarray
