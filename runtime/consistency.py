@@ -8,7 +8,8 @@ scales:
 | seg          | mIoU ↑ | 0–100 percent | label maps; as mmsegmentation, unlabelled pixels ignored  |
 | canny        | F1 ↑   | 0–100 percent | edge / no edge per pixel; an edge is a value above 127    |
 | hed, lineart | SSIM ↑ | 0–1           | multi-scale SSIM of gray maps scaled to [0, 1]            |
-| depth        | RMSE ↓ | 0–255         | gray maps, each scaled so that its maximum is 255         |
+| depth        | RMSE ↓ | 0–255         | gray maps: the given one stretched from its minimum and   |
+|              |        |               | maximum to 0–255, the extracted one divided by its maximum |
 
 Over a data set mIoU is pooled over all images; F1 is pooled over the images of a prompt and averaged over prompts; SSIM
 and RMSE are averaged over images.
@@ -16,6 +17,7 @@ Where there is nothing to find and nothing is found (no labelled pixel, no edge 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from PIL import Image
 
 from ..conditions import CONDITIONS
 from ..errors import UserError
+from ..messages import unknown_choice
 from .palette import CLASSES, UNLABELLED, labels_from_colors
 
 _Floats = NDArray[np.float64]
@@ -60,7 +63,7 @@ def score(condition: str, given: NDArray[np.uint8], extracted: NDArray[np.uint8]
         UserError: an unknown condition, or images of different or too small size.
     """
     if condition not in CONDITIONS:
-        raise UserError(f"unknown condition {condition!r}; choose one of {', '.join(CONDITIONS)}")
+        raise unknown_choice("condition", condition, CONDITIONS)
     if given.shape != extracted.shape or given.ndim != 3 or given.shape[2] != 3:
         raise UserError(f"cannot compare condition images of shapes {given.shape} and {extracted.shape}; resize one")
     row = CONDITIONS[condition]
@@ -207,16 +210,29 @@ def ms_ssim(given: NDArray[np.floating], extracted: NDArray[np.floating]) -> flo
     return float(result)
 
 
-def rmse(given: NDArray[np.number], extracted: NDArray[np.number]) -> float:
-    """Root mean squared error of two depth maps [H, W] (values ≥ 0), each first scaled so that its maximum is 255.
+def rmse(
+    given: NDArray[np.number], extracted: NDArray[np.number], scaling: Literal["official", "maximum"] = "official"
+) -> float:
+    """Root mean squared error of two depth maps [H, W] (values ≥ 0), each first brought to 0–255.
 
-    Depth networks predict up to an unknown scale, hence the paper's division by the maximum. An all-zero map stays
-    zero.
+    Args:
+        given: the map that steered the generation.
+        extracted: that of the generated image.
+        scaling: `official`: as the scripts of the ControlNet++ repository do it (`eval/eval.py`, which writes both maps
+            as 8-bit images, and `eval/eval_depth.py`). The given map is stretched so that its minimum is 0 and its
+            maximum 255, the extracted one is divided by its maximum, and what is after the point is cut off. A given
+            map whose minimum is not 0 is then at a distance from itself. One that is flat cannot be stretched, and is
+            divided by its maximum. `maximum`: both are divided by their maximum and nothing is cut off, as the paper
+            describes it: depth networks predict up to an unknown scale.
 
     Returns:
-        0–255.
+        0–255. A map of zeros stays zero.
     """
-    return float(np.sqrt(np.mean(np.square(_to_maximum(given) - _to_maximum(extracted)))))
+    if scaling == "maximum":
+        label, prediction = _by_maximum(given), _by_maximum(extracted)
+    else:
+        label, prediction = _stretched(given), _levels(extracted)
+    return float(np.sqrt(np.mean(np.square(label - prediction))))
 
 
 def edges(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -228,9 +244,26 @@ def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(pixels).convert("L"))
 
 
-def _to_maximum(depth: NDArray[np.number]) -> _Floats:
+def _by_maximum(depth: NDArray[np.number]) -> _Floats:
     top = float(depth.max())
     return depth.astype(np.float64) * (255 / top if top > 0 else 0)
+
+
+def _stretched(label: NDArray[np.number]) -> _Floats:
+    """As `eval/eval.py` brings a label to 0–255: in float64, cut to whole levels."""
+    low, high = label.min(), label.max()
+    return np.floor((label - low) / (high - low) * 255) if high > low else _levels(label)
+
+
+def _levels(prediction: NDArray[np.number]) -> _Floats:
+    """As `eval/eval.py` brings a network's output to 0–255: in float32, cut to whole levels."""
+    top = np.float32(prediction.max())
+    if top <= 0:
+        return np.zeros(prediction.shape)
+    if top == 255 and np.issubdtype(prediction.dtype, np.integer):
+        return prediction.astype(np.float64)  # an extractor has done it
+    levels: _Floats = np.floor(prediction.astype(np.float32) / top * np.float32(255)).astype(np.float64)
+    return levels
 
 
 def _similarity(x: _Floats, y: _Floats) -> tuple[float, float]:

@@ -1,6 +1,9 @@
 """The paper's metrics against scikit-learn, torchmetrics and their formulas."""
 
+import io
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from cnpp_trt.runtime.consistency import MeanIoU, Score, f1, mean_iou, ms_ssim, 
 from cnpp_trt.runtime.palette import colors_from_labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 metrics = pytest.importorskip("sklearn.metrics")
 torch = pytest.importorskip("torch")
@@ -139,20 +143,105 @@ def test_ms_ssim_corner_cases() -> None:
 # --- RMSE -------------------------------------------------------------------------------------------------------------
 
 
-def test_rmse_is_the_formula() -> None:
+def official_rmse(label: np.ndarray, predicted_depth: np.ndarray) -> float:
+    """What the official scripts come to, step by step: eval/eval.py writes two 8-bit images, eval/eval_depth.py scores.
+
+    Args:
+        label: of the data set; predicted_depth: of the depth network, of any scale.
+    """
+    label = (label - label.min()) / (label.max() - label.min())
+    annotation = io.BytesIO()
+    Image.fromarray((label * 255).astype("uint8")).save(annotation, "PNG")
+    predicted = torch.from_numpy(predicted_depth).float()
+    found = io.BytesIO()
+    # torchvision's to_pil_image of a float tensor, then as the script: RGB, and gray again.
+    Image.fromarray((predicted / predicted.max()).mul(255).byte().numpy()).convert("RGB").convert("L").save(
+        found, "PNG"
+    )
+    read = [torch.from_numpy(np.array(Image.open(file).convert("L"))).float() for file in (annotation, found)]
+    return float(torch.sqrt(torch.nn.functional.mse_loss(read[1], read[0])))
+
+
+@pytest.mark.parametrize("low, high", [(0, 256), (40, 200), (0, 90), (255, 256), (254, 256)])
+def test_rmse_is_the_official_scripts(low: int, high: int) -> None:
+    given = RNG.integers(0, 200, (30, 30)).astype(np.uint8) + np.uint8(17)
+    extracted = RNG.integers(low, high, (30, 30))
+    expected = official_rmse(given, extracted)
+    assert rmse(given, extracted) == pytest.approx(expected, abs=0.02)
+    assert rmse(given, extracted.astype(np.uint8)) == pytest.approx(expected, abs=0.02)
+    assert rmse(given, extracted * 0.01) == pytest.approx(official_rmse(given, extracted * 0.01), abs=0.02)
+
+
+def test_rmse_by_the_maximum_is_the_formula() -> None:
     given, extracted = RNG.integers(0, 200, (2, 30, 30))
     total = 0.0
     for a, b in zip(given.ravel().tolist(), extracted.ravel().tolist(), strict=True):
         total += (255 * a / given.max() - 255 * b / extracted.max()) ** 2
-    assert rmse(given, extracted) == pytest.approx(math.sqrt(total / 900))
-    assert rmse(given.astype(np.uint8), extracted.astype(np.uint8)) == pytest.approx(math.sqrt(total / 900))
-    assert rmse(given, given * 0.1) == pytest.approx(0)  # depth is known up to a scale
+    assert rmse(given, extracted, "maximum") == pytest.approx(math.sqrt(total / 900))
+    assert rmse(given.astype(np.uint8), extracted.astype(np.uint8), "maximum") == pytest.approx(math.sqrt(total / 900))
+    assert rmse(given, given * 0.1, "maximum") == pytest.approx(0)  # depth is known up to a scale
 
 
-def test_rmse_corner_cases() -> None:
+@pytest.mark.parametrize("scaling", ["official", "maximum"])
+def test_rmse_corner_cases(scaling: str) -> None:
     black, white = np.zeros((5, 5)), np.full((5, 5), 255)
-    assert rmse(black, black) == 0 and rmse(white, white) == 0
-    assert rmse(black, white) == 255 and rmse(white * 0 + 3, black) == 255
+    assert rmse(black, black, scaling) == 0 and rmse(white, white, scaling) == 0
+    assert rmse(black, white, scaling) == 255 and rmse(white * 0 + 3, black, scaling) == 255
+
+
+def test_rmse_of_a_map_that_does_not_reach_0() -> None:
+    """Stretched, it is at a distance from itself, as in the official scripts: half of it by 127.5 here."""
+    given = np.repeat(np.array([[51, 255]], np.uint8), 8, 0)
+    assert rmse(given, given) == pytest.approx(51 / math.sqrt(2)) == official_rmse(given, given)
+    assert rmse(given, given, "maximum") == 0
+
+
+# --- a photo with its true depth --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def motorcycle() -> tuple[np.ndarray, np.ndarray]:
+    """A photo uint8 [500,741,3] of the Middlebury stereo data and its true disparity, float32, from scikit-image.
+
+    Disparity is inverse depth up to a factor, which is what DPT predicts. It is infinite where it is not known.
+    """
+    data = Path(pytest.importorskip("skimage").__file__).parent / "data"
+    with np.load(data / "motorcycle_disp.npz") as file:
+        disparity = file["arr_0"]
+    assert 59.9 < disparity[np.isfinite(disparity)].max() < 60 and 7.1 < disparity.min() < 7.2
+    return np.asarray(Image.open(data / "motorcycle_left.png").convert("RGB")), disparity
+
+
+def as_map(disparity: np.ndarray, unknown: float) -> np.ndarray:
+    """As an extractor would draw it: uint8 [H,W,3], 255 is the nearest."""
+    known = np.where(np.isfinite(disparity), disparity, unknown)
+    return gray(np.floor(known * (255 / known.max())))
+
+
+def test_the_score_of_a_true_depth(motorcycle: tuple[np.ndarray, np.ndarray]) -> None:
+    _, disparity = motorcycle
+    true, shifted = as_map(disparity, 0), as_map(np.roll(disparity, 20, 1), 0)
+    assert score("depth", true, true).value == 0  # what is not known is 0: nothing to stretch
+    found = score("depth", true, shifted)
+    assert found.value == pytest.approx(official_rmse(true[..., 0], shifted[..., 0]), abs=0.02)
+    assert 20 < found.value < 60
+    known = disparity[np.isfinite(disparity)].astype(np.float64)
+    # With the farthest for what is not known, stretching moves d by (max - d) / (max - min) * min / max of 255.
+    distance = (known.max() - np.where(np.isfinite(disparity), disparity, known.min())) / (known.max() - known.min())
+    expected = math.sqrt(np.mean((255 * distance * known.min() / known.max()) ** 2))
+    far = as_map(disparity, known.min())
+    assert score("depth", far, far).value == pytest.approx(expected, abs=0.6)  # of whole levels
+    assert expected > 15 and rmse(far[..., 0], far[..., 0], "maximum") == 0
+
+
+def test_the_score_of_an_extracted_depth(miniature: Any, motorcycle: tuple[np.ndarray, np.ndarray]) -> None:
+    """The extractor's map of the photo against the truth, at the bundle's size, as the official scripts score it."""
+    photo, disparity = motorcycle
+    truth = np.asarray(Image.fromarray(as_map(disparity, 0)).resize(miniature.size, Image.Resampling.NEAREST))
+    extracted = miniature.pipeline.extract("depth", photo)
+    expected = official_rmse(truth[..., 0], extracted[..., 0])
+    assert score("depth", truth, extracted).value == pytest.approx(expected, abs=0.6)
+    assert 0 < expected < 255
 
 
 # --- score ------------------------------------------------------------------------------------------------------------
@@ -188,7 +277,7 @@ def test_score_of_label_maps_reads_colours() -> None:
 
 def test_score_refuses() -> None:
     image = np.zeros((32, 32, 3), np.uint8)
-    with pytest.raises(UserError, match="unknown condition 'pose'; choose one of seg"):
+    with pytest.raises(UserError, match="unknown condition 'pose': choose from seg"):
         score("pose", image, image)
     with pytest.raises(UserError, match="shapes"):
         score("seg", image, image[:16])
