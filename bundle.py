@@ -77,6 +77,7 @@ class Manifest:
         width, height: of the images, in pixels; multiples of 8.
         vae_scale_factor: pixels per latent in each direction.
         text_encoder_layers: of which `clip_skip` may leave out all but one.
+        vocabulary: rows of the text encoder's table, which every token's id is below; 0 if that is not known.
         scheduler_config: the checkpoint's `scheduler_config.json`.
         defaults: the model's own `guidance_scale`, `num_inference_steps` and `scheduler`, where it has them.
         graphs: by name.
@@ -99,6 +100,7 @@ class Manifest:
     vae_scale_factor: int
     text_encoder_layers: int
     scheduler_config: dict[str, Any]
+    vocabulary: int = 0
     defaults: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)

@@ -232,7 +232,8 @@ def _launches(program: Program) -> Iterator[Step]:
 def _restore_inputs(ready: Prepared, backend: Backend) -> None:
     """Prompt and conditions into the buffers that they are encoded from: what is known is not put there again."""
     w, values = ready.program.workspace, ready.values
-    backend.upload(w.input_ids, values.input_ids)
+    backend.upload(w.input_ids, values.prompts.input_ids)
+    backend.upload(w.clip_skip, values.prompts.clip_skip)
     for buffer, image in zip(w.control_images, values.control_images, strict=True):
         backend.upload(buffer, image[None])
 

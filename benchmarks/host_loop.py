@@ -65,10 +65,9 @@ class HostLoop:
         self._hoist_hint = hoist_hint
         self._update = self._update_in_graph if update_graph else self._update_on_host
         self._float = run.bundle.graph("unet").inputs[0].dtype
-        self._batch, self._images = len(values.input_ids), len(values.noise)
-        self._prompt_embeds = run(
-            "text_encoder", {"input_ids": values.input_ids, "clip_skip": np.array([values.clip_skip])}
-        )["prompt_embeds"]
+        self._batch, self._images = len(values.prompts.input_ids), len(values.noise)
+        text = {"input_ids": values.prompts.input_ids, "clip_skip": values.prompts.clip_skip}
+        self._prompt_embeds = run("text_encoder", text)["prompt_embeds"]
 
     def __call__(self) -> Drawn:
         values, table = self._values, self._values.table

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..messages import printable
 from .weights import read_pickle, read_weights
 
 MAX_VECTORS = 75
@@ -74,12 +75,28 @@ def check_width(embeddings: Sequence[Embedding], width: int) -> None:
 def add_tokens(tokenizer: Any, embeddings: Sequence[Embedding]) -> None:
     """Adds the embeddings' tokens to a transformers `CLIPTokenizer`.
 
-    Raises: UserError where the tokenizer knows one already.
+    Which ids a prompt has must not depend on the order of the embeddings: two tokens that the tokenizer does not tell
+    apart in a text (it makes letters small, and accents part of their letters) are refused.
+
+    Raises: UserError where the tokenizer knows a word already, or another embedding has it for a vector.
     """
+    vocabulary = tokenizer.get_vocab().keys()
+    normalize = tokenizer.backend_tokenizer.normalizer.normalize_str
+    owners: dict[str, Embedding] = {}
     for embedding in embeddings:
-        known = tokenizer.get_vocab().keys() & {*embedding.tokens, f"{embedding.token}_1"}
-        if known:
-            raise UserError(f"the tokenizer knows {min(known)!r} already: give the embedding another word, SOURCE:word")
+        if known := vocabulary & {*embedding.tokens}:
+            raise UserError(
+                f"the tokenizer knows {printable(repr(min(known)))} already: give the embedding "
+                f"{printable(repr(embedding.token))} another word, SOURCE:word"
+            )
+        for token in map(normalize, embedding.tokens):
+            if (other := owners.setdefault(token, embedding)) is not embedding:
+                first, second = map(printable, sorted(map(repr, (other.token, embedding.token))))
+                raise UserError(
+                    f"the embeddings {first} and {second} cannot be told apart in a prompt, where both have "
+                    f"{printable(repr(token))}: give one of them another word, SOURCE:word"
+                )
+    for embedding in embeddings:
         tokenizer.add_tokens(embedding.tokens)
 
 

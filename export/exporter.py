@@ -188,8 +188,16 @@ def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
             )
         entry = {"source": lora.source, "sha256": sha256_of(lora.file), "weight": lora.weight}
         manifest.loras.append({**entry, "fused": fit.fused, "unmatched": list(fit.unmatched)})
+    tokenizer = checkpoint.tokenizer()  # refuses a word that it has already
+    manifest.vocabulary = checkpoint.setting("text_encoder", "vocab_size")
     if checkpoint.places.embeddings:
-        checkpoint.tokenizer()  # refuses a word that it has already
+        manifest.vocabulary = max(manifest.vocabulary, len(tokenizer))
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= manifest.vocabulary:
+        raise UserError(
+            f"the tokenizer of {checkpoint.name} has the id {highest}, but its text encoder knows "
+            f"{manifest.vocabulary} tokens: they are of different models"
+        )
     manifest.embeddings = {embedding.token: len(embedding.vectors) for embedding in checkpoint.embeddings()}
 
 

@@ -120,8 +120,8 @@ def _text_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
     # transformers pools at the end-of-text token; random ids might hold none, real prompts always do.
     ids[:, -1] = config.get("eos_token_id", config["vocab_size"] - 1)
     module = modules.TextEncoder(checkpoint.text_encoder(g.dtype))
-    inputs: Inputs = {"input_ids": ids, "clip_skip": torch.tensor([1])}
-    free = {"input_ids": {0: "prompts"}, "prompt_embeds": {0: "prompts"}}
+    inputs: Inputs = {"input_ids": ids, "clip_skip": torch.tensor([0, 1])}
+    free = {name: {0: "prompts"} for name in ("input_ids", "clip_skip", "prompt_embeds")}
     return GraphSource("text_encoder", module, inputs, ["prompt_embeds"], {}, free)
 
 

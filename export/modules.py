@@ -1,6 +1,7 @@
 """One `nn.Module` per graph: the signature that a graph has, around diffusers' and transformers' own modules.
 
-Dimensions: B images, n = 2 with classifier-free guidance or 1 without, G = n·B; H×W pixels, h×w latents.
+Dimensions: B images, n = 2 with classifier-free guidance or 1 without, G = n·B, P = G · the chunks of a prompt; H×W
+pixels, h×w latents.
 Tensors named `timestep`, `scale` and everything of the sampler stay float32 in every precision. What is wrapped is
 of type Any, because neither diffusers nor transformers says what its modules' attributes are.
 """
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 
 class TextEncoder(nn.Module):
-    """input_ids int64 [G,77], clip_skip int64 [1] → prompt_embeds [G,77,D].
+    """input_ids int64 [P,77], clip_skip int64 [P] → prompt_embeds [P,77,D].
 
-    The hidden state that many layers before the last, after the final layer norm: `clip_skip` as diffusers'
-    pipelines take it (`encode_prompt` in pipeline_stable_diffusion.py).
+    Of each row the hidden state that many layers before the last, after the final layer norm: `clip_skip` as diffusers'
+    pipelines take it (`encode_prompt` in pipeline_stable_diffusion.py), for each row because they skip layers of the
+    prompt and none of the negative prompt. At least one layer is left: beyond that nothing is skipped.
     """
 
     def __init__(self, text_encoder: Any) -> None:
@@ -24,9 +26,12 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, clip_skip: Tensor) -> Tensor:
         hidden = self.text_encoder(input_ids, output_hidden_states=True).hidden_states
-        # The first is the embeddings, before any layer.
-        layer = len(hidden) - 1 - clip_skip
-        return self.text_encoder.final_layer_norm(torch.stack(hidden).index_select(0, layer).squeeze(0))
+        chosen = hidden[-1]
+        # The first is the embeddings, before any layer. Selections instead of a gather: TensorRT fuses them, and their
+        # shapes do not depend on the number of rows.
+        for skipped in range(1, len(hidden) - 1):
+            chosen = torch.where((clip_skip == skipped)[:, None, None], hidden[-1 - skipped], chosen)
+        return self.text_encoder.final_layer_norm(chosen)
 
 
 class Hint(nn.Module):

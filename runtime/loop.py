@@ -15,6 +15,7 @@ from ..bundle import Bundle, Manifest
 from ..errors import BackendError
 from .backends.interface import ALIGNMENT, Allocate, Backend, Buffer, Launch, Step, Stopwatch, aligned
 from .encodings import Encodings
+from .prompts import Prompts
 from .schedulers import SamplerTable
 
 # What a ControlNet hands the UNet, buffer by tensor name.
@@ -52,16 +53,15 @@ class Values:
     """What a request puts into the buffers.
 
     Attributes:
-        input_ids: int64 [G·chunks,77], the negative prompt's first.
+        prompts: what the text encoder reads.
         control_images: uint8 [H,W,3] for each control.
         noise: float32 [B,4,h,w], what the latents start from.
         step_noise: for each step float32 [B,4,h,w], or None where the sampler adds none.
         init_latents: float32 [B,4,h,w] of an initial image, or None.
-        clip_skip: of the text encoder.
         timestep_cond: float32 [1,E] of a distilled UNet, or None.
     """
 
-    input_ids: NDArray[np.int64]
+    prompts: Prompts
     control_images: Sequence[NDArray[np.uint8]]
     table: SamplerTable
     guidance_scale: float
@@ -69,7 +69,6 @@ class Values:
     noise: NDArray[np.float32]
     step_noise: Sequence[NDArray[np.float32] | None]
     init_latents: NDArray[np.float32] | None = None
-    clip_skip: int = 0
     timestep_cond: NDArray[np.float32] | None = None
 
     def start(self) -> NDArray[np.float32]:
@@ -92,7 +91,7 @@ class Workspace:
         latent = latent_shape(m)
 
         self.input_ids = self._new("int64", n * b * s.chunks, tokens)
-        self.clip_skip = self._new("int64", 1)
+        self.clip_skip = self._new("int64", n * b * s.chunks)
         self.prompt_embeds = self._new(float_type, n * b, int(tokens) * s.chunks, width)
         # A row's chunks follow each other: the same memory, chunk by chunk.
         self.encoded_prompts = self.prompt_embeds.reshape(n * b * s.chunks, int(tokens), int(width))
@@ -205,7 +204,6 @@ class Program:
         drawn = [noise for noise in values.step_noise if noise is not None]
         if drawn:
             put(w.step_noise, np.stack(drawn))
-        put(w.clip_skip, np.array([values.clip_skip], np.int64))
         for buffer in w.distilled.values():
             assert values.timestep_cond is not None
             put(buffer, values.timestep_cond.astype(buffer.dtype))
@@ -215,10 +213,11 @@ class Program:
 
     def encode(self, values: Values, encodings: Encodings, clock: Stopwatch) -> None:
         """Prompt and conditions into their buffers, each computed only where `encodings` has not seen it."""
-        w = self.workspace
-        encodings.encode(self.text, values.input_ids, w.input_ids, w.encoded_prompts, clock, values.clip_skip)
-        for step, image, source, hint in zip(self.hints, values.control_images, w.control_images, w.hints, strict=True):
-            encodings.encode(step, image[None], source, hint, clock)
+        prompts = values.prompts
+        text = {"input_ids": prompts.input_ids, "clip_skip": prompts.clip_skip}
+        encodings.encode(self.text, text, clock, prompts.weights)
+        for step, image in zip(self.hints, values.control_images, strict=True):
+            encodings.encode(step, {"control_image": image[None]}, clock)
 
     def latents_after(self, k: int) -> NDArray[np.float32]:
         """The latents [B,4,h,w] after step k, while step k + 1 has not run yet."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
-from ..errors import BackendError, UserError
+from ..errors import BackendError, BundleError, UserError
 from .backends.choose import open_backend
 from .backends.interface import Backend, Stopwatch
 from .encodings import Encodings
@@ -21,10 +21,11 @@ from .health import require_finite
 from .init_image import ENCODER, draws_noise, encode_init_image, encoder_bytes, first_step, fit_init_image
 from .loop import Program, Structure, Values, graphs_of, latent_shape, run, workspace_bytes
 from .noise import TorchGenerator
+from .prompts import Prompts, read_prompts
 from .request import Control, Request
 from .residents import Residents
 from .schedulers import UNLIMITED, SamplerTable, build_table
-from .tokenizer import Tokenizer, prompt_ids
+from .tokenizer import Tokenizer
 
 OnStepEnd = Callable[[int, float, NDArray[np.float32]], None]
 
@@ -68,7 +69,7 @@ class Pipeline:
         self.bundle = bundle
         self.backend = backend
         self.reason = reason
-        self._tokenizer = Tokenizer(bundle.folder / "tokenizer", bundle.manifest.embeddings)
+        self._tokenizer = _tokenizer(bundle)
         self._encodings = Encodings(backend)
         self._residents = Residents(backend, bundle)
         self._lock = threading.RLock()  # a callback may extract while its own thread draws
@@ -141,14 +142,14 @@ class Pipeline:
             self.bundle.require_condition(control.condition)
         notes: list[str] = []
         clock = self.backend.stopwatch()
-        input_ids, table, structure = self._plan(request, notes)
+        prompts, table, structure = self._plan(request, notes)
         program = self._residents.program(structure)
         clock.mark("load")
         seed = secrets.randbits(32) if request.seed is None else int(request.seed)
         noise, step_noise, init_latents = self._noise(request, seed, structure, notes)
         width = self.bundle.guidance_width
         values = Values(
-            input_ids=input_ids,
+            prompts=prompts,
             control_images=tuple(self._fit(control, notes) for control in request.controls),
             table=table,
             guidance_scale=request.guidance_scale,
@@ -156,7 +157,6 @@ class Pipeline:
             noise=noise,
             step_noise=step_noise,
             init_latents=init_latents,
-            clip_skip=request.clip_skip,
             timestep_cond=None if width is None else guidance_embedding(request.guidance_scale, width),
         )
         program.fill(values)
@@ -220,8 +220,8 @@ class Pipeline:
         timings["total"] = time.perf_counter() - start
         return Result(images, latents, ready.seed, timings, tuple(ready.values.control_images), tuple(notes))
 
-    def _plan(self, request: Request, notes: list[str]) -> tuple[NDArray[np.int64], SamplerTable, Structure]:
-        """The prompts' ids [G·chunks,77], the sampler's table, and the structure that they make."""
+    def _plan(self, request: Request, notes: list[str]) -> tuple[Prompts, SamplerTable, Structure]:
+        """The prompts, the sampler's table, and the structure that they make."""
         m = self.bundle.manifest
         if request.clip_skip >= m.text_encoder_layers:
             raise UserError(f"clip_skip must be from 0 to {m.text_encoder_layers - 1}, not {request.clip_skip}")
@@ -232,11 +232,8 @@ class Pipeline:
                 f"{request.scheduler} clips what each step predicts to ±{table.x0_limit:g}: clip_sample in the model's "
                 "scheduler config, or diffusers' default where it is not there"
             )
-        guided = is_guided(self.bundle, request)
-        prompts = [request.negative_prompt, request.prompt] if guided else [request.prompt]
-        ids, chunks = prompt_ids(self._tokenizer, prompts, request.long_prompt, notes)
-        structure = structure_of(self.bundle, request, table, chunks)
-        return np.repeat(ids, request.num_images_per_prompt, 0).reshape(-1, ids.shape[-1]), table, structure
+        prompts = read_prompts(self._tokenizer, request, is_guided(self.bundle, request), notes)
+        return prompts, table, structure_of(self.bundle, request, table, prompts.chunks)
 
     def _noise(
         self, request: Request, seed: int, structure: Structure, notes: list[str]
@@ -287,6 +284,19 @@ def structure_of(bundle: Bundle, request: Request, table: SamplerTable, chunks: 
         noisy=tuple(bool(b) for b in table.uses_noise),
         chunks=chunks,
     )
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    """Raises: BundleError where it cannot be read, or makes prompts that the text encoder does not take."""
+    m = bundle.manifest
+    tokenizer = Tokenizer(bundle.folder / "tokenizer", m.embeddings, m.vocabulary or None)
+    positions = int(bundle.graph("text_encoder").outputs[0].shape[1])
+    if tokenizer.model_max_length != positions:
+        raise BundleError(
+            f"the tokenizer of {bundle.folder} makes prompts of {tokenizer.model_max_length} tokens, its text encoder "
+            f"reads {positions}: export the bundle anew"
+        )
+    return tokenizer
 
 
 def _example_request(bundle: Bundle) -> Request:

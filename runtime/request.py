@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ..conditions import CONDITIONS
 from ..errors import UserError
+from ..messages import printable
 from .schedulers import SCHEDULERS
 
 MAX_IMAGES = 16
@@ -72,8 +73,11 @@ class Request:
         init_image: the image to begin with, uint8 [H,W,3] RGB; of another size than the bundle's it is resized. The
             request keeps a copy, as a control does.
         strength: how much of the schedule runs on the initial image, above 0 to 1: 1 all of it.
-        clip_skip: how many of the text encoder's last layers are left out.
+        clip_skip: how many of the text encoder's last layers are left out, of the prompt alone, as in diffusers.
+        clip_skip_negative: they are left out of the negative prompt too, as in AUTOMATIC1111's web UI.
         long_prompt: prompts of more than 77 tokens are read in chunks, as AUTOMATIC1111 does, instead of cut off.
+        prompt_weights: emphasis in the prompts is read, `(word)`, `(word:1.4)`, `[word]`, as AUTOMATIC1111's web UI
+            reads it; else brackets are text.
         guess_mode: not supported; True is refused.
     Raises: UserError
     """
@@ -89,7 +93,9 @@ class Request:
     init_image: NDArray[np.uint8] | None = None
     strength: float = 0.8
     clip_skip: int = 0
+    clip_skip_negative: bool = False
     long_prompt: bool = False
+    prompt_weights: bool = False
     guess_mode: bool = False
 
     def __post_init__(self) -> None:
@@ -118,8 +124,9 @@ class Request:
         if not 0 < self.strength <= 1:
             raise UserError(f"strength must be above 0 and at most 1, not {self.strength:g}")
         object.__setattr__(self, "clip_skip", _integer("clip_skip", self.clip_skip, 0, 1000))
-        if not isinstance(self.long_prompt, bool):
-            raise UserError(f"long_prompt must be True or False, not {self.long_prompt!r}")
+        for name in ("clip_skip_negative", "long_prompt", "prompt_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} must be True or False, not {printable(repr(getattr(self, name)), 80)}")
         if self.guess_mode:
             raise UserError("guess_mode is not supported: lower guidance_scale and leave the prompt empty instead")
 

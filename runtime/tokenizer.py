@@ -1,24 +1,48 @@
 """CLIP's tokenizer through the `tokenizers` library alone: prompt → token ids, as diffusers' pipelines ask for them."""
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 
 from ..errors import BundleError, UserError
-
-CLIP_LENGTH = 77
-"""Positions of every CLIP text encoder in Stable Diffusion 1.x and 2.x."""
+from ..messages import one_line, printable
+from .emphasis import parse, split_at_breaks
+from .tokenizer_files import read_config, read_tokenizer
 
 COMMA_PADDING_BACKTRACK = 20
 """How many tokens before a full chunk's end AUTOMATIC1111's web UI looks for a comma to end it at (its default)."""
 
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+T = TypeVar("T")
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tokens that stay together, with their weight: one, or all vectors of an embedding."""
+
+    ids: tuple[int, ...]
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A prompt as the text encoder reads it.
+
+    Attributes:
+        ids: int64 [chunks, model_max_length], each chunk with its own start, end and padding.
+        weights: float32 [chunks, model_max_length], of emphasis; 1 where there is none.
+        dropped: the text that did not fit, as the tokens spell it (lower case, spaces between words); empty if all did.
+        embeddings: the textual inversions' words in the prompt, each once.
+    """
+
+    ids: Ids
+    weights: npt.NDArray[np.float32]
+    dropped: str
+    embeddings: tuple[str, ...]
 
 
 class Tokenizer:
@@ -26,180 +50,171 @@ class Tokenizer:
 
     Args:
         folder: with tokenizer.json and tokenizer_config.json.
-        embeddings: the textual inversions' tokens that were added to it, with the number of their vectors.
+        embeddings: the textual inversions' words that were added to it, with the number of their vectors.
+        vocabulary: rows of the text encoder's table, which every id must be below; None if that is not known.
 
     Attributes:
         model_max_length: ids per prompt, 77 unless tokenizer_config.json gives another length.
+        embeddings: the number of vectors of each word.
         empty: int64 [model_max_length], the ids of no prompt.
 
     Raises:
         BundleError: a file is missing or cannot be read as what it should be.
     """
 
-    def __init__(self, folder: Path, embeddings: Mapping[str, int] | None = None) -> None:
-        config = _read_config(folder / "tokenizer_config.json")
-        self._tokenizer = _read_tokenizer(folder / "tokenizer.json")
-        length = config.get("model_max_length", CLIP_LENGTH)
-        # transformers writes 10**30 for "no limit", as a float or an int: the text encoder has one nevertheless.
-        if isinstance(length, bool) or not isinstance(length, (int, float)) or not 2 < length < 10**6:
-            length = CLIP_LENGTH
-        self.model_max_length = int(length)
-        # tokenizer.json keeps whatever length and padding it was last called with.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        pad = config.get("pad_token") or "<|endoftext|>"
-        self._pad = self._id(str(pad["content"] if isinstance(pad, dict) else pad), "pad token", folder)
-        frame = self._tokenizer.encode("").ids
+    def __init__(
+        self, folder: Path, embeddings: Mapping[str, int] | None = None, vocabulary: int | None = None
+    ) -> None:
+        self._file = folder / "tokenizer.json"
+        config = read_config(folder / "tokenizer_config.json")
+        self._tokenizer = read_tokenizer(self._file, vocabulary)
+        self.model_max_length = config.model_max_length
+        self._pad = self._id(config.pad_token, "pad token")
+        frame = self._ask(lambda: self._tokenizer.encode("").ids)
         if len(frame) != 2:
-            raise BundleError(f"{folder / 'tokenizer.json'} adds no start and end to a prompt: export the bundle anew")
+            raise BundleError(f"{self._file} adds no start and end to a prompt: export the bundle anew")
         self._start, self._end = frame
         self._comma = self._tokenizer.token_to_id(",</w>")
-        self._embeddings: dict[str, list[str]] = {}
-        self._groups: dict[int, list[int]] = {}
-        for token, vectors in (embeddings or {}).items():
-            tokens = [token, *(f"{token}_{i}" for i in range(1, vectors))]
-            ids = [self._id(t, "embedding", folder) for t in tokens]
-            self._embeddings[token], self._groups[ids[0]] = tokens, ids
+        self.embeddings = dict(embeddings or {})
+        self._words: dict[int, tuple[str, tuple[int, ...]]] = {}
+        added = self._tokenizer.get_added_tokens_decoder()
+        for word, vectors in self.embeddings.items():
+            if not 1 <= vectors <= self.model_max_length - 2:
+                raise BundleError(f"{printable(repr(word))} has {vectors} vectors: export the bundle anew")
+            ids = tuple(self._id(t, "embedding") for t in vector_tokens(word, vectors))
+            if not added.keys() >= {*ids}:
+                raise BundleError(f"{self._file} knows {printable(repr(word))} as no embedding: export the bundle anew")
+            self._words[ids[0]] = word, ids
         self.empty = self._framed([])
 
-    def encode(self, text: str) -> tuple[npt.NDArray[np.int64], str]:
-        """Ids as `CLIPTokenizer(text, padding="max_length", truncation=True)` gives them, and what did not fit.
+    def read(self, text: str, *, long: bool = False, weighted: bool = False) -> Reading:
+        """A prompt's tokens.
 
-        The word of an embedding with several vectors stands for all of them, as in diffusers' pipelines
-        (`TextualInversionLoaderMixin.maybe_convert_prompt`).
+        An embedding's word stands for all of its vectors, wherever the tokenizer finds it: the first one in the text
+        and of those the longest, in letters of either case. So `bad_prompt` is not found in `bad_prompt_version2` where
+        both are embeddings. diffusers (`TextualInversionLoaderMixin.maybe_convert_prompt`) replaces text instead, which
+        gives the same ids where no word is part of another or of a vector's name, and letters are the word's own.
 
         Args:
             text: the prompt, of any length.
-
-        Returns:
-            ids: int64 [model_max_length], start token, text, end token, padding.
-            dropped: the text beyond, as the tokens spell it (lower case, spaces between words); empty if all fitted.
-
-        Raises:
-            UserError: the text is not valid Unicode (it holds half a surrogate pair).
-        """
-        ids = self._ids(self._converted(text))
-        room = self.model_max_length - 2
-        dropped = str(self._tokenizer.decode(ids[room:], skip_special_tokens=False)) if len(ids) > room else ""
-        return self._framed(ids[:room]), dropped.replace("</w>", " ").strip()
-
-    def encode_long(self, text: str) -> npt.NDArray[np.int64]:
-        """All of a prompt, in as many chunks as it takes, divided as AUTOMATIC1111's web UI divides it.
-
-        (`modules/sd_hijack_clip.py`, `tokenize_line`.) A chunk holds 75 tokens; one that is full ends at its last comma
-        if that is among its last 20 tokens, and what follows the comma goes into the next. `BREAK` begins a new chunk.
-        An embedding's vectors stay together. Emphasis, `(word:1.2)`, is not read: brackets and numbers are text
-        here, as they are to diffusers.
-
-        Returns:
-            int64 [chunks, model_max_length], at least one; each with its own start, end and padding. The text
-            encoder reads them one by one, and the UNet the embeddings of all in a row.
+            long: all of it is read, divided as AUTOMATIC1111's web UI divides it (`tokenize_line` in
+                `modules/sd_hijack_clip.py`): a chunk holds 75 tokens; one that is full ends at its last comma if that
+                is among its last 20 tokens, and what follows the comma goes into the next. `BREAK` begins a new chunk.
+                An embedding's vectors stay together. Else it is cut off after one chunk.
+            weighted: emphasis, `(word:1.4)`, is read; else brackets and numbers are text, as they are to diffusers.
 
         Raises:
-            UserError: as `encode`.
+            UserError: the text is not valid Unicode (it holds half a surrogate pair), or its emphasis cannot be read.
+            BundleError: the tokenizer fails on it.
         """
-        chunks: list[list[int]] = []
-        for part in _BREAK.split(self._converted(text)):
-            chunks += self._chunks(self._ids(part))
-        if len(chunks) > 1 and not chunks[-1]:
-            chunks.pop()  # nothing follows the last BREAK
-        return np.stack([self._framed(chunk) for chunk in chunks])
-
-    def _converted(self, text: str) -> str:
-        """The prompt with every embedding of several vectors written out: "cat" becomes "cat cat_1 …"."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"the prompt is not valid Unicode at character {error.start}: retype it there") from None
-        if self._embeddings:
-            found = set(self._tokenizer.encode(text, add_special_tokens=False).tokens)
-            for token, tokens in self._embeddings.items():
-                if token in found:
-                    text = text.replace(token, " ".join(tokens))
-        return text
+        if weighted:
+            parts = parse(text, breaks=long)
+        else:
+            parts = [[(part, 1.0)] for part in (split_at_breaks(text) if long else [text])]
+        used: dict[str, None] = {}
+        groups = [self._groups(part, used) for part in parts]
+        dropped = ""
+        if long:
+            chunks = [chunk for part in groups for chunk in self._chunks(part)]
+            if len(chunks) > 1 and not chunks[-1]:
+                chunks.pop()  # nothing follows the last BREAK
+        else:
+            tokens = [(i, g.weight) for part in groups for g in part for i in g.ids]
+            room = self.model_max_length - 2
+            chunks = [tokens[:room]]
+            if beyond := [i for i, _ in tokens[room:]]:
+                dropped = str(self._ask(lambda: self._tokenizer.decode(beyond, skip_special_tokens=False)))
+        return Reading(
+            ids=np.stack([self._framed([i for i, _ in chunk]) for chunk in chunks]),
+            weights=np.stack([self._weights([w for _, w in chunk]) for chunk in chunks]),
+            dropped=dropped.replace("</w>", " ").strip(),
+            embeddings=tuple(used),
+        )
+
+    def encode(self, text: str) -> tuple[Ids, str]:
+        """Ids as `CLIPTokenizer(text, padding="max_length", truncation=True)` gives them, and what did not fit.
+
+        Returns:
+            ids: int64 [model_max_length].
+            dropped: as `Reading.dropped`.
+
+        Raises:
+            UserError, BundleError: as `read`.
+        """
+        reading = self.read(text)
+        return reading.ids[0], reading.dropped
+
+    def encode_long(self, text: str) -> Ids:
+        """All of a prompt, int64 [chunks, model_max_length], at least one.
+
+        Raises:
+            UserError, BundleError: as `read`.
+        """
+        return self.read(text, long=True).ids
+
+    def _groups(self, part: Iterable[tuple[str, float]], used: dict[str, None]) -> list[Group]:
+        """The tokens of texts with their weights; the words of embeddings that they hold are noted in `used`."""
+        groups = []
+        for text, weight in part:
+            for i in self._ids(text):
+                word, ids = self._words.get(i, ("", (i,)))
+                if word:
+                    used[word] = None
+                groups.append(Group(ids, weight))
+        return groups
 
     def _ids(self, text: str) -> list[int]:
-        """Without start and end."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Without start and end, an embedding's word as its first vector."""
+        ids: list[int] = self._ask(lambda: self._tokenizer.encode(text, add_special_tokens=False).ids)
         return ids
 
-    def _chunks(self, ids: list[int]) -> list[list[int]]:
-        """Divided into one or more; all but the last are followed by more."""
+    def _chunks(self, groups: Iterable[Group]) -> list[list[tuple[int, float]]]:
+        """Ids and weights divided into one or more chunks; all but the last are followed by more."""
         room = self.model_max_length - 2
-        chunks: list[list[int]] = [[]]
-        for group in self._grouped(ids):
+        chunks: list[list[tuple[int, float]]] = [[]]
+        for group in groups:
             chunk = chunks[-1]
-            near = chunk[-COMMA_PADDING_BACKTRACK:]
-            if len(chunk) == room and self._comma in near and group != [self._comma]:
-                end = room - near[::-1].index(self._comma)
-                chunks[-1:] = [chunk[:end], chunk[end:]]
-            if len(chunks[-1]) + len(group) > room:
+            if len(chunk) == room and group.ids != (self._comma,):
+                near = [i for i, _ in chunk[-COMMA_PADDING_BACKTRACK:]]
+                if self._comma in near:
+                    end = room - near[::-1].index(self._comma)
+                    chunks[-1:] = [chunk[:end], chunk[end:]]
+            if len(chunks[-1]) + len(group.ids) > room:
                 chunks.append([])
-            chunks[-1].extend(group)
+            chunks[-1].extend((i, group.weight) for i in group.ids)
         return chunks
 
-    def _grouped(self, ids: list[int]) -> Iterator[list[int]]:
-        """One by one, but the vectors of an embedding together."""
-        position = 0
-        while position < len(ids):
-            group = self._groups.get(ids[position], ids[position : position + 1])
-            # In other letters than its own an embedding's word stands for its first vector only, as in diffusers.
-            if ids[position : position + len(group)] != group:
-                group = ids[position : position + 1]
-            yield group
-            position += len(group)
+    def _framed(self, ids: Sequence[int]) -> Ids:
+        return np.array([self._start, *ids, self._end, *[self._pad] * (self.model_max_length - 2 - len(ids))], np.int64)
 
-    def _framed(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
-        padding = self.model_max_length - 2 - len(ids)
-        return np.array([self._start, *ids, self._end, *[self._pad] * padding], np.int64)
+    def _weights(self, weights: Sequence[float]) -> npt.NDArray[np.float32]:
+        """Start, end and padding have weight 1."""
+        framed = np.ones(self.model_max_length, np.float32)
+        framed[1 : 1 + len(weights)] = weights
+        return framed
 
-    def _id(self, token: str, what: str, folder: Path) -> int:
-        found: int | None = self._tokenizer.token_to_id(token)
+    def _id(self, token: str, what: str) -> int:
+        found: int | None = self._ask(lambda: self._tokenizer.token_to_id(token))
         if found is None:
-            raise BundleError(f"{what} {token!r} is not in {folder / 'tokenizer.json'}: export the bundle anew")
+            raise BundleError(f"{what} {printable(repr(token))} is not in {self._file}: export the bundle anew")
         return found
 
-
-def prompt_ids(
-    tokenizer: Tokenizer, prompts: Sequence[str], long_prompt: bool, notes: list[str]
-) -> tuple[npt.NDArray[np.int64], int]:
-    """The ids of several prompts, int64 [prompts, chunks, length], and the number of chunks.
-
-    Args:
-        long_prompt: all of every prompt is read, the shorter ones filled up with empty chunks; else each is cut off
-            after one chunk, and a note says so.
-    """
-    if long_prompt:
-        read = [tokenizer.encode_long(prompt) for prompt in prompts]
-        chunks = max(map(len, read))
-        return np.stack([np.stack([*ids, *[tokenizer.empty] * (chunks - len(ids))]) for ids in read]), chunks
-    rows = []
-    for prompt in prompts:
-        ids, dropped = tokenizer.encode(prompt)
-        if dropped:
-            notes.append(
-                f"the prompt is longer than {len(ids)} tokens; dropped: {dropped!r} (--long-prompt reads all of it)"
-            )
-        rows.append(ids)
-    return np.stack(rows)[:, None], 1
+    def _ask(self, question: Callable[[], T]) -> T:
+        """What the library answers. Where its file is damaged it raises anything, a Rust panic included."""
+        try:
+            return question()
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:
+            raise BundleError(
+                f"{self._file} does not work as a tokenizer ({one_line(error)}): export the bundle anew"
+            ) from None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{path} is missing: export the bundle anew") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): export the bundle anew") from None
-    if not isinstance(config, dict):
-        raise BundleError(f"{path} does not hold a JSON object: export the bundle anew")
-    return config
-
-
-def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    if not path.is_file():
-        raise BundleError(f"{path} is missing: export the bundle anew")
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
-        raise BundleError(f"{path} is not a tokenizer ({error}): export the bundle anew") from None
+def vector_tokens(word: str, vectors: int) -> list[str]:
+    """What the tokenizer calls an embedding's vectors, as diffusers has it: `word`, `word_1`, …"""
+    return [word, *(f"{word}_{i}" for i in range(1, vectors))]

@@ -51,7 +51,7 @@ def test_the_loop_on_the_host_draws_what_the_pipeline_draws(tiny, fields):
     request = next(make_requests(pipeline, "seg", [3], **fields))
     expected = pipeline(request)
     values = pipeline.prepare(request).values
-    n, batch = request.num_inference_steps, len(values.input_ids)
+    n, batch = request.num_inference_steps, len(values.prompts.input_ids)
     for hoist_hint, update_graph in ((False, False), (True, False), (True, True)):
         run = Counting(pipeline)
         drawn = HostLoop(run, "seg", values, hoist_hint=hoist_hint, update_graph=update_graph)()

@@ -12,12 +12,14 @@ from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.embeddings import Embedding, add_embeddings, add_tokens, read_embedding
 from cnpp_trt.export.recipe import parse_embedding
 from cnpp_trt.runtime.tokenizer import Tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 WIDTH = 32  # of the tiny text encoder
 
-PROMPTS = ["a <thing> in a field", "<thing>, <THING>; two<thing>s and <thing>_1", "no embedding", "<thing> " * 60]
+PROMPTS = ["a <thing> in a field", "<thing>, two<thing>s; <thing>", "no embedding", "<thing> " * 60]
 
 
 @pytest.fixture
@@ -180,7 +182,96 @@ def test_another_width(tokenizer, text_encoder):
     assert "<thing>" not in tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize("tokens", [["a</w>"], ["<x>", "<x>"], ["<x>_1", "<x>"]])
-def test_a_word_that_is_taken(tokenizer, tokens):
-    with pytest.raises(UserError, match=r"knows .* already"):
-        add_tokens(tokenizer, [Embedding(token, torch.ones(1, WIDTH)) for token in tokens])
+def test_a_word_that_the_tokenizer_knows(tokenizer):
+    with pytest.raises(UserError, match=r"knows 'a</w>' already"):
+        add_tokens(tokenizer, [Embedding("a</w>", torch.ones(1, WIDTH))])
+
+
+def embeddings(vectors: dict[str, int]) -> list[Embedding]:
+    return [Embedding(word, torch.ones(n, WIDTH)) for word, n in vectors.items()]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ({"Cat": 1, "cAT": 2}, "'Cat' and 'cAT' cannot be told apart in a prompt, where both have 'cat'"),
+        ({"cat1": 3, "cat1_1": 1}, "'cat1' and 'cat1_1' cannot be told apart in a prompt, where both have 'cat1_1'"),
+        ({"cat1": 3, "CAT1_2": 2}, "'CAT1_2' and 'cat1' cannot be told apart in a prompt, where both have 'cat1_2'"),
+        ({"caf\u00e91": 1, "cafe\u03011": 1}, "cannot be told apart"),
+    ],
+)
+def test_words_that_no_prompt_tells_apart_are_refused_in_either_order(tokenizer, vectors, message):
+    for each in (vectors, dict(reversed(vectors.items()))):
+        with pytest.raises(UserError, match=message) as refused:
+            add_tokens(tokenizer, embeddings(each))
+        assert "\n" not in str(refused.value)
+        assert not tokenizer.get_vocab().keys() & vectors.keys(), "nothing is added where one is refused"
+
+
+def test_the_same_word_twice(tokenizer):
+    with pytest.raises(UserError, match="'<x>' and '<x>' cannot be told apart"):
+        add_tokens(tokenizer, embeddings({"<x>": 1}) + embeddings({"<x>": 1}))
+
+
+def ids_of(tokenizer: Any, vectors: dict[str, int], prompts: list[str], folder: Path) -> list[list[str]]:
+    """The tokens of prompts by the runtime, without start, end and padding, by name: ids depend on the order.
+
+    transformers writes an added token's name in small letters.
+    """
+    add_tokens(tokenizer, embeddings(vectors))
+    tokenizer.save_pretrained(folder)
+    runtime = Tokenizer(folder, vectors)
+    found = [runtime.read(prompt, long=True).ids.tolist() for prompt in prompts]
+    names = [[tokenizer.convert_ids_to_tokens(i) for row in rows for i in row] for rows in found]
+    return [[name for name in row if name not in ("<|startoftext|>", "<|endoftext|>")] for row in names]
+
+
+def vectors_of(word: str, count: int) -> list[str]:
+    return [word, *(f"{word}_{i}" for i in range(1, count))]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_words_that_begin_alike(tiny_checkpoint, tmp_path, order):
+    both = [("bad_prompt", 2), ("bad_prompt_version2", 3)]
+    vectors = dict(both[i] for i in order)
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_checkpoint / "tokenizer")
+    [found] = ids_of(tokenizer, vectors, ["bad_prompt, bad_prompt_version2"], tmp_path)
+    assert found == [*vectors_of("bad_prompt", 2), ",</w>", *vectors_of("bad_prompt_version2", 3)]
+
+
+def test_a_word_that_ends_as_a_vectors_name_without_being_one(tokenizer, tmp_path):
+    [found] = ids_of(tokenizer, {"<x>": 1, "<x>_1": 2}, ["<x>_1 <x>"], tmp_path)
+    assert found == ["<x>_1", "<x>_1_1", "<x>"]
+
+
+WORDS = st.text("zZqé<>_-1.", min_size=1, max_size=5).filter(lambda word: word.strip("_1.-"))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_words_that_contain_each_other(tiny_checkpoint, tmp_path_factory, data):
+    """Prefixes, suffixes, infixes, other letters, names of vectors: each word has its own vectors, in any order."""
+    words = data.draw(st.lists(WORDS, min_size=1, max_size=4))
+    for _ in range(data.draw(st.integers(0, 4))):
+        part = data.draw(st.sampled_from(words))
+        words.append(data.draw(st.sampled_from([part + "2", "z" + part, part + "_1", part + part, part[1:] or "q"])))
+    vectors = {word: data.draw(st.integers(1, 12)) for word in dict.fromkeys(words)}
+    orders = [dict(data.draw(st.permutations(list(vectors.items())))) for _ in range(2)]
+    tokenizers = [CLIPTokenizer.from_pretrained(tiny_checkpoint / "tokenizer") for _ in orders]
+    names = [name.lower() for word, n in vectors.items() for name in vectors_of(word, n)]
+    refused = len({*names}) < len(names) or bool({*vectors} & tokenizers[0].get_vocab().keys())
+    if refused:
+        for tokenizer, order in zip(tokenizers, orders, strict=True):
+            with pytest.raises(UserError):
+                add_tokens(tokenizer, embeddings(order))
+        return
+    items = data.draw(st.lists(st.sampled_from([*vectors, "house", ",", "42"]), max_size=12))
+    shouted = data.draw(st.booleans())
+    prompt = " ".join(word.upper() if shouted else word for word in items)
+    expected: list[str] = []
+    for word in items:
+        expected += vectors_of(word, vectors[word]) if word in vectors else tokenizers[0].tokenize(word)
+    for tokenizer, order in zip(tokenizers, orders, strict=True):
+        assert ids_of(tokenizer, order, [prompt], tmp_path_factory.mktemp("words")) == [
+            [name.lower() for name in expected]
+        ]

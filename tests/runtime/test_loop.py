@@ -13,6 +13,7 @@ from cnpp_trt.runtime.backends.interface import ALIGNMENT, Allocate, Buffer, Ste
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.encodings import Encodings
 from cnpp_trt.runtime.loop import Program, Structure, Values, run, workspace_bytes
+from cnpp_trt.runtime.prompts import Prompts
 from cnpp_trt.runtime.schedulers import build_table
 
 
@@ -184,7 +185,7 @@ def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
     image = rng.integers(0, 256, program.workspace.control_images[0].shape[1:], np.uint8)
     noise = rng.standard_normal(program.workspace.latents.shape, np.float32)
     values = Values(
-        input_ids=np.zeros((1, 77), np.int64),
+        prompts=Prompts(np.zeros((1, 77), np.int64), np.zeros(1, np.int64), None, 1),
         control_images=[image],
         table=table,
         guidance_scale=1.0,

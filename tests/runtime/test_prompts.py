@@ -1,6 +1,7 @@
 """Long prompts, clip skip and distilled UNets give diffusers' pictures."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -25,7 +26,7 @@ def text(tiny: Any) -> tuple[Any, Any]:
     return encoder, transformers.CLIPTokenizer.from_pretrained(tiny.checkpoint / "tokenizer")
 
 
-def encode(text: tuple[Any, Any], prompt: str, clip_skip: int = 0, chunks: int = 1) -> torch.Tensor:
+def encode(text: tuple[Any, Any], prompt: str, chunks: int = 1) -> torch.Tensor:
     """[1,77·chunks,D] by transformers: chunks of 75 tokens, the last filled up, the missing ones empty."""
     encoder, tokenizer = text
     ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
@@ -35,23 +36,21 @@ def encode(text: tuple[Any, Any], prompt: str, clip_skip: int = 0, chunks: int =
         part = ids[75 * i : 75 * (i + 1)]
         rows.append([start, *part, end, *[tokenizer.pad_token_id] * (75 - len(part))])
     with torch.no_grad():
-        hidden = encoder(torch.tensor(rows), output_hidden_states=True).hidden_states[-1 - clip_skip]
-        return encoder.final_layer_norm(hidden).reshape(1, 77 * chunks, -1)
+        return encoder(torch.tensor(rows))[0].reshape(1, 77 * chunks, -1)
 
 
-def reference(
-    checkpoint: Any, request: Request, scheduler: Any, unet: Any = None, **prompt: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 [B,H,W,3], the last latents [B,4,h,w])"""
-    unet = unet or diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
-    [control] = request.controls
+def diffusers_pipeline(checkpoint: Any, condition: str, scheduler: Any, unet: Any = None) -> Any:
+    encoder = transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
+    if not hasattr(encoder, "text_model"):
+        # diffusers 0.42 looks for the final layer norm where transformers 4 had it.
+        encoder.text_model = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
     pipeline = diffusers.StableDiffusionControlNetPipeline(
-        unet=unet,
+        unet=unet or diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32),
         vae=diffusers.AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32),
-        text_encoder=transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32),
+        text_encoder=encoder,
         tokenizer=transformers.CLIPTokenizer.from_pretrained(checkpoint / "tokenizer"),
         controlnet=diffusers.ControlNetModel.from_pretrained(
-            checkpoint / "controlnet" / control.condition, torch_dtype=torch.float32
+            checkpoint / "controlnet" / condition, torch_dtype=torch.float32
         ),
         scheduler=scheduler.from_config(diffusers.DDIMScheduler.load_config(checkpoint / "scheduler")),
         safety_checker=None,
@@ -59,6 +58,15 @@ def reference(
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def reference(
+    checkpoint: Any, request: Request, scheduler: Any = diffusers.DDIMScheduler, unet: Any = None, **prompt: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 [B,H,W,3], the last latents [B,4,h,w])"""
+    [control] = request.controls
+    pipeline = diffusers_pipeline(checkpoint, control.condition, scheduler, unet)
     latents = []
 
     def remember(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +74,7 @@ def reference(
         return kwargs
 
     images = pipeline(
-        **(prompt or {"prompt": request.prompt}),
+        **(prompt or {"prompt": request.prompt, "negative_prompt": request.negative_prompt}),
         image=Image.fromarray(control.image),
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
@@ -108,7 +116,6 @@ def test_long_prompts(tiny, text, request_of, prompt, negative, chunks, images):
     expected = reference(
         tiny.checkpoint,
         request,
-        diffusers.DDIMScheduler,
         prompt_embeds=encode(text, prompt, chunks=chunks),
         negative_prompt_embeds=encode(text, negative, chunks=chunks),
     )
@@ -125,17 +132,55 @@ def test_what_comes_after_the_first_chunk_counts(tiny, request_of):
     assert "--long-prompt" in cut.notes[0]
 
 
-@pytest.mark.parametrize("clip_skip", [0, 1])
-def test_clip_skip(tiny, text, request_of, clip_skip):
-    request = request_of("a red house", negative_prompt="blurry", clip_skip=clip_skip)
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
+@pytest.mark.parametrize(("clip_skip", "images"), [(0, 1), (1, 1), (1, 2)])
+def test_clip_skip(tiny, request_of, clip_skip, images, guidance_scale):
+    """Layers of the prompt are left out, none of the negative prompt: diffusers' own `clip_skip`."""
+    request = request_of(
+        "a red house",
+        negative_prompt="blurry",
+        clip_skip=clip_skip,
+        num_images_per_prompt=images,
+        guidance_scale=guidance_scale,
+    )
+    words = {"prompt": "a red house", "negative_prompt": "blurry", "clip_skip": clip_skip}
+    assert_same(tiny.pipeline(request), reference(tiny.checkpoint, request, **words))
+
+
+def encode_by_diffusers(pipeline: Any, chunks: list[str], clip_skip: int) -> torch.Tensor:
+    """[1,77·chunks,D]: every chunk as a prompt of its own."""
+    with torch.no_grad():
+        rows = [pipeline.encode_prompt(text, "cpu", 1, False, clip_skip=clip_skip)[0] for text in chunks]
+    return torch.cat(rows, 1)
+
+
+def test_clip_skip_of_a_long_prompt(tiny, request_of):
+    """Of every chunk of the prompt, and of no chunk that the negative prompt is filled up with."""
+    chunks = ["house " * 15, "at dusk"]  # the tiny tokenizer knows single bytes: 75 tokens, and 6
+    request = request_of("".join(chunks), negative_prompt="blurry", clip_skip=1, long_prompt=True)
+    pipeline = diffusers_pipeline(tiny.checkpoint, "seg", diffusers.DDIMScheduler)
     expected = reference(
         tiny.checkpoint,
         request,
-        diffusers.DDIMScheduler,
-        prompt_embeds=encode(text, "a red house", clip_skip),
-        negative_prompt_embeds=encode(text, "blurry", clip_skip),
+        prompt_embeds=encode_by_diffusers(pipeline, chunks, 1),
+        negative_prompt_embeds=encode_by_diffusers(pipeline, ["blurry", ""], 0),
     )
     assert_same(tiny.pipeline(request), expected)
+
+
+def test_clip_skip_of_the_negative_prompt_too(tiny, request_of):
+    """As AUTOMATIC1111's web UI: the negative prompt encoded as diffusers encodes a prompt."""
+    request = request_of("a red house", negative_prompt="blurry", clip_skip=1, clip_skip_negative=True)
+    pipeline = diffusers_pipeline(tiny.checkpoint, "seg", diffusers.DDIMScheduler)
+    expected = reference(
+        tiny.checkpoint,
+        request,
+        prompt_embeds=encode_by_diffusers(pipeline, ["a red house"], 1),
+        negative_prompt_embeds=encode_by_diffusers(pipeline, ["blurry"], 1),
+    )
+    found = tiny.pipeline(request)
+    assert_same(found, expected)
+    assert not np.array_equal(found.images, tiny.pipeline(replace(request, clip_skip_negative=False)).images)
 
 
 def test_clip_skip_is_no_cached_prompt(tiny, request_of):
