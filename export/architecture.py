@@ -45,19 +45,27 @@ def require_fitting(controlnet: Mapping[str, Any], unet: Mapping[str, Any], name
         raise UserError(f"{name} has global_pool_conditions, which is not supported")
 
 
-def require_sd1_file(state: "Mapping[str, Tensor]", name: str) -> None:
-    """Raises: UserError where a single file's weights are not those of a whole SD-1.x model; it says what they are."""
+def require_sd1_file(state: "Mapping[str, Tensor]", name: str, vae: bool = True) -> None:
+    """Whether a single file's weights are those of a whole SD-1.x model.
+
+    Args:
+        vae: whether its VAE is wanted; one may come from elsewhere.
+    Raises: UserError that says what they are instead.
+    """
     if any(key.startswith("conditioner.") for key in state):
         raise UserError(f"{name} is an SDXL model: only SD-1.x can be exported")
     if any(key.startswith("cond_stage_model.model.") for key in state):
         raise UserError(f"{name} is an SD-2 model in one file, which is not supported: only SD-1.x can be exported")
     if any(key.startswith("control_model.") for key in state):
-        raise UserError(f"{name} is a ControlNet in its original layout: give --controlnet a diffusers folder of it")
+        raise UserError(
+            f"{name} is a ControlNet: give it as --controlnet CONDITION={name}, and a base model as --model"
+        )
     if _FIRST_CONVOLUTION not in state or _CROSS_ATTENTION not in state:
         seen = ", ".join(sorted(state)[:2])
         raise UserError(f"{name} is no Stable Diffusion model in one file (it has {seen}, …): check what it is")
     if (channels := state[_FIRST_CONVOLUTION].shape[1]) != 4:
         raise UserError(f"{name} reads {channels} channels (an inpainting model?): only SD-1.x with 4 can be exported")
-    for prefix, what in (("first_stage_model.", "VAE"), ("cond_stage_model.transformer.", "text encoder")):
-        if not any(key.startswith(prefix) for key in state):
-            raise UserError(f"{name} has a UNet but no {what}: it is not a whole model")
+    if not any(key.startswith("cond_stage_model.transformer.") for key in state):
+        raise UserError(f"{name} has a UNet but no text encoder: it is not a whole model")
+    if vae and not any(key.startswith("first_stage_model.") for key in state):
+        raise UserError(f"{name} has a UNet but no VAE: give one with --vae SOURCE, as stabilityai/sd-vae-ft-mse")

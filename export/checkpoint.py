@@ -1,16 +1,18 @@
 """A checkpoint: PyTorch weights of SD-1.x architecture, opened one component at a time."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..files import sha256_of
+from ..messages import one_line
+from ..schema import read_object
 from .architecture import require_fitting, require_sd1_configs, require_sd1_file
-from .recipe import CONFIG, EMBEDDED, Places, Recipe
-from .sources import LocalTree, Report, Source
+from .recipe import COMPONENTS, CONFIG, EMBEDDED, Places, Recipe
+from .sources import LocalTree, Source
+from .space import Report
 
 if TYPE_CHECKING:
     # Only for types: to look at a checkpoint without loading its weights takes no PyTorch, which is slow to import.
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from .embeddings import Embedding
     from .lora import Fit
 
-COMPONENTS = ("unet", "vae", "text_encoder")
 _KINDS = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
@@ -47,6 +48,7 @@ class Checkpoint:
     ) -> None:
         self.recipe = Recipe(model, controlnets or {}, **parts)
         self.places = Places(self.recipe, report)
+        self._controlnet_configs: dict[str, dict[str, Any]] = {}
         self._require_configs()
 
     @property
@@ -114,8 +116,7 @@ class Checkpoint:
     def check_controlnet(self, condition: str) -> None:
         """Raises: UserError where there is no ControlNet of the condition, or it does not fit the UNet."""
         place = self.places.controlnet(condition)
-        config = self._json(place, CONFIG, "ControlNet")
-        require_fitting(config, self.config("unet"), f"the ControlNet at {place.origin}")
+        require_fitting(self._controlnet_config(condition), self.config("unet"), f"the ControlNet at {place.origin}")
 
     def sources(self) -> dict[str, str]:
         """Where each component of the base model comes from."""
@@ -132,7 +133,8 @@ class Checkpoint:
         else:
             digest = _digest(*((component, self.places.weights(component)) for component in COMPONENTS))
         for lora in self.places.loras:
-            digest.update(f"lora {sha256_of(lora.file)} {lora.weight!r}\n".encode())
+            settings = f" {sha256_of(lora.config)}" if lora.config else ""
+            digest.update(f"lora {sha256_of(lora.file)} {lora.weight!r}{settings}\n".encode())
         for file, token in self.places.embeddings:
             digest.update(f"embedding {token} {sha256_of(file)}\n".encode())
         return digest.hexdigest()
@@ -151,8 +153,11 @@ class Checkpoint:
         from .weights import make_empty
 
         if component.startswith("controlnet_"):
-            place = self.places.controlnet(component.removeprefix("controlnet_"))
-            config, what = self._json(place, CONFIG, component), f"the ControlNet {place.origin}"
+            condition = component.removeprefix("controlnet_")
+            config, what = (
+                self._controlnet_config(condition),
+                f"the ControlNet {self.places.controlnet(condition).origin}",
+            )
         else:
             config, what = self.config(component), f"the {component} of {self.recipe.model}"
         kind = self._kind(component, config, what)
@@ -165,7 +170,7 @@ class Checkpoint:
         try:
             return make_empty(make)
         except Exception as e:  # whatever diffusers and transformers raise, the user needs one line
-            raise UserError(f"the {CONFIG} of {what} cannot be used: {_line(e)}") from e
+            raise UserError(f"the {CONFIG} of {what} cannot be used: {one_line(e)}") from e
 
     def unet(self, dtype: "torch.dtype") -> "nn.Module":
         """With the LoRAs fused."""
@@ -226,15 +231,20 @@ class Checkpoint:
     def check_weights(self, components: Iterable[str]) -> None:
         """Looks at the names and shapes of weights, which takes no time, before what takes minutes begins.
 
+        Their numbers are looked at too, which reads the files once: about 1 s a gigabyte, which a digest of the same
+        files has brought into memory.
+
         Args:
             components: as `empty`.
-        Raises: UserError where weights are missing, damaged, or not those of their config.
+        Raises: UserError where weights are missing, damaged, not those of their config, or NaN or Inf.
         """
-        from .weights import check_weights
+        from .weights import check_finite, check_weights
 
         for component in components:
             module = self.empty(component)
-            check_weights(module, *self._weights(component, module, None))
+            state, what = self._weights(component, module, None)
+            check_weights(module, state, what)
+            check_finite({key: state[key] for key in module.state_dict()}, what)
 
     def _load(self, component: str, dtype: "torch.dtype") -> "nn.Module":
         from .weights import load_weights
@@ -251,8 +261,12 @@ class Checkpoint:
 
         if component.startswith("controlnet_"):
             condition = component.removeprefix("controlnet_")
-            state = read_weights(self.places.controlnet_weights(condition), dtype)
-            return state, f"the ControlNet {self.places.controlnet(condition).origin}"
+            place = self.places.controlnet(condition)
+            if place.file:
+                state = self._controlnet_file(condition)
+            else:
+                state = read_weights(self.places.controlnet_weights(condition), dtype)
+            return as_module_names(state, module), f"the ControlNet {place.origin}"
         source = self.places.weights_source(component)
         # A single file has more in it than this component: what is not used is best left unread.
         state = read_weights(self.places.weights(component), None if source.file else dtype)
@@ -265,10 +279,35 @@ class Checkpoint:
         from . import layouts
 
         if source == self.places.model:
-            require_sd1_file(state, source.origin)
+            require_sd1_file(state, source.origin, vae=not self.recipe.vae)
         if component == "unet":
             return layouts.unet_of(state, self.config("unet"))
         return layouts.vae_of(state, self.config("vae")) if component == "vae" else layouts.text_encoder_of(state)
+
+    def _controlnet_file(self, condition: str) -> "dict[str, Tensor]":
+        """The weights of a ControlNet in one file, in diffusers' names."""
+        from .controlnet_file import controlnet_of
+        from .weights import read_weights
+
+        place = self.places.controlnet(condition)
+        state = read_weights(self.places.controlnet_weights(condition))
+        return controlnet_of(state, self.setting("unet", "layers_per_block"), f"the ControlNet {place.origin}")
+
+    def _controlnet_config(self, condition: str) -> dict[str, Any]:
+        """The `config.json` of a ControlNet; of one in a file without it, what the weights' shapes say."""
+        if condition not in self._controlnet_configs:
+            place = self.places.controlnet(condition)
+            if place.file:
+                from .controlnet_file import config_of
+
+                folder = place.beside
+                beside = self._json(folder, CONFIG, "ControlNet") if folder.has(CONFIG) else None
+                what = f"the ControlNet {place.origin}"
+                config = config_of(self._controlnet_file(condition), self.config("unet"), beside, what)
+            else:
+                config = self._json(place, CONFIG, "ControlNet")
+            self._controlnet_configs[condition] = config
+        return self._controlnet_configs[condition]
 
     def _fuse(self, module: "nn.Module", component: str) -> None:
         if self.places.loras:
@@ -290,7 +329,7 @@ class Checkpoint:
         except UserError:
             raise
         except Exception as e:
-            raise UserError(f"the tokenizer {place.origin} cannot be used: {_line(e)}") from e
+            raise UserError(f"the tokenizer {place.origin} cannot be used: {one_line(e)}") from e
 
     def _require_configs(self) -> None:
         """Raises: UserError for what cannot be exported, as far as configs tell."""
@@ -317,14 +356,7 @@ class Checkpoint:
         if not folder.has(name):
             place = f"{folder.origin}/{name}{folder.tree.caveat}"
             raise UserError(f"{self.recipe.model} has no {what}: there is no {place}; is this a diffusers folder?")
-        path = folder.get(name)[0]
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as e:
-            raise UserError(f"cannot read {path}: {_line(e)}") from None
-        if not isinstance(content, dict):
-            raise UserError(f"{path} holds no JSON object")
-        return content
+        return read_object(folder.get(name)[0])
 
 
 def _digest(*components: tuple[str, Iterable[Path]]) -> "hashlib._Hash":
@@ -333,7 +365,3 @@ def _digest(*components: tuple[str, Iterable[Path]]) -> "hashlib._Hash":
         for path in files:
             digest.update(f"{component}/{path.name} {sha256_of(path)}\n".encode())
     return digest
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

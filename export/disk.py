@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from ..conditions import CONDITIONS
 from ..errors import UserError
 from .checkpoint import Checkpoint
-from .sources import Report, Source, amount, require_space
+from .sources import Source
+from .space import Report, amount, require_space
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +55,6 @@ def _count(module: "nn.Module") -> int:
 def _weights(extractor: Source) -> tuple[Path, ...]:
     """None of the miniature's extractors that are fixed filters."""
     try:
-        return extractor.weights()
+        return extractor.weights(library="transformers")
     except UserError:
         return ()

@@ -12,7 +12,8 @@ from ..conditions import CONDITIONS
 from ..doctor import installed
 from ..errors import BundleError, CnppError, UserError
 from ..files import sha256_of
-from .checkpoint import COMPONENTS, Checkpoint
+from .checkpoint import Checkpoint
+from .recipe import COMPONENTS
 
 if TYPE_CHECKING:
     from .graphs import Graphs

@@ -3,22 +3,33 @@
 The mapping of original ("LDM") names is diffusers' own (loaders/single_file_utils.py).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import UserError
+from ..messages import one_line, printable
 from .weights import State
 
 _TEXT_MODEL = "text_model."
+# What files hold and no graph reads, as diffusers and transformers leave it out: CLIP's image half and projections,
+# position ids, what a training kept, and an original file's noise schedule.
+_UNREAD = re.compile(
+    r"(?:text_model\.)?(?:text_projection\.weight|logit_scale|vision_model\..+|visual_projection\.weight)"
+    r"|(?:.+\.)?position_ids"
+    r"|(?:model_ema|ema|loss|optimizer)\..+|global_step|decay|num_updates|(?:.+\.)?num_batches_tracked"
+    r"|betas|logvar|alphas_cumprod(?:_prev)?|sqrt_(?:one_minus_)?alphas_cumprod|log_one_minus_alphas_cumprod"
+    r"|sqrt_recip(?:m1)?_alphas_cumprod|posterior_(?:variance|log_variance_clipped|mean_coef[12])"
+)
 
 
 def unet_of(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> State:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     own = {key: t for key, t in state.items() if not key.startswith("model_ema.")}
-    converted: State = convert_ldm_unet_checkpoint(own, config)
-    return converted
+    return _converted(convert_ldm_unet_checkpoint, own, config, "UNet")
 
 
 def vae_of(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> State:
@@ -29,8 +40,7 @@ def vae_of(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> State:
     own = {key: t for key, t in state.items() if not whole or key.startswith("first_stage_model.")}
     if not any(".down.0.block." in key or key.startswith("encoder.down.0.block.") for key in own):
         return own  # diffusers' names already
-    converted: State = convert_ldm_vae_checkpoint(own, config)
-    return converted
+    return _converted(convert_ldm_vae_checkpoint, own, config, "VAE")
 
 
 def text_encoder_of(state: Mapping[str, Tensor]) -> State:
@@ -39,7 +49,7 @@ def text_encoder_of(state: Mapping[str, Tensor]) -> State:
 
 
 def as_module_names(state: State, module: nn.Module) -> State:
-    """The same tensors under the names that `module` has for them.
+    """The same tensors under the names that `module` has for them, without those that nothing reads.
 
     CLIP's text encoder had `text_model.` before every name until transformers 5, and saved its position ids; a VAE's
     attention had `query`, `key`, `value` and `proj_attn` in early diffusers.
@@ -50,16 +60,32 @@ def as_module_names(state: State, module: nn.Module) -> State:
     prefixed = any(key.startswith(_TEXT_MODEL) for key in wanted)
     renamed: State = {}
     for key, tensor in state.items():
-        if key.endswith("embeddings.position_ids"):
+        if key not in wanted and _UNREAD.fullmatch(key):
             continue
         if key not in wanted:
             key = key.removeprefix(_TEXT_MODEL) if not prefixed else f"{_TEXT_MODEL}{key.removeprefix(_TEXT_MODEL)}"
+        if key in renamed:
+            raise UserError(f"the weights hold {printable(key)} twice, with and without {_TEXT_MODEL}: get them again")
         renamed[key] = tensor
     if isinstance(module, ModelMixin):
-        module._fix_state_dict_keys_on_load(renamed)
+        try:
+            module._fix_state_dict_keys_on_load(renamed)
+        except KeyError as e:  # one of an old attention's matrices
+            raise UserError(f"the weights lack {printable(e)}: they are incomplete, get them again") from None
     # Some VAEs keep their attention's matrices as 1×1 convolutions, as the original code did.
     shapes = module.state_dict()
     return {
-        key: t.reshape(shapes[key].shape) if key in shapes and t.ndim == 4 and shapes[key].ndim == 2 else t
+        key: t.reshape(shapes[key].shape) if key in shapes and t.shape == (*shapes[key].shape, 1, 1) else t
         for key, t in renamed.items()
     }
+
+
+def _converted(convert: Callable[..., Any], state: State, config: Mapping[str, Any], what: str) -> State:
+    """What a function of diffusers makes of original names.
+
+    Raises: UserError where names that it needs are missing.
+    """
+    try:
+        return {key: t for key, t in convert(state, config).items() if t is not None}
+    except Exception as e:  # whatever a missing key makes of it
+        raise UserError(f"the {what}'s weights in the file cannot be read ({one_line(e, 120)}): is it whole?") from e

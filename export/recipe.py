@@ -10,11 +10,18 @@ from typing import Any
 from ..bundle import model_name
 from ..conditions import CONDITIONS
 from ..errors import UserError
+from ..messages import printable
 from .models import BASE, LORAS, MODELS, VAES, NamedModel
-from .sources import SUFFIXES, Finder, LocalTree, Report, Source
+from .sources import Finder, LocalTree, Source, mode_of
+from .space import Report
+from .weight_files import SUFFIXES, Library, variants_of
 
 MINIATURE = Path(__file__).parent.parent / "miniature" / "model"
 CONFIG = "config.json"
+COMPONENTS = ("unet", "vae", "text_encoder")
+# What PEFT's own save_pretrained writes.
+ADAPTER = "adapter_model"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Recipe:
         loras: `SOURCE` or `SOURCE:weight`, or a key of `LORAS`; fused into UNet and text encoder in this order.
         embeddings: textual inversions, `SOURCE` or `SOURCE:token`.
         extractors: as `controlnets`.
-        variant: of the base model's weights, as diffusers has it: `fp16`.
+        variant: of the base model's weights, as diffusers has it: `fp16`; components that have none come without.
         config: the source of a single file's configs and tokenizer; None is Stable Diffusion 1.5's repository.
     Raises: UserError where a ControlNet or an extractor is for a condition that is not known.
     """
@@ -85,11 +92,13 @@ class Lora:
     Attributes:
         source: as the user wrote it, for messages.
         weight: what its change to the weights is multiplied by.
+        config: PEFT's `adapter_config.json` of the file, where there is one.
     """
 
     source: str
     file: Path
     weight: float = 1.0
+    config: Path | None = None
 
 
 class Places:
@@ -101,6 +110,7 @@ class Places:
     def __init__(self, recipe: Recipe, report: Report) -> None:
         self._recipe = recipe
         self._finder = Finder(report)
+        self._report = report
         self._embedded = EMBEDDED.get(recipe.model)
         self._named = MODELS.get(recipe.model)
         self.model = self._find_model()
@@ -137,12 +147,35 @@ class Places:
         return self.model if self.model.file else self.component(component)
 
     def weights(self, component: str) -> tuple[Path, ...]:
-        """The files of a component's weights."""
-        source = self.weights_source(component)
-        return source.weights(self._recipe.variant if source.tree == self.model.tree else None)
+        """The files of a component's weights.
+
+        Raises: UserError where there are none, or none of the base model's components has the variant asked for.
+        """
+        library = library_of(component)
+        return self.weights_source(component).weights(self._variants.get(component), library)
+
+    @cached_property
+    def _variants(self) -> dict[str, str]:
+        """The variant to take of each component of the base model, as diffusers has it: the others come without."""
+        variant = self._recipe.variant
+        if variant is None:
+            return {}
+        if self.model.file:
+            raise UserError(f"{self._recipe.model} is one file, which has no variants: leave --variant out")
+        own = {c: self.weights_source(c) for c in COMPONENTS}
+        own = {c: source for c, source in own.items() if source.tree == self.model.tree and not source.file}
+        found = [c for c, source in own.items() if source.has_variant(variant, library_of(c))]
+        if not found:
+            there = sorted(set().union(*(variants_of(source.files()) for source in own.values())))
+            instead = f", only {', '.join(there)}: choose with --variant" if there else ": leave --variant out"
+            shown = printable(repr(variant), 80)
+            raise UserError(f"there are no weights of variant {shown} in {self.model.where}{instead}")
+        if without := [c for c in own if c not in found]:
+            self._report(f"{' and '.join(without)} of {self._recipe.model} have no {variant} weights: others are taken")
+        return dict.fromkeys(found, variant)
 
     def controlnet(self, condition: str) -> Source:
-        """The folder of the condition's ControlNet.
+        """The folder of the condition's ControlNet, or a file that holds it whole.
 
         Raises: UserError where the condition is unknown or no ControlNet was found.
         """
@@ -155,7 +188,7 @@ class Places:
         place = self._find(given, f"{condition} ControlNet") if given else own
         # Published ControlNet++ folders hold the model itself or one level down.
         for candidate in (place, place.sub("controlnet")):
-            if candidate.has(CONFIG):
+            if place.file or candidate.has(CONFIG):
                 return candidate
         raise UserError(
             f"no ControlNet for {condition!r} at {place.where}: give one with --controlnet {condition}=PATH, or "
@@ -164,12 +197,9 @@ class Places:
 
     def controlnet_weights(self, condition: str) -> tuple[Path, ...]:
         source = self.controlnet(condition)
-        try:
-            return source.weights(self._recipe.variant)
-        except UserError:
-            if self._recipe.variant is None:
-                raise
-            return source.weights()  # a variant of the base model need not be one of the ControlNet
+        variant = self._recipe.variant
+        # A variant of the base model need not be one of the ControlNet.
+        return source.weights(variant if variant and not source.file and source.has_variant(variant) else None)
 
     def palette(self, condition: str) -> str:
         """What colours the condition's ControlNet reads: `ade20k` or `coco-stuff`."""
@@ -194,7 +224,9 @@ class Places:
         for text in self._recipe.loras:
             name, weight = parse_lora(text)
             source = self._find(LORAS[name].source if name in LORAS else name, "LoRA")
-            found.append(Lora(text, _one_file(source, "LoRA", "pytorch_lora_weights"), weight))
+            file = _one_file(source, "LoRA", "pytorch_lora_weights", ADAPTER)
+            is_adapter = file.stem == ADAPTER and source.beside.has(ADAPTER_CONFIG)
+            found.append(Lora(text, file, weight, source.beside.get(ADAPTER_CONFIG)[0] if is_adapter else None))
         return tuple(found)
 
     @cached_property
@@ -256,7 +288,7 @@ def parse_lora(text: str) -> tuple[str, float]:
     """
     source, colon, weight = text.rpartition(":")
     # A colon may belong to a path: of a file that is there, or of a drive (C:\lora.safetensors).
-    if not colon or Path(text).exists() or "/" in weight or "\\" in weight:
+    if not colon or mode_of(Path(text)) or "/" in weight or "\\" in weight:
         return text, 1.0
     try:
         number = float(weight)
@@ -274,7 +306,7 @@ def parse_embedding(text: str) -> tuple[str, str | None]:
     """
     source, colon, token = text.rpartition(":")
     # A colon may belong to a path: of a file that is there, or of a drive (C:\cat.pt).
-    if not colon or Path(text).exists() or "/" in token or "\\" in token:
+    if not colon or mode_of(Path(text)) or "/" in token or "\\" in token:
         return text, None
     if not source or not token or token.split() != [token]:
         raise UserError(f"{token!r} cannot be the word for an embedding in {text!r}: write SOURCE:word")
@@ -287,14 +319,18 @@ def _of_named(named: NamedModel, condition: str, name: str) -> str:
     return named.controlnets[condition]
 
 
-def _one_file(source: Source, what: str, usual: str) -> Path:
-    """The file that is meant: the one given, the usual one of a folder, or the only one there."""
+def library_of(component: str) -> Library:
+    """Whose module a component is, which says how its files are called."""
+    return "transformers" if component == "text_encoder" else "diffusers"
+
+
+def _one_file(source: Source, what: str, *usual: str) -> Path:
+    """The file that is meant: the one given, a usual one of a folder, or the only one there."""
     if source.file:
         return source.get(source.file)[0]
-    top = source.folder + "/" if source.folder else ""
-    own = sorted(n.removeprefix(top) for n in source.tree.names if n.startswith(top) and n.endswith(SUFFIXES))
-    usuals = [f"{usual}{suffix}" for suffix in SUFFIXES if f"{usual}{suffix}" in own]
+    own = [name for name in source.files() if name.endswith(SUFFIXES)]
+    usuals = [f"{stem}{suffix}" for stem in usual for suffix in SUFFIXES if f"{stem}{suffix}" in own]
     if not usuals and len(own) != 1:
-        there = f"several: {', '.join(own[:4])}; name one" if own else "none"
-        raise UserError(f"{source.origin} should hold one {what} file, and holds {there}")
+        there = f"several: {', '.join(printable(name, 80) for name in own[:4])}; name one" if own else "none"
+        raise UserError(f"{printable(source.origin)} should hold one {what} file, and holds {there}")
     return source.get((usuals or own)[0])[0]

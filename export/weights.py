@@ -1,7 +1,7 @@
 """Weights in files → a module: read without running what a file may hold, checked key by key, loaded without a copy."""
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..messages import one_line, printable, some
 
 State = dict[str, Tensor]
 
@@ -22,11 +23,18 @@ def read_weights(files: Sequence[Path], dtype: torch.dtype | None = None) -> Sta
         files: one file, or the shards of one module.
         dtype: what the weights will be: those of a `.safetensors` in another type are read and converted one by one, so
             that the file is never in memory as a whole.
-    Raises: UserError where a file is missing, cut off, or holds something else.
+    Raises: UserError where a file is missing, cut off, or holds something else, or two files hold the same weight.
     """
     state: State = {}
     for file in files:
-        state |= _read(file, dtype)
+        read = _read(file, dtype)
+        if twice := state.keys() & read.keys():
+            earlier = ", ".join(printable(f.name, 80) for f in files[: files.index(file)][:3])
+            raise UserError(
+                f"{some(twice)} {'stands' if len(twice) == 1 else 'stand'} in {printable(file)} and in {earlier}: the "
+                "shards do not belong together; download them again"
+            )
+        state |= read
     return state
 
 
@@ -65,15 +73,15 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
     missing = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted]
     if missing:
-        found = f", {_some(extra)} {'is' if len(extra) == 1 else 'are'} there instead" if extra else ""
+        found = f", {some(extra)} {'is' if len(extra) == 1 else 'are'} there instead" if extra else ""
         raise UserError(
-            f"{what} lacks {len(missing)} of its {len(wanted)} weights: {_some(missing)}{found}; "
+            f"{what} lacks {len(missing)} of its {len(wanted)} weights: {some(missing)}{found}; "
             "it is of another architecture than its config.json says, or incomplete"
         )
     if extra:
         count = "a weight" if len(extra) == 1 else f"{len(extra)} weights"
         raise UserError(
-            f"{what} has {count} that its config.json knows nothing of: {_some(extra)}; is it of another architecture?"
+            f"{what} has {count} that its config.json knows nothing of: {some(extra)}; is it of another architecture?"
         )
     for key, tensor in wanted.items():
         if tensor.shape != state[key].shape:
@@ -81,6 +89,24 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
                 f"{what} has {key} of shape {list(state[key].shape)}, its config.json says {list(tensor.shape)}: "
                 "they do not belong together"
             )
+        if tensor.is_floating_point() != state[key].is_floating_point() or state[key].is_complex():
+            raise UserError(
+                f"{what} has {key} as {str(state[key].dtype).removeprefix('torch.')}: quantized weights cannot be "
+                "exported, get them in float32 or float16"
+            )
+
+
+def check_finite(state: Mapping[str, Tensor], what: str) -> None:
+    """Whether every number is one. Reads all of them: about 1 s a gigabyte from memory.
+
+    Raises: UserError that names a weight with NaN or Inf; `what` says whose it is.
+    """
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and tensor.numel():
+            # Without a copy; NaN makes both ends NaN. float8 has no comparison of its own.
+            ends = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
+            if not bool(torch.isfinite(ends.min.float() + ends.max.float())):
+                raise UserError(f"{what} has NaN or Inf in {printable(key)}: it is damaged, get it again")
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype) -> nn.Module:
@@ -100,7 +126,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtyp
 
 def _read(file: Path, dtype: torch.dtype | None) -> State:
     if not file.is_file():
-        raise UserError(f"there is no {file}: check the path, or download it again")
+        raise UserError(f"there is no {printable(file)}: check the path, or download it again")
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -115,9 +141,13 @@ def _read(file: Path, dtype: torch.dtype | None) -> State:
     content = read_pickle(file)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    tensors = {key: t for key, t in content.items() if isinstance(t, Tensor)} if isinstance(content, dict) else {}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {key: t for key, t in named if isinstance(key, str) and isinstance(t, Tensor)}
     if not tensors:
-        raise UserError(f"{file} holds no weights: a table of tensors is expected")
+        raise UserError(f"{printable(file)} holds no weights: a table of tensors is expected")
+    for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
+            raise UserError(f"{printable(file)} holds {printable(key)} in a form that is no plain tensor: get another")
     return tensors
 
 
@@ -133,10 +163,12 @@ def _converted(file: Path, key: str, dtype: torch.dtype | None) -> Tensor:
 def _unreadable(file: Path, error: Exception) -> UserError:
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower() and _is_archive(file):
         return UserError(
-            f"{file} holds more than weights, code that would run: it is not loaded; get a .safetensors of it"
+            f"{printable(file)} holds more than weights, code that would run: it is not loaded; "
+            "get a .safetensors of it"
         )
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
-    return UserError(f"{file} is cut off or damaged, or is no file of weights ({reason}): download it again")
+    return UserError(
+        f"{printable(file)} is cut off or damaged, or is no file of weights ({one_line(error, 120)}): download it again"
+    )
 
 
 def _is_archive(file: Path) -> bool:
@@ -144,8 +176,3 @@ def _is_archive(file: Path) -> bool:
     import zipfile
 
     return zipfile.is_zipfile(file) or file.read_bytes()[:1] == b"\x80"
-
-
-def _some(keys: Iterable[str]) -> str:
-    names = sorted(keys)
-    return ", ".join(names[:2]) + (", …" if len(names) > 2 else "")

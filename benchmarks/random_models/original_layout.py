@@ -63,6 +63,26 @@ def original_layout(unet: nn.Module, vae: nn.Module, text_encoder: Mapping[str, 
     return {key: tensor.contiguous() for key, tensor in state.items()}
 
 
+def original_controlnet(controlnet: Any) -> dict[str, Tensor]:
+    """The state of one ControlNet as the control_v11p_sd15_*.pth files have it (cldm/cldm.py of lllyasviel/ControlNet).
+
+    Args:
+        controlnet: diffusers' ControlNetModel.
+    """
+    last = 2 * len(controlnet.controlnet_cond_embedding.blocks) + 2
+    state = {}
+    for key, tensor in _unet(controlnet).items():
+        name = re.sub(r"^controlnet_down_blocks\.(\d+)\.", r"zero_convs.\1.0.", key)
+        name = name.replace("controlnet_mid_block.", "middle_block_out.0.")
+        name = re.sub(
+            r"^controlnet_cond_embedding\.blocks\.(\d+)\.", lambda m: f"input_hint_block.{2 * int(m[1]) + 2}.", name
+        )
+        name = name.replace("controlnet_cond_embedding.conv_in.", "input_hint_block.0.")
+        name = name.replace("controlnet_cond_embedding.conv_out.", f"input_hint_block.{last}.")
+        state[f"control_model.{name}"] = tensor.contiguous()
+    return state
+
+
 def _unet(unet: Any) -> dict[str, Tensor]:
     state = unet.state_dict()
     renamed = {}

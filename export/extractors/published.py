@@ -104,7 +104,9 @@ def _load_pretrained(kind: _Pretrained, source: Source, what: str, width: int, h
     network = _network(kind, config, what)
     preprocess = _preprocess(source, what, width, height)
     unused = tuple(f"{name}." for name in kind.unused)
-    state = {key: t for key, t in read_weights(source.weights()).items() if not key.startswith(unused)}
+    state = {
+        key: t for key, t in read_weights(source.weights(library="transformers")).items() if not key.startswith(unused)
+    }
     return kind.extractor(preprocess, load_weights(network, state, what, torch.float32)).eval()
 
 

@@ -260,10 +260,10 @@ def test_a_missing_file(refuse, folder, missing):
 
 def test_a_variant_that_is_not_there(refuse, folder):
     message = refuse("--model", folder, "--variant", "fp16")
-    assert message == (
-        f"there are no weights of variant 'fp16' in {folder}/unet, only diffusion_pytorch_model.safetensors: "
-        "choose with --variant"
-    )
+    assert message == f"there are no weights of variant 'fp16' in {folder}: leave --variant out"
+    (folder / "vae" / "diffusion_pytorch_model.ema.safetensors").touch()
+    message = refuse("--model", folder, "--variant", "fp16")
+    assert message == f"there are no weights of variant 'fp16' in {folder}, only ema: choose with --variant"
 
 
 def test_only_a_variant_is_there(refuse, folder):
