@@ -9,19 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..messages import printable
-from .weights import read_pickle, read_weights
+from ..messages import printable, some
+from .weights import check_finite, read_pickle, read_weights, require_plain
 
 MAX_VECTORS = 75
 """What a prompt of CLIP's 77 tokens holds between its start and end."""
+MAX_WORD = 200
+"""Characters of an embedding's word."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """A word and its vectors, float [n,D]."""
+    """A word and its vectors, float [n,D].
+
+    Attributes:
+        named_by: where the word is from, for messages.
+    """
 
     token: str
     vectors: Tensor
+    named_by: str = "the command"
 
     @property
     def tokens(self) -> list[str]:
@@ -41,7 +48,9 @@ def read_embedding(file: Path, token: str | None = None) -> Embedding:
     """
     content: dict[str, Any] = dict(read_weights([file])) if file.suffix == ".safetensors" else _unpickle(file)
     if {"clip_l", "clip_g"} & content.keys():
-        raise UserError(f"{file} is an embedding for SDXL or SD 3 ({', '.join(content)}): only SD 1.x's can be used")
+        raise UserError(
+            f"{printable(file)} is an embedding for SDXL or SD 3 ({some(map(str, content))}): only SD 1.x's can be used"
+        )
     name: Any = None
     if isinstance(parameters := content.get("string_to_param"), dict):
         vectors, name = next(iter(parameters.values()), None), content.get("name")
@@ -51,15 +60,26 @@ def read_embedding(file: Path, token: str | None = None) -> Embedding:
         name, vectors = next(iter(content.items()))
     else:
         vectors = None
-    if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2) or not vectors.is_floating_point():
-        raise UserError(f"{file} is no textual inversion embedding: it should hold the vectors of one word")
+    fits = isinstance(vectors, Tensor) and vectors.ndim in (1, 2) and vectors.is_floating_point()
+    if not isinstance(vectors, Tensor) or not fits or not vectors.numel():
+        raise UserError(f"{printable(file)} is no textual inversion embedding: it should hold the vectors of one word")
+    require_plain(vectors, "its vectors", file)
     vectors = vectors.detach().reshape(-1, vectors.shape[-1])
     if not 1 <= len(vectors) <= MAX_VECTORS:
-        raise UserError(f"{file} holds {len(vectors)} vectors: a prompt has room for {MAX_VECTORS}")
-    word = token or (name if isinstance(name, str) else "") or file.stem
-    if word.split() != [word]:
-        raise UserError(f"{file} is for {word!r}, which is not one word: write SOURCE:word to give it another")
-    return Embedding(word, vectors)
+        raise UserError(f"{printable(file)} holds {len(vectors)} vectors: a prompt has room for {MAX_VECTORS}")
+    check_finite({"its vectors": vectors}, f"the embedding {printable(file)}")
+    if token:
+        word, named_by = token, "the command"
+    elif isinstance(name, str) and name:
+        word, named_by = name, f"inside {printable(file)}"
+    else:
+        word, named_by = file.stem, f"the name of {printable(file)}"
+    if word.split() != [word] or not word.isprintable() or len(word) > MAX_WORD:
+        shown = printable(repr(word), 80)
+        raise UserError(
+            f"{printable(file)} is for {shown}, which is not one word: write SOURCE:word to give it another"
+        )
+    return Embedding(word, vectors, named_by)
 
 
 def check_width(embeddings: Sequence[Embedding], width: int) -> None:
@@ -124,11 +144,11 @@ def add_embeddings(tokenizer: Any, text_encoder: nn.Module, embeddings: Sequence
 
 def _unpickle(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise UserError(f"there is no {file}: check the path, or download it again")
+        raise UserError(f"there is no {printable(file)}: check the path, or download it again")
     # What the first files of the method's authors keep their vectors in.
     with torch.serialization.safe_globals([nn.ParameterDict]):
         content = read_pickle(file)
     if not isinstance(content, dict):
-        raise UserError(f"{file} is no textual inversion embedding: it should hold the vectors of one word")
+        raise UserError(f"{printable(file)} is no textual inversion embedding: it should hold the vectors of one word")
     parameters = content.get("string_to_param")
     return {**content, "string_to_param": dict(parameters)} if isinstance(parameters, nn.ParameterDict) else content

@@ -12,6 +12,7 @@ from ..conditions import CONDITIONS
 from ..doctor import installed
 from ..errors import BundleError, CnppError, UserError
 from ..files import sha256_of
+from ..messages import printable, some
 from .checkpoint import Checkpoint
 from .recipe import COMPONENTS
 
@@ -182,11 +183,11 @@ def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
     """
     for lora, fit in zip(checkpoint.places.loras, checkpoint.fit_loras(), strict=True):
         if fit.unmatched:
-            some = ", ".join(fit.unmatched[:2])
             report(
-                f"warning: {len(fit.unmatched)} of the LoRA {lora.source}'s keys match no layer and are left out "
-                f"({some}, …); {fit.fused} layers are fused"
+                f"warning: {len(fit.unmatched)} of the LoRA {printable(lora.source)}'s keys match no layer and are "
+                f"left out ({some(fit.unmatched)}); {fit.fused} layers are fused"
             )
+        report(f"the LoRA {printable(lora.source)} is fused into {fit.fused} layers with weight {lora.weight:g}")
         entry = {"source": lora.source, "sha256": sha256_of(lora.file), "weight": lora.weight}
         manifest.loras.append({**entry, "fused": fit.fused, "unmatched": list(fit.unmatched)})
     tokenizer = checkpoint.tokenizer()  # refuses a word that it has already
@@ -199,7 +200,13 @@ def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
             f"the tokenizer of {checkpoint.name} has the id {highest}, but its text encoder knows "
             f"{manifest.vocabulary} tokens: they are of different models"
         )
-    manifest.embeddings = {embedding.token: len(embedding.vectors) for embedding in checkpoint.embeddings()}
+    for embedding in checkpoint.embeddings():
+        count = len(embedding.vectors)
+        report(
+            f"embedding: write {embedding.token} in a prompt, the word from {embedding.named_by} "
+            f"({count} vector{'s' if count > 1 else ''})"
+        )
+        manifest.embeddings[embedding.token] = count
 
 
 def _existing(out: Path, new: Manifest) -> Manifest:

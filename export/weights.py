@@ -124,6 +124,13 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtyp
     return nn.Module.to(module, dtype).eval().requires_grad_(False)
 
 
+def require_plain(tensor: Tensor, key: str, file: Path) -> None:
+    """Raises: UserError where a pickle's tensor is not simply its numbers in a row."""
+    odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu"
+    if odd or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise UserError(f"{printable(file)} holds {printable(key)} in a form that is no plain tensor: get another")
+
+
 def _read(file: Path, dtype: torch.dtype | None) -> State:
     if not file.is_file():
         raise UserError(f"there is no {printable(file)}: check the path, or download it again")
@@ -146,8 +153,7 @@ def _read(file: Path, dtype: torch.dtype | None) -> State:
     if not tensors:
         raise UserError(f"{printable(file)} holds no weights: a table of tensors is expected")
     for key, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
-            raise UserError(f"{printable(file)} holds {printable(key)} in a form that is no plain tensor: get another")
+        require_plain(tensor, key, file)
     return tensors
 
 

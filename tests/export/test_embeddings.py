@@ -6,10 +6,11 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from cnpp_trt.benchmarks.random_models.lora import make_embedding
+from cnpp_trt.benchmarks.random_models.lora import make_embedding, make_lora
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.embeddings import Embedding, add_embeddings, add_tokens, read_embedding
+from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.recipe import parse_embedding
 from cnpp_trt.runtime.tokenizer import Tokenizer
 from hypothesis import HealthCheck, given, settings
@@ -104,6 +105,25 @@ def test_a_checkpoint_with_an_embedding(tmp_path, tiny_checkpoint):
     assert torch.equal(rows, torch.load(file)["<thing>"])
 
 
+def test_the_word_is_said_and_where_it_is_from(tmp_path, tiny_checkpoint):
+    """AUTOMATIC1111's own files, renamed as sites do, have another word inside."""
+    content = {"string_to_param": {"*": torch.ones(2, WIDTH)}, "name": "turnaround-9500"}
+    torch.save(content, tmp_path / "charturnerv2.pt")
+    torch.save({**content, "name": None}, tmp_path / "plain.pt")
+    lora = make_lora(tmp_path / "lora.safetensors", Checkpoint(str(tiny_checkpoint)).empty("unet"))
+    texts = [f"{tmp_path}/charturnerv2.pt", f"{tmp_path}/plain.pt", f"{tmp_path}/plain.pt:<mine>"]
+    lines: list[str] = []
+    checkpoint = Checkpoint(str(tiny_checkpoint), loras=[f"{lora}:0.5"], embeddings=texts)
+    export_bundle(checkpoint, ["seg"], tmp_path / "bundle", report=lines.append)
+    said = [line for line in lines if "embedding" in line or "LoRA" in line]
+    assert said[1:] == [
+        f"embedding: write turnaround-9500 in a prompt, the word from inside {tmp_path}/charturnerv2.pt (2 vectors)",
+        f"embedding: write plain in a prompt, the word from the name of {tmp_path}/plain.pt (2 vectors)",
+        "embedding: write <mine> in a prompt, the word from the command (2 vectors)",
+    ]
+    assert said[0].startswith(f"the LoRA {lora}:0.5 is fused into ") and said[0].endswith("layers with weight 0.5")
+
+
 def test_the_authors_own_files(tmp_path):
     """The first ones hold a module of PyTorch's, ParameterDict, instead of a table."""
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.ones(2, WIDTH))})
@@ -153,6 +173,14 @@ def test_no_word(text):
         ("a.bin", {"a": torch.ones(76, 4)}, "holds 76 vectors: a prompt has room for 75"),
         ("a.safetensors", {"clip_l": torch.ones(2, 4), "clip_g": torch.ones(2, 8)}, "for SDXL"),
         ("a.safetensors", {"unet.x.lora_A.weight": torch.ones(2, 4), "y": torch.ones(2)}, "no textual inversion"),
+        ("a.bin", {"a": torch.tensor([[1.0, torch.nan]])}, "has NaN or Inf"),
+        ("a.safetensors", {"a": torch.tensor([-torch.inf])}, "has NaN or Inf"),
+        ("a.bin", {"a": torch.ones(1, 1).expand(2, 1 << 40)}, "no plain tensor"),
+        ("a.bin", {"a": torch.ones(2, 0)}, "no textual inversion"),
+        ("a.bin", {"a": torch.ones(2, 4).to_sparse()}, "no plain tensor"),
+        ("a.bin", {"\x1b[31mred": torch.ones(4)}, r"'\\x1b\[31mred', which is not one word"),
+        ("a.bin", {"a" * 1000: torch.ones(4)}, "which is not one word"),
+        ("a.bin", {"clip_l": torch.ones(2, 4), 5: torch.ones(2, 8)}, "for SDXL"),
         ("a.bin", None, "there is no"),
         ("a.safetensors", None, "there is no"),
         ("a.bin", b"no", "damaged"),

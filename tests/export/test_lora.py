@@ -118,7 +118,7 @@ def test_alphas_in_the_header_that_diffusers_writes(tmp_path, tiny_checkpoint, c
         text_encoder_lora_adapter_metadata=text.to_dict(),
     )
     file = tmp_path / "pytorch_lora_weights.safetensors"
-    assert read_lora(file).config["unet.lora_alpha"] == 6
+    assert read_lora(file).adapters["unet"].alpha == 6
     ours = modules(checkpoint, Lora("mine", file, 1.5))
     assert_same(ours, reference(tiny_checkpoint, (file, 1.5)), modules(checkpoint))
 
