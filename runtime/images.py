@@ -19,15 +19,16 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import CnppError, UserError
+from .file_kinds import format_of, lossy, other_kind
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 16
@@ -36,14 +37,6 @@ MIN_SIDE = 16
 # 1032:1 on constant data; photographs stay below 100:1.
 BOMB_RATIO = 500
 
-_SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-}
 _EXIF_ORIENTATION = 0x0112
 # From the stored array to the upright one, by EXIF 2.32's Orientation tag.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
@@ -65,16 +58,13 @@ class ImageFile:
         pixels: uint8 [H, W, 3], RGB, upright, C-contiguous.
         format: Pillow's name of the file format: 'PNG', 'JPEG', … (a phone's multi-picture JPEG counts as 'JPEG').
         path: where it came from.
+        lossy: whether its compression alters pixels, which corrupts label maps.
     """
 
     pixels: Pixels
     format: str
     path: Path
-
-    @property
-    def lossy(self) -> bool:
-        """Whether the format alters pixels, which corrupts label maps."""
-        return self.format == "JPEG"
+    lossy: bool
 
 
 def read_image(path: str | os.PathLike[str], *, background: Color = (0, 0, 0)) -> ImageFile:
@@ -90,7 +80,9 @@ def read_image(path: str | os.PathLike[str], *, background: Color = (0, 0, 0)) -
             of an absurd shape (a side below `MIN_SIDE`, one side more than `MAX_ASPECT` times the other), larger than
             `MAX_PIXELS` or `MAX_FILE_BYTES`, or a decompression bomb.
     """
-    return ImageFile(*decode_image(read_bytes(path), repr(os.fspath(path)), background=background), Path(path))
+    data = read_bytes(path)
+    pixels, kind = decode_image(data, repr(os.fspath(path)), background=background)
+    return ImageFile(pixels, kind, Path(path), lossy(data, kind))
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -138,9 +130,11 @@ def decode_image(data: bytes, name: str, *, background: Color = (0, 0, 0)) -> tu
     """
     if not data:
         raise UserError(f"{name} is empty; give an image file")
-    known = next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        known = "WEBP"
+    if other := other_kind(data, name):
+        raise UserError(f"{name} is {other}, which is not read here: save it as PNG or JPEG")
+    known = format_of(data)
+    if known == "AVIF" and not features.check("avif"):
+        raise UserError(f"{name} is an AVIF file, which this Pillow does not read: save it as PNG or JPEG")
     try:
         with _open(data) as image:
             width, height = image.size
@@ -281,6 +275,7 @@ def _decoding(name: str) -> Iterator[None]:
         OSError,
         SyntaxError,
         EOFError,
+        RuntimeError,
         ValueError,
         IndexError,
         KeyError,

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from cnpp_trt.errors import CnppError, UserError
 from cnpp_trt.runtime import images
+from cnpp_trt.runtime.fitting import fit, squeezed
 from cnpp_trt.runtime.images import ImageFile, new_folder, read_image, resize, save_png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps, features
 
 RNG = np.random.default_rng(0)
 
@@ -187,7 +188,7 @@ def test_paths_that_hold_no_image(tmp_path: Path) -> None:
     (tmp_path / "void.png").touch()
     refused(tmp_path / "void.png", "empty")
     (tmp_path / "x.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n")
-    refused(tmp_path / "x.eps", "not an image")
+    refused(tmp_path / "x.eps", "PostScript")
     new_line = tmp_path / "a\nb"
     refused(new_line, "no such file")
 
@@ -231,7 +232,7 @@ def test_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(file, "bytes", "give a smaller file")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "TIFF"])
 def test_every_truncation_is_one_line(tmp_path: Path, kind: str) -> None:
     whole = encode(Image.fromarray(random(40, 40, 3)), kind)
     for share in (0.05, 0.3, 0.6, 0.9):
@@ -241,7 +242,7 @@ def test_every_truncation_is_one_line(tmp_path: Path, kind: str) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"]), data=st.data())
+@given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM"]), data=st.data())
 def test_damage_is_read_or_refused_in_one_line(tmp_path: Path, kind: str, data: st.DataObject) -> None:
     whole = bytearray(encode(Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)), kind))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -316,3 +317,111 @@ def test_numbered_folders_do_not_race(tmp_path: Path) -> None:
         folders = list(pool.map(lambda _: new_folder(tmp_path / "out"), range(40)))
     assert sorted(f.name for f in folders) == [f"run-{i:04d}" for i in range(8, 48)]
     assert all(f.is_dir() for f in folders)
+
+
+# --- other formats ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
+    data = encode(Image.fromarray(random(40, 48, 3)), "AVIF")
+    result = read(tmp_path, data)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "AVIF"
+        np.testing.assert_array_equal(result.pixels, np.asarray(image.convert("RGB")))
+    assert result.format == "AVIF" and result.lossy
+    (tmp_path / "cut").write_bytes(data[: len(data) // 2])
+    refused(tmp_path / "cut", "damaged or truncated")
+
+
+@pytest.mark.parametrize(
+    ("options", "lossy"),
+    [({"quality": 90}, True), ({"lossless": True}, False), ({"lossless": True, "exif": b"x"}, False)],
+)
+def test_webp_is_lossy_or_not(tmp_path: Path, options: dict[str, object], lossy: bool) -> None:
+    picture = random(32, 32, 3)
+    result = read(tmp_path, encode(Image.fromarray(picture), "WEBP", **options))
+    assert result.lossy is lossy
+    assert (result.pixels == picture).all() != lossy
+
+
+def box(brand: bytes, *others: bytes) -> bytes:
+    """A file type box (ISO/IEC 14496-12, 4.3)."""
+    body = b"ftyp" + brand + bytes(4) + b"".join(others)
+    return struct.pack(">I", 4 + len(body)) + body + bytes(200)
+
+
+OTHER_KINDS: dict[str, tuple[bytes, str]] = {
+    "iphone.heic": (box(b"heic", b"mif1", b"heic"), "HEIC"),
+    "burst.heif": (box(b"msf1", b"hevc"), "HEIC"),
+    "x.cr3": (box(b"crx ", b"crx ", b"isom"), "RAW"),
+    "x.mp4": (box(b"isom", b"isom", b"avc1"), "video"),
+    "x.jxl": (b"\xff\x0a" + bytes(99), "JPEG XL"),
+    "boxed.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99), "JPEG XL"),
+    "x.pdf": (b"%PDF-1.7\n" + bytes(99), "PDF"),
+    "x.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
+    "x.svg": (b'\xef\xbb\xbf<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+    "bare.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+    "x.psd": (b"8BPS\0\1" + bytes(99), "Photoshop"),
+    "x.exr": (b"v/1\x01" + bytes(99), "OpenEXR"),
+    "x.cr2": (b"II*\0\x10\0\0\0CR\2\0" + bytes(99), "RAW"),
+    "x.NEF": (b"MM\0*" + bytes(99), "RAW"),
+    "x.raf": (b"FUJIFILMCCD-RAW 0201" + bytes(99), "RAW"),
+    "page.png": (b"<!DOCTYPE html><html><body>404</body></html>", "HTML page"),
+    "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_other_formats_are_named(tmp_path: Path, name: str) -> None:
+    data, kind = OTHER_KINDS[name]
+    (tmp_path / name).write_bytes(data)
+    refused(tmp_path / name, kind, "save it as PNG or JPEG")
+
+
+def test_real_jpeg_2000_and_icon_and_pdf_are_named(tmp_path: Path) -> None:
+    """As Pillow writes them."""
+    for name, kind in (
+        ("x.jp2", "JPEG 2000"),
+        ("x.j2k", "JPEG 2000"),
+        ("x.pdf", "PDF"),
+        ("x.ico", "icon"),
+        ("x.eps", "P"),
+    ):
+        Image.fromarray(random(32, 32, 3)).save(tmp_path / name)
+        refused(tmp_path / name, kind, "not read here")
+
+
+# --- fitting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resample", ["nearest", "lanczos"])
+@pytest.mark.parametrize("size", [(64, 64), (96, 40), (40, 96), (33, 57)])
+@pytest.mark.parametrize("shape", [(50, 90, 3), (90, 50, 3), (31, 33, 3)])
+def test_crop_and_pad_are_pillows(resample: str, size: tuple[int, int], shape: tuple[int, ...]) -> None:
+    picture = random(*shape)
+    method = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}[resample]
+    cropped = ImageOps.fit(Image.fromarray(picture), size, method)
+    np.testing.assert_array_equal(fit(picture, *size, "crop", resample), np.asarray(cropped))
+    padded = ImageOps.pad(Image.fromarray(picture), size, method, color=(0, 0, 0))
+    np.testing.assert_array_equal(fit(picture, *size, "pad", resample), np.asarray(padded))
+    stretched = Image.fromarray(picture).resize(size, method)
+    np.testing.assert_array_equal(fit(picture, *size, "stretch", resample), np.asarray(stretched))
+
+
+@pytest.mark.parametrize("shape", [(50, 90, 3), (90, 50, 3), (64, 64, 3)])
+def test_padding_a_photo_repeats_its_edge(shape: tuple[int, ...]) -> None:
+    """`resize and fill` of AUTOMATIC1111 (modules/images.py, resize_image) pastes the first and last row, stretched."""
+    picture = random(*shape)
+    ours = fit(picture, 64, 64, "pad", "lanczos", fill="edge")
+    padded = np.asarray(ImageOps.pad(Image.fromarray(picture), (64, 64), Image.Resampling.LANCZOS, color=(0, 0, 0)))
+    inside = np.flatnonzero(padded.any((1, 2))), np.flatnonzero(padded.any((0, 2)))
+    rows, columns = (np.clip(np.arange(64), which.min(), which.max()) for which in inside)
+    np.testing.assert_array_equal(ours, padded[rows][:, columns])
+
+
+def test_what_is_squeezed_is_said() -> None:
+    assert squeezed("x.png", random(64, 64, 3), 512, 512) is None
+    assert squeezed("x.png", random(512, 520, 3), 512, 512) is None  # 1.6 %
+    assert "2.00 times narrower; --resize-mode crop or pad" in str(squeezed("x.png", random(64, 128, 3), 512, 512))
+    assert "2.00 times flatter" in str(squeezed("x.png", random(64, 64, 3), 512, 256))
