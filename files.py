@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
@@ -115,6 +115,28 @@ def partial_folders(folder: Path) -> list[Path]:
         return [p for p in folder.parent.iterdir() if p.name.startswith(start) and p.is_dir() and not p.is_symlink()]
     except OSError:
         return []
+
+
+def require_writable(folder: Path) -> None:
+    """Tries whether files can be made in a folder, which is made for that where it is missing; leaves nothing.
+
+    Raises: UserError
+    """
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    probe = folder / f"{PARTIAL}{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except FileExistsError:
+        raise UserError(f"{printable(repr(str(folder)))} is a file; give a folder") from None
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else one_line(e)
+        raise UserError(f"cannot write into {printable(repr(str(folder)))} ({reason}): choose another --out") from None
+    finally:
+        for parent in made:
+            with suppress(OSError, ValueError):
+                parent.rmdir()
 
 
 def remove_folder(folder: Path) -> None:

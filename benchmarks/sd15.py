@@ -68,9 +68,9 @@ def reference(picture: Path) -> None:
     from ..runtime.images import read_image
     from ..runtime.metadata import image_from_base64, read_record
 
-    found, request = read_image(picture).pixels, read_record(picture)["request"]
-    [control] = request["controls"]
-    owner, name, folder = MODELS[MODEL].controlnets[control["condition"]].split("/", 2)
+    found, request = read_image(picture).pixels, read_record(picture).request
+    [control] = request.controls
+    owner, name, folder = MODELS[MODEL].controlnets[control.condition].split("/", 2)
     pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
         BASE,
         controlnet=_controlnet(f"{owner}/{name}", folder),
@@ -82,11 +82,11 @@ def reference(picture: Path) -> None:
     pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
     start = time.perf_counter()
     images = pipeline(
-        request["prompt"],
-        image=Image.fromarray(image_from_base64(control["image"])),
-        num_inference_steps=request["num_inference_steps"],
-        guidance_scale=request["guidance_scale"],
-        generator=torch.Generator("cpu").manual_seed(request["seed"]),
+        request.prompt,
+        image=Image.fromarray(image_from_base64(control.image)),
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
         output_type="np",
     ).images
     expected = (images[0] * 255).round().astype(np.uint8).astype(np.float64)

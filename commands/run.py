@@ -1,12 +1,18 @@
 """`cnpp-trt run`: parses, calls one function, prints."""
 
+import copy
 import json
+import re
+import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
+from ..conditions import CONDITIONS
 from ..errors import UserError
+from ..files import require_writable
+from ..messages import printable, unknown_choice
 from ..places import runs
 from .options import (
     BackendName,
@@ -19,103 +25,240 @@ from .options import (
     VramBudget,
     deployment,
     read_bytes,
+    read_size,
     say,
     split_precision,
 )
+from .progress import drawing
+
+_PANELS = {
+    "Model": ("model", "bundle", "size", "precision"),
+    "Prompt": ("prompt", "negative_prompt", "long_prompt", "clip_skip"),
+    "Control": ("cond", "image", "extract", "resize_mode", "control_scale", "control_start", "control_end"),
+    "Sampling": ("steps", "scheduler", "guidance_scale", "seed", "num_images", "init_image", "strength"),
+    "Runtime": ("backend", "plans", "vram_budget", "threads"),
+    "Output": ("out", "repeat", "as_json"),
+}
+"""Where the help shows each option."""
+
+_EXAMPLES = """Examples:
+
+cnpp-trt run --cond seg --image map.png -p "a red house by a lake" -n 4
+
+cnpp-trt run --cond depth --cond canny --extract --image photo.jpg --resize-mode crop -s 30
+
+cnpp-trt run --repeat cnpp-trt-runs/run-0001/image-0.png"""
+
+# Fields of `Request` and `Control` as the command calls them.
+_OPTIONS = {
+    "num_inference_steps": "--steps",
+    "num_images_per_prompt": "--num-images",
+    "guidance_scale": "--guidance-scale",
+    "controlnet_conditioning_scale": "--control-scale",
+    "control_guidance_start": "--control-start",
+    "control_guidance_end": "--control-end",
+    "negative_prompt": "--negative-prompt",
+    "clip_skip": "--clip-skip",
+    "strength": "--strength",
+    "prompt": "--prompt",
+    "seed": "--seed",
+}
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command to `cnpp-trt`. Nothing heavy is imported until it runs."""
-    app.command("run")(run_command)
+    for panel, names in _PANELS.items():
+        for name in names:
+            kind, option = get_args(run_command.__annotations__[name])
+            option = copy.copy(option)  # other commands share some of them
+            option.rich_help_panel = panel
+            run_command.__annotations__[name] = Annotated[kind, option]
+    app.command("run", epilog=_EXAMPLES)(run_command)
 
 
 def run_command(
     model: Model = "miniature",
     bundle: BundleFolder = None,
-    cond: Annotated[list[str] | None, typer.Option(help="Condition; repeatable. Default: the bundle's first.")] = None,
+    size: BundleSize = None,
+    precision: Precision = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Default: the example's.")] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What not to draw; counts with guidance only.")] = "",
+    long_prompt: Annotated[
+        bool, typer.Option("--long-prompt", help="Read more than 77 tokens, in chunks as AUTOMATIC1111 does.")
+    ] = False,
+    clip_skip: Annotated[
+        int,
+        typer.Option(
+            help="Leave out so many of the text encoder's last layers, as diffusers counts: AUTOMATIC1111's 2 is 1."
+        ),
+    ] = 0,
+    cond: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="seg, canny, hed, lineart or depth; repeatable. `all`: each that the bundle has. Default: its first."
+        ),
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Control image of each --cond. Default: the model's example.")
     ] = None,
     extract: Annotated[
         bool, typer.Option("--extract", help="The images are photos: extract the conditions first.")
     ] = False,
-    prompt: Annotated[str | None, typer.Option(help="Default: the example's.")] = None,
-    negative_prompt: Annotated[str, typer.Option()] = "",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000. Default: the model's, or 20.")] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(help="unipc, ddim, euler, dpmpp_2m, dpmpp_2m_karras, lcm. Default: the model's, or unipc."),
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="1 or less: unguided. Default: the model's, or 7.5.")
-    ] = None,
+    resize_mode: Annotated[
+        str,
+        typer.Option(
+            help="Images of another shape: stretch (just resize), crop (crop and resize) or pad (resize and fill)."
+        ),
+    ] = "stretch",
     control_scale: Annotated[list[float] | None, typer.Option(help="Once for all controls, or one each.")] = None,
     control_start: Annotated[list[float] | None, typer.Option(help="Share of steps at which control starts.")] = None,
     control_end: Annotated[list[float] | None, typer.Option(help="Share of steps at which control ends.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", "--num-inference-steps", "-s", help="Denoising steps, 1 to 1000. Default: the model's, or 20."
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            "--sampler",
+            help="unipc, ddim, euler, dpmpp_2m, dpmpp_2m_karras or lcm; also as AUTOMATIC1111 (`DPM++ 2M Karras`) or "
+            "diffusers calls it. Default: the model's, or unipc.",
+        ),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance-scale", "--cfg-scale", help="1 or less: unguided. Default: the model's, or 7.5."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="0 to 2**64 - 1, -1: random; image i has seed + i. Default: the example's.")
+    ] = None,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images of this prompt, 1 to 16.")] = 1,
+    images: Annotated[int | None, typer.Option("--images", hidden=True)] = None,
     init_image: Annotated[Path | None, typer.Option(help="Begin with this image instead of noise alone.")] = None,
     strength: Annotated[
         float | None, typer.Option(help="With --init-image: how much of it is drawn anew, above 0 to 1. Default: 0.8.")
     ] = None,
-    long_prompt: Annotated[
-        bool, typer.Option("--long-prompt", help="Read more than 77 tokens, in chunks as AUTOMATIC1111 does.")
-    ] = False,
-    clip_skip: Annotated[int, typer.Option(help="Leave out so many of the text encoder's last layers.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="0 to 2**64 - 1; image i has seed + i. Default: random.")] = None,
-    images: Annotated[int, typer.Option(help="Images of this prompt, 1 to 16.")] = 1,
-    size: BundleSize = None,
-    precision: Precision = None,
     backend: BackendName = "auto",
     plans: Plans = None,
     vram_budget: VramBudget = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: every physical core.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Pictures go into a new folder in here. Default: under CNPP_TRT_HOME.")
+        Path | None,
+        typer.Option("--out", "-o", help="Pictures go into a new folder in here. Default: ./cnpp-trt-runs."),
     ] = None,
     repeat: Annotated[Path | None, typer.Option(help="Repeat a picture from its own metadata.")] = None,
     as_json: Json = False,
 ) -> None:
     """Draw pictures that follow a condition, and a sheet that shows how well they do."""
     from ..runtime import run as running
+    from ..runtime.scheduler_names import read_scheduler
 
     out = out or runs()
-    if strength is not None and init_image is None:
-        raise UserError("--strength says how much of an initial image is drawn anew: give one with --init-image FILE")
+    budget = read_bytes(vram_budget) if vram_budget is not None else None
+    of_openvino = split_precision(precision)[1]
+    _require_backend(backend)
     if repeat is not None:
-        budget = read_bytes(vram_budget) if vram_budget is not None else None
-        repeated = running.repeat(repeat, out, bundle, backend, threads, split_precision(precision)[1], plans, budget)
+        from ..runtime.repeat import repeat as draw_again
+
+        require_writable(out)
+        with drawing() as progress:
+            repeated = draw_again(
+                repeat, out, bundle, backend, threads, of_openvino, plans, budget, on_progress=progress, report=say
+            )
         _print_drawn(repeated.drawn, as_json, {"max_difference": repeated.max_difference})
         same = repeated.max_difference == 0
         say("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
         return
+    # Whatever can be known to be wrong is, before a bundle is looked for.
+    if strength is not None and init_image is None:
+        raise UserError("--strength says how much of an initial image is drawn anew: give one with --init-image FILE")
+    read_size(size)
+    given = {
+        "prompt": prompt,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "scheduler": None if scheduler is None else read_scheduler(scheduler),
+        "seed": secrets.randbits(32) if seed == -1 else seed,
+        "strength": strength,
+    }
+    fields: dict[str, Any] = {
+        "negative_prompt": negative_prompt,
+        "num_images_per_prompt": num_images if images is None else images,
+        "clip_skip": clip_skip,
+        "long_prompt": long_prompt,
+    }
+    fields |= {name: value for name, value in given.items() if value is not None}
+    mode = _resize_mode(resize_mode)
+    several = (control_scale, control_start, control_end)
+    _require_values(fields, cond or [], several)
+    everything = cond == ["all"]
+    if not everything:
+        _controls(cond or ["the first"], image or [], extract, *several)
     folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans, vram_budget)
-    pipeline = open_pipeline(folder)
-    conditions = cond or list(pipeline.bundle.manifest.conditions)[:1]
-    controls = _controls(conditions, image or [], extract, control_scale, control_start, control_end)
-    request, notes = running.make_request(
-        pipeline,
-        controls,
-        extract=extract,
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        scheduler=scheduler,
-        seed=seed,
-        num_images_per_prompt=images,
-        init_image=init_image,
-        **({} if strength is None else {"strength": strength}),
-        clip_skip=clip_skip,
-        long_prompt=long_prompt,
-    )
-    _print_drawn(running.draw(pipeline, request, out, notes), as_json, {})
+    require_writable(out)
+    with drawing() as progress:
+        pipeline = open_pipeline(folder)
+        of_bundle = list(pipeline.bundle.manifest.conditions)
+        conditions = of_bundle if everything else cond or of_bundle[:1]
+        controls = _controls(conditions, image or [], extract, *several)
+        asked = running.make_request(
+            pipeline, controls, extract=extract, init_image=init_image, resize_mode=mode, **fields
+        )
+        for note in asked.notes:  # now, as drawing may take minutes
+            say(f"note: {note}")
+        drawn = running.draw(pipeline, asked.request, out, asked.notes, asked.photos, progress, say)
+    _print_drawn(drawn, as_json, {}, said=len(asked.notes))
 
 
-def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any]) -> None:
-    for note in drawn.notes:
+def _require_backend(backend: str) -> None:
+    from ..runtime.backends.choose import BACKENDS
+
+    if backend not in BACKENDS:
+        raise unknown_choice("backend", backend, BACKENDS)
+
+
+def _resize_mode(text: str) -> Any:
+    from ..runtime.fitting import RESIZE_MODES
+
+    if text not in RESIZE_MODES:
+        raise unknown_choice("--resize-mode", text, RESIZE_MODES)
+    return text
+
+
+def _require_values(fields: dict[str, Any], conditions: list[str], several: tuple[list[float] | None, ...]) -> None:
+    """Raises: UserError for a value that no bundle takes, with the option's name."""
+    import numpy as np
+
+    from ..runtime.request import Control, Request
+
+    if unknown := next((c for c in conditions if c not in CONDITIONS and c != "all"), None):
+        raise unknown_choice("condition", unknown, [*CONDITIONS, "all"])
+    if "all" in conditions and len(conditions) > 1:
+        raise UserError("--cond all stands for every condition of the bundle: give no other --cond beside it")
+    nothing = np.zeros((16, 16, 3), np.uint8)
+    scales, starts, ends = (values or [default] for values, default in zip(several, (1.0, 0.0, 1.0), strict=True))
+    longest = max(len(scales), len(starts), len(ends))
+    try:
+        Request(**fields)
+        for i in range(longest):
+            values = [each[i] if i < len(each) else each[0] for each in (scales, starts, ends)]
+            Control("seg", nothing, *values)
+    except UserError as e:
+        names = "|".join(sorted(_OPTIONS, key=len, reverse=True))
+        raise UserError(re.sub(rf"(?<![-\w])({names})\b", lambda m: _OPTIONS[m[1]], str(e))) from None
+
+
+def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any], said: int = 0) -> None:
+    """Prints what a run wrote; `said` of its notes are printed already."""
+    for note in drawn.notes[said:]:
         say(f"note: {note}")
     if as_json:
         print(json.dumps({**drawn.to_json(), **extra}))
         return
+    say(_summary(drawn.request))
     stages = {k: v for k, v in drawn.timings.items() if k != "total"}
     say(f"{'total':<13}{drawn.timings['total']:8.3f} s on {drawn.backend} ({drawn.reason})")
     for stage, seconds in stages.items():
@@ -124,9 +267,20 @@ def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any]) -> None:
         parts = ", ".join(f"{part} {nbytes / 2**20:.0f} MiB" for part, nbytes in drawn.memory.items())
         say(f"device memory {parts}")
     for condition, scores in drawn.scores:
-        say(f"consistency {condition}: {', '.join(str(s) for s in scores)}")
+        graded = (f"{s} ({s.grade})" if s.grade else str(s) for s in scores)
+        say(f"consistency {condition}: {', '.join(graded)}")
     for path in (*drawn.images, *([drawn.sheet] if drawn.sheet else [])):
         print(path)
+
+
+def _summary(request: dict[str, Any]) -> str:
+    """What was drawn, in one line, as it was used."""
+    prompt = printable(request["prompt"], 100) or "(empty)"
+    negative = f" · without: {printable(request['negative_prompt'], 60)}" if request["negative_prompt"].strip() else ""
+    return (
+        f"seed {request['seed']} · {request['num_inference_steps']} steps · {request['scheduler']} · "
+        f"guidance {request['guidance_scale']:g} · prompt: {prompt}{negative}"
+    )
 
 
 def _controls(

@@ -16,7 +16,8 @@ and RMSE are averaged over images.
 Where there is nothing to find and nothing is found (no labelled pixel, no edge in either map), the maps agree: 100.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -40,11 +41,16 @@ _WINDOW /= _WINDOW.sum()
 
 @dataclass(frozen=True)
 class Score:
-    """A consistency score: the metric's name, its value on the paper's scale, and which direction is better."""
+    """A consistency score: the metric's name, its value on the paper's scale, and which direction is better.
+
+    Attributes:
+        grade: in a word, how good that is for the model and condition (see `graded`); empty where that is unknown.
+    """
 
     metric: str
     value: float
     higher_is_better: bool
+    grade: str = ""
 
     def __str__(self) -> str:
         """As the paper prints it: 'mIoU 43.64', 'F1 37.04', 'SSIM 0.8097', 'RMSE 28.32'."""
@@ -77,6 +83,21 @@ def score(condition: str, given: NDArray[np.uint8], extracted: NDArray[np.uint8]
         case "RMSE":
             value = rmse(_gray(given), _gray(extracted))
     return Score(row.metric, value, row.higher_is_better)
+
+
+def graded(score: Score, typical: Mapping[str, float] | None) -> Score:
+    """The score with its grade: `good` from the median of the model's own scores on, `fair` down to what nine of ten of
+    its images reach, `poor` below.
+
+    Args:
+        typical: the model's own scores on fresh conditions, `median` and `low` (the 10 % quantile on the worse side).
+    """
+    if typical is None:
+        return score
+    sign = 1 if score.higher_is_better else -1
+    value = sign * score.value
+    grade = "good" if value >= sign * typical["median"] else "fair" if value >= sign * typical["low"] else "poor"
+    return replace(score, grade=grade)
 
 
 class MeanIoU:

@@ -290,14 +290,26 @@ class Program:
         return Step(stage, graph, self._backend.load(graph).bind(buffers), inputs, outputs, index, ends)
 
 
-def run(steps: Sequence[Step], clock: Stopwatch, on_step_end: Callable[[int], None] | None = None) -> None:
-    """Launches in order, marks each one's stage, and tells `on_step_end` the step k that ended."""
+def run(
+    steps: Sequence[Step],
+    clock: Stopwatch,
+    on_step_end: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> None:
+    """Launches in order, marks each one's stage, and tells `on_step_end` the step k that ended.
+
+    `on_progress` is told too; its time, unlike that of `on_step_end`, is no stage of its own.
+    """
     for step in steps:
         step.launch()
         clock.mark(step.stage)
-        if on_step_end is not None and step.ends and step.index is not None:
+        if not step.ends or step.index is None:
+            continue
+        if on_step_end is not None:
             on_step_end(step.index)
             clock.mark("callback")
+        if on_progress is not None:
+            on_progress(step.index)
 
 
 def graphs_of(structure: Structure) -> list[str]:

@@ -1,97 +1,228 @@
 """What a written PNG says about itself, so that the picture can be made again.
 
 Two text chunks: `parameters`, the text that AUTOMATIC1111's web UI and its readers know, for people; and `cnpp_trt`,
-one JSON object with everything that determines the pixels, condition images included. Reading treats the JSON as
-untrusted input: bounded, and checked against the schema below before anything uses it.
-
-    {"version": "0.1.0",
-     "request": {"prompt": str, "negative_prompt": str, "num_inference_steps": int, "guidance_scale": float,
-                 "scheduler": str, "seed": int, "num_images_per_prompt": int,
-                 "strength": float, "clip_skip": int, "long_prompt": bool,
-                 "init_image": null or base64 of a PNG,    # these four may be missing, as in the first pictures
-                 "controls": [{"condition": str, "controlnet_conditioning_scale": float,
-                               "control_guidance_start": float, "control_guidance_end": float,
-                               "image": base64 of a PNG}]},
-     "image_index": int,            # of the request's images; image i was drawn with seed + i
-     "bundle": {"model": str, "digest": str, "precision": str, "width": int, "height": int},
-     "backend": str,
-     "versions": {name: str},       # of the software that drew it
-     "pixels_sha256": str}          # of the RGB bytes, row by row
+one JSON object with everything that determines the pixels, condition images included: a `PictureRecord`. A record that
+is read may come from anywhere: its size is bounded, and all of it is checked before anything uses it.
 """
 
 import base64
 import binascii
 import hashlib
 import json
-import math
 import os
+import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..conditions import CONDITIONS
+from ..engines.flavor import MODULES as TENSORRT_FLAVORS
 from ..errors import UserError
-from .images import decode_image, encode_png, read_bytes
-from .request import MAX_CONTROLS, MAX_PROMPT
+from ..messages import printable, unknown_choice
+from ..schema import Meta, Record, SchemaError, convert, to_json
+from .backends.choose import BACKENDS
+from .backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
+from .images import MAX_PIXELS, decode_image, encode_png, read_bytes
+from .request import MAX_CONTROLS, MAX_IMAGES, MAX_PROMPT, MAX_SCALE, Control, Request
+from .scheduler_names import A1111
+from .schedulers import SCHEDULERS
 
 CHUNK = "cnpp_trt"
 PARAMETERS = "parameters"
 MAX_RECORD_BYTES = 64 * 1024 * 1024
+MAX_TEXT_BYTES = 48 * 1024 * 1024
+"""Of a picture's text chunks together: Pillow refuses to open a PNG with more than 64 MiB of them."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Names as AUTOMATIC1111's sampler menu has them, and its schedule type.
-_SAMPLERS = {
-    "ddim": ("DDIM", None),
-    "euler": ("Euler", None),
-    "dpmpp_2m": ("DPM++ 2M", None),
-    "dpmpp_2m_karras": ("DPM++ 2M", "Karras"),
-    "unipc": ("UniPC", None),
-    "lcm": ("LCM", None),
-}
+# As backends call themselves.
+_BACKENDS = (
+    *(name for name in BACKENDS if name != "auto"),
+    *(flavor for flavor in TENSORRT_FLAVORS if flavor not in BACKENDS),
+    *(f"openvino-{precision}" for precision in OPENVINO_PRECISIONS if precision != "f32"),
+)
+
+_Prompt: TypeAlias = Annotated[str, Meta(max_length=MAX_PROMPT)]
+_Scale: TypeAlias = Annotated[float, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
+_Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+_Image: TypeAlias = Annotated[str, Meta(max_length=MAX_RECORD_BYTES)]
+_Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
+_Sha256: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_Side: TypeAlias = Annotated[int, Meta(ge=8, le=16_384)]
 
 
-def a1111_parameters(record: Mapping[str, Any]) -> str:
+class ControlRecord(Record):
+    """A `Control`; `image` is base64 of a PNG, the control image as it was used."""
+
+    condition: str
+    controlnet_conditioning_scale: _Scale
+    control_guidance_start: _Share
+    control_guidance_end: _Share
+    image: _Image
+
+    def __post_init__(self) -> None:
+        _require_one_of("condition", self.condition, CONDITIONS)
+
+
+class RequestRecord(Record):
+    """A `Request`: each field under its own name, images as base64 of a PNG.
+
+    Fields with a default may be missing, as they are in older pictures: the default is what was drawn then.
+    """
+
+    prompt: _Prompt
+    negative_prompt: _Prompt
+    num_inference_steps: Annotated[int, Meta(ge=1, le=1000)]
+    guidance_scale: _Scale
+    scheduler: str
+    seed: Annotated[int, Meta(ge=0)]
+    num_images_per_prompt: Annotated[int, Meta(ge=1, le=MAX_IMAGES)]
+    controls: Annotated[tuple[ControlRecord, ...], Meta(max_length=MAX_CONTROLS)]
+    strength: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    clip_skip: Annotated[int, Meta(ge=0, le=1000)] = 0
+    long_prompt: bool = False
+    init_image: _Image | None = None
+
+    def __post_init__(self) -> None:
+        _require_one_of("scheduler", self.scheduler, SCHEDULERS)
+        if self.seed > 2**64 - self.num_images_per_prompt:
+            raise ValueError(f"seed must be at most 2**64 - {self.num_images_per_prompt} (the number of images)")
+
+
+class BundleRecord(Record):
+    """Which bundle drew it."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=4096)]
+    digest: _Sha256
+    precision: Literal["fp32", "fp16"]
+    width: _Side
+    height: _Side
+
+    def __post_init__(self) -> None:
+        if self.width * self.height > MAX_PIXELS:
+            raise ValueError(f"width times height must be at most {MAX_PIXELS:,}")
+
+
+class PictureRecord(Record):
+    """Everything that determines a picture.
+
+    Attributes:
+        version: of cnpp-trt.
+        image_index: which of the request's images; image i was drawn with seed + i.
+        versions: of the software that drew it.
+        pixels_sha256: of the RGB bytes, row by row.
+    """
+
+    version: _Name
+    request: RequestRecord
+    image_index: Annotated[int, Meta(ge=0)]
+    bundle: BundleRecord
+    backend: str
+    versions: Annotated[dict[_Name, _Name], Meta(max_length=100)]
+    pixels_sha256: _Sha256
+
+    def __post_init__(self) -> None:
+        _require_one_of("backend", self.backend, _BACKENDS)
+        if self.image_index >= self.request.num_images_per_prompt:
+            raise ValueError(f"image_index must be below {self.request.num_images_per_prompt} (the number of images)")
+
+
+def record_request(
+    request: Request, seed: int, control_images: Collection[NDArray[np.uint8]], init_image: NDArray[np.uint8] | None
+) -> RequestRecord:
+    """A request as it was drawn.
+
+    Args:
+        seed: of image 0.
+        control_images: for each control, uint8 [H,W,3] at the bundle's size.
+        init_image: uint8 [H,W,3] at the bundle's size, or None.
+    """
+    controls = tuple(
+        ControlRecord(
+            condition=c.condition,
+            controlnet_conditioning_scale=c.controlnet_conditioning_scale,
+            control_guidance_start=c.control_guidance_start,
+            control_guidance_end=c.control_guidance_end,
+            image=image_to_base64(image),
+        )
+        for c, image in zip(request.controls, control_images, strict=True)
+    )
+    first = None if init_image is None else image_to_base64(init_image)
+    fields = {name: getattr(request, name) for name in RequestRecord.__struct_fields__}
+    return RequestRecord(**{**fields, "seed": seed, "controls": controls, "init_image": first})
+
+
+def recorded_request(record: PictureRecord) -> Request:
+    """The request of a record: `record_request`'s inverse.
+
+    Raises:
+        UserError: an image is damaged or not of the bundle's size, or the request is none that can be drawn.
+    """
+    size = (record.bundle.width, record.bundle.height)
+    fields = {name: getattr(record.request, name) for name in RequestRecord.__struct_fields__}
+    fields["controls"] = tuple(
+        Control(
+            c.condition,
+            image_from_base64(c.image, size),
+            c.controlnet_conditioning_scale,
+            c.control_guidance_start,
+            c.control_guidance_end,
+        )
+        for c in record.request.controls
+    )
+    if record.request.init_image is not None:
+        fields["init_image"] = image_from_base64(record.request.init_image, size)
+    return Request(**fields)
+
+
+def a1111_parameters(record: PictureRecord) -> str:
     """The `parameters` text of AUTOMATIC1111's web UI: prompt, negative prompt, then one line of settings.
 
     A value that holds a comma, a colon or a line break is written as a JSON string, as the web UI does.
     """
-    request, bundle = record["request"], record["bundle"]
-    sampler, schedule = _SAMPLERS.get(request["scheduler"], (request["scheduler"], None))
+    request, bundle = record.request, record.bundle
+    sampler, schedule = A1111.get(request.scheduler, (request.scheduler, None))
     settings: dict[str, object] = {
-        "Steps": request["num_inference_steps"],
+        "Steps": request.num_inference_steps,
         "Sampler": sampler,
         "Schedule type": schedule,
-        "CFG scale": _number(request["guidance_scale"]),
-        "Seed": request["seed"] + record["image_index"],
-        "Size": f"{bundle['width']}x{bundle['height']}",
-        "Model": bundle["model"],
+        "CFG scale": _number(request.guidance_scale),
+        "Seed": request.seed + record.image_index,
+        "Size": f"{bundle.width}x{bundle.height}",
+        "Model": bundle.model,
     }
-    if request.get("clip_skip"):
-        settings["Clip skip"] = request["clip_skip"] + 1  # the web UI counts the last layer as 1
-    if request.get("init_image"):
-        settings["Denoising strength"] = _number(request["strength"])
-    for i, control in enumerate(request["controls"]):
+    if request.clip_skip:
+        settings["Clip skip"] = request.clip_skip + 1  # the web UI counts the last layer as 1
+    if request.init_image is not None:
+        settings["Denoising strength"] = _number(request.strength)
+    for i, control in enumerate(request.controls):
         settings[f"ControlNet {i}"] = (
-            f"Module: none, Model: {control['condition']}, "
-            f"Weight: {_number(control['controlnet_conditioning_scale'])}, "
-            f"Guidance Start: {_number(control['control_guidance_start'])}, "
-            f"Guidance End: {_number(control['control_guidance_end'])}"
+            f"Module: none, Model: {control.condition}, "
+            f"Weight: {_number(control.controlnet_conditioning_scale)}, "
+            f"Guidance Start: {_number(control.control_guidance_start)}, "
+            f"Guidance End: {_number(control.control_guidance_end)}"
         )
-    settings["Version"] = f"cnpp-trt {record['version']}"
+    settings["Version"] = f"cnpp-trt {record.version}"
     line = ", ".join(f"{key}: {_quote(str(value))}" for key, value in settings.items() if value is not None)
-    negative = f"\nNegative prompt: {request['negative_prompt']}" if request["negative_prompt"] else ""
-    text = f"{request['prompt']}{negative}\n{line}".strip()
+    negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
+    text = f"{request.prompt}{negative}\n{line}".strip()
     # NUL ends a PNG text, and a lone surrogate (from an undecodable argument) has no UTF-8.
     return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
-def pack(record: Mapping[str, Any]) -> dict[str, str]:
-    """The text chunks of a picture: pass them to `images.save_png`."""
-    return {PARAMETERS: a1111_parameters(record), CHUNK: json.dumps(record, allow_nan=False)}
+def pack(record: PictureRecord) -> dict[str, str]:
+    """The text chunks of a picture: pass them to `images.save_png`.
+
+    `CHUNK` is left out where the record is larger than a reader takes.
+    """
+    texts = {PARAMETERS: a1111_parameters(record), CHUNK: to_json(record, indent=None).rstrip()}
+    if sum(map(len, texts.values())) > MAX_TEXT_BYTES:
+        del texts[CHUNK]
+    return texts
 
 
 def image_to_base64(pixels: NDArray[np.uint8]) -> str:
@@ -99,17 +230,26 @@ def image_to_base64(pixels: NDArray[np.uint8]) -> str:
     return base64.b64encode(encode_png(pixels)).decode("ascii")
 
 
-def image_from_base64(text: str) -> NDArray[np.uint8]:
-    """The condition image of a record, uint8 [H, W, 3].
+def image_from_base64(text: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """An image of a record, uint8 [H, W, 3].
+
+    Args:
+        size: the (width, height) that it must have, in pixels: no other image is decoded. None: any.
 
     Raises:
-        UserError: it is not base64 or not an image.
+        UserError: it is not base64, not a PNG, damaged or of another size.
     """
+    name = "an image in the record"
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise UserError("a condition image in the record is not base64; the file's metadata is damaged") from None
-    return decode_image(data, "a condition image in the record")[0]
+        raise UserError(f"{name} is not base64; the file's metadata is damaged") from None
+    if not data.startswith(_PNG_SIGNATURE) or len(data) < 24:
+        raise UserError(f"{name} is not a PNG; the file's metadata is damaged")
+    width, height = struct.unpack_from(">II", data, 16)
+    if size is not None and (width, height) != size:
+        raise UserError(f"{name} is {width}x{height}, not {size[0]}x{size[1]}; the file's metadata is damaged")
+    return decode_image(data, name)[0]
 
 
 def pixels_sha256(pixels: NDArray[np.uint8]) -> str:
@@ -117,14 +257,14 @@ def pixels_sha256(pixels: NDArray[np.uint8]) -> str:
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
-def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record in a PNG that cnpp-trt wrote, checked against the schema.
+def read_record(path: str | os.PathLike[str]) -> PictureRecord:
+    """The record in a PNG that cnpp-trt wrote.
 
     Raises:
         UserError: the file cannot be read, is no PNG, is damaged, holds no record, or one that is damaged, of a newer
-            version or not of the schema.
+            version or not a `PictureRecord`.
     """
-    name = repr(os.fspath(path))
+    name = printable(repr(os.fspath(path)))
     data = read_bytes(path)
     if not data.startswith(_PNG_SIGNATURE):
         raise UserError(f"{name} is not a PNG file; give one that cnpp-trt wrote")
@@ -134,27 +274,42 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     return parse_record(text, name)
 
 
-def parse_record(text: bytes | str, name: str) -> dict[str, Any]:
+def parse_record(text: bytes | str, name: str) -> PictureRecord:
     """A record from its JSON; `name` is what messages call its file. See `read_record`."""
     try:
-        record = json.loads(text, parse_constant=_refuse_constant)
+        # Python's reader, because it keeps the halves of surrogate pairs that undecodable arguments leave in prompts.
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise UserError(f"the {CHUNK} chunk of {name} is damaged (not JSON); the picture cannot be repeated") from None
     try:
         # Before the rest: a newer version may have another schema.
-        version = _release(_string(100)(record["version"])) if isinstance(record, dict) else ()
-        if version[:2] > _release(__version__)[:2]:
+        version = _release(content)
+        if version > _release({"version": __version__}):
             raise UserError(
-                f"{name} was written by cnpp-trt {record['version']}, newer than this {__version__}; update cnpp-trt"
+                f"{name} was written by cnpp-trt {printable(content['version'], 40)}, newer than this {__version__}; "
+                "update cnpp-trt"
             )
-        _check(record, _RECORD, "record")
-        request = record["request"]
-        _check(request, {key: check for key, check in _LATER.items() if key in request}, "record.request")
-    except _SchemaError as error:
+        return convert(content, PictureRecord)
+    except SchemaError as error:
         raise UserError(f"the {CHUNK} chunk of {name} is damaged: {error}; the picture cannot be repeated") from None
-    except KeyError as error:
-        raise UserError(f"the {CHUNK} chunk of {name} is damaged: no {error}; the picture cannot be repeated") from None
-    return dict(record)
+
+
+def _require_one_of(what: str, word: str, choices: Collection[str]) -> None:
+    if word not in choices:
+        raise unknown_choice(what, word, choices)
+
+
+def _refuse_constant(constant: str) -> float:
+    raise ValueError(constant)
+
+
+def _release(record: Any) -> tuple[int, int]:
+    """Major and minor of a record's version."""
+    version = record.get("version") if isinstance(record, dict) else None
+    found = re.match(r"(\d{1,5})\.(\d{1,5})(?=\.|\Z)", version, re.ASCII) if isinstance(version, str) else None
+    if not found:
+        raise SchemaError("it has no version")
+    return int(found[1]), int(found[2])
 
 
 def _number(value: float) -> str:
@@ -204,122 +359,3 @@ def _text(kind: bytes, body: bytes, name: str) -> bytes:
             f"the {CHUNK} chunk of {name} is longer than {MAX_RECORD_BYTES:,} bytes; it is not a real record"
         )
     return body
-
-
-class _SchemaError(Exception):
-    """A record that is not of the schema; the message says where."""
-
-
-_Checker = Callable[[Any], Any]
-
-
-def _refuse_constant(constant: str) -> float:
-    raise ValueError(constant)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    parts = version.split(".")
-    if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
-        raise _SchemaError(f"version {version[:40]!r} is not a version")
-    return tuple(int(part) for part in parts[:2])
-
-
-def _string(longest: int) -> _Checker:
-    def check(value: Any) -> Any:
-        if not isinstance(value, str) or len(value) > longest:
-            raise _SchemaError(f"must be a string of at most {longest:,} characters")
-        return value
-
-    return check
-
-
-def _integer(low: int, high: int) -> _Checker:
-    def check(value: Any) -> Any:
-        if type(value) is not int or not low <= value <= high:  # a bool is no int here
-            raise _SchemaError(f"must be an integer from {low} to {high}")
-        return value
-
-    return check
-
-
-def _real(low: float, high: float) -> _Checker:
-    def check(value: Any) -> Any:
-        if type(value) not in (int, float) or not low <= value <= high or not math.isfinite(value):
-            raise _SchemaError(f"must be a number from {low:g} to {high:g}")
-        return value
-
-    return check
-
-
-# The bounds are there to be safe; what is sensible is for the request to say.
-_NAME = _string(200)
-
-
-def _boolean(value: Any) -> Any:
-    if not isinstance(value, bool):
-        raise _SchemaError("must be true or false")
-    return value
-
-
-def _optional(check: _Checker) -> _Checker:
-    """None, or what `check` takes."""
-    return lambda value: value if value is None else check(value)
-
-
-_SIDE = _integer(8, 16_384)
-_CONTROL: dict[str, Any] = {
-    "condition": _NAME,
-    "controlnet_conditioning_scale": _real(-1e6, 1e6),
-    "control_guidance_start": _real(0, 1),
-    "control_guidance_end": _real(0, 1),
-    "image": _string(MAX_RECORD_BYTES),
-}
-_REQUEST: dict[str, Any] = {
-    "prompt": _string(MAX_PROMPT),
-    "negative_prompt": _string(MAX_PROMPT),
-    "num_inference_steps": _integer(1, 1000),
-    "guidance_scale": _real(-1e6, 1e6),
-    "scheduler": _NAME,
-    "seed": _integer(0, 2**64 - 1),
-    "num_images_per_prompt": _integer(1, 10_000),
-    "controls": [_CONTROL],
-}
-# What may be missing of a request.
-_LATER: dict[str, Any] = {
-    "strength": _real(0, 1),
-    "clip_skip": _integer(0, 1000),
-    "long_prompt": _boolean,
-    "init_image": _optional(_string(MAX_RECORD_BYTES)),
-}
-_RECORD: dict[str, Any] = {
-    "version": _NAME,
-    "request": _REQUEST,
-    "image_index": _integer(0, 9_999),
-    "bundle": {"model": _string(4096), "digest": _NAME, "precision": _NAME, "width": _SIDE, "height": _SIDE},
-    "backend": _NAME,
-    "versions": dict,
-    "pixels_sha256": _string(64),
-}
-
-
-def _check(value: Any, schema: Any, where: str) -> None:
-    if isinstance(schema, dict):
-        if not isinstance(value, dict):
-            raise _SchemaError(f"{where} must be an object")
-        for key, inner in schema.items():
-            if key not in value:
-                raise _SchemaError(f"{where}.{key} is missing")
-            _check(value[key], inner, f"{where}.{key}")
-    elif isinstance(schema, list):
-        if not isinstance(value, list) or len(value) > MAX_CONTROLS:
-            raise _SchemaError(f"{where} must be a list of at most {MAX_CONTROLS}")
-        for i, item in enumerate(value):
-            _check(item, schema[0], f"{where}[{i}]")
-    elif schema is dict:
-        if not isinstance(value, dict) or len(value) > 100 or not all(isinstance(v, str) for v in value.values()):
-            raise _SchemaError(f"{where} must be an object of at most 100 strings")
-    else:
-        try:
-            schema(value)
-        except _SchemaError as error:
-            raise _SchemaError(f"{where} {error}") from None

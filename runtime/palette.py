@@ -50,6 +50,22 @@ def labels_from_colors(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], fl
         inexact_fraction: share of the pixels, 0–1, whose colour is none of these; above 0 the map was resampled,
             stored lossily or painted with another palette.
     """
+    nearest, distance, inverse, counts = _nearest(pixels)
+    inexact = float(counts[distance > 0].sum() / max(inverse.size, 1))
+    return _LABELS[nearest][inverse], inexact
+
+
+def palette_distance(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """How far each pixel of uint8 [H, W, 3] is from the nearest palette colour or black: Euclidean, in RGB, [H, W]."""
+    _, distance, inverse, _ = _nearest(pixels)
+    return np.sqrt(distance.astype(np.float64))[inverse]
+
+
+def _nearest(
+    pixels: NDArray[np.uint8],
+) -> tuple[NDArray[np.intp], NDArray[np.int32], NDArray[np.intp], NDArray[np.intp]]:
+    """For each distinct colour the nearest readable one's index and the squared distance to it; then for each pixel
+    its colour's number [H, W], and for each colour its number of pixels."""
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     # Distances are taken once per distinct colour: a clean map of 512×512 has a few dozen.
     colors, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
@@ -63,5 +79,4 @@ def labels_from_colors(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], fl
         reduced = (_READABLE**2).sum(-1) - 2 * (rgb[part].astype(np.float64) @ _READABLE.T.astype(np.float64))
         nearest[part] = reduced.argmin(-1)
         distance[part] = ((rgb[part] - _READABLE[nearest[part]]) ** 2).sum(-1)
-    inexact = float(counts[distance > 0].sum() / max(packed.size, 1))
-    return _LABELS[nearest][inverse.reshape(packed.shape)], inexact
+    return nearest, distance, inverse.reshape(packed.shape), counts

@@ -28,6 +28,7 @@ from .schedulers import UNLIMITED, SamplerTable, build_table
 from .tokenizer import Tokenizer
 
 OnStepEnd = Callable[[int, float, NDArray[np.float32]], None]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +115,19 @@ class Pipeline:
             pipeline(warm if isinstance(warm, Request) else _example_request(opened))
         return pipeline
 
-    def __call__(self, request: Request, callback_on_step_end: OnStepEnd | None = None) -> Result:
+    def __call__(
+        self,
+        request: Request,
+        callback_on_step_end: OnStepEnd | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+    ) -> Result:
         """Draws the images of a request.
 
         Args:
             callback_on_step_end: is given the step k, its timestep and a copy of the latents [B,4,h,w] after it.
+            on_progress: is given how many steps were launched and how many there are, after each one, and no latents:
+                it costs nothing but its own time. Not called where the whole loop runs as one recording.
         Raises: UserError where the request asks for what this bundle has not, BackendError where a graph fails,
             DeviceMemoryError where it does not fit although everything that can be unloaded is.
         """
@@ -129,7 +138,7 @@ class Pipeline:
                 )
             self._drawing = True
             try:
-                return self._draw(request, callback_on_step_end)
+                return self._draw(request, callback_on_step_end, on_progress)
             finally:
                 self._drawing = False
 
@@ -188,19 +197,20 @@ class Pipeline:
             graph = f"extractor_{condition}"
             return self._residents.with_room([graph], lambda: extract(self.bundle, self.backend, condition, image))
 
-    def _draw(self, request: Request, on_step_end: OnStepEnd | None) -> Result:
+    def _draw(self, request: Request, on_step_end: OnStepEnd | None, on_progress: OnProgress | None = None) -> Result:
         start = time.perf_counter()
         ready = self.prepare(request)
         program, clock = ready.program, ready.clock
+        steps = ready.values.table.timesteps
+        progress = None if on_progress is None else lambda k: on_progress(k + 1, len(steps))
         if on_step_end is not None:
-            steps = ready.values.table.timesteps
-            run(program.denoise, clock, lambda k: on_step_end(k, float(steps[k]), program.latents_after(k)))
+            run(program.denoise, clock, lambda k: on_step_end(k, float(steps[k]), program.latents_after(k)), progress)
             run(program.decode, clock)
         elif program.recording is not None:
             program.recording()
             clock.mark("loop")
         else:
-            run([*program.denoise, *program.decode], clock)
+            run([*program.denoise, *program.decode], clock, on_progress=progress)
         try:
             found = self._residents.with_room(  # it may load another decoder
                 [program.structure, *graphs_of(program.structure)],

@@ -1,33 +1,41 @@
 """One `cnpp-trt run`: control images in, pictures with their metadata and the sheet out."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from msgspec import to_builtins
 
 from .. import __version__
-from ..bundle import Bundle, bundle_folder, find_bundle
+from ..bundle import Bundle
 from ..conditions import CONDITIONS
 from ..doctor import installed
-from ..errors import UserError
+from ..errors import CnppError, UserError
+from ..messages import one_line
+from ..schema import convert
 from . import metadata
-from .consistency import Score, score
+from .consistency import Score, graded, score
 from .extraction import can_extract
-from .images import ImageFile, new_folder, read_image, save_png
+from .fitting import ResizeMode, fit, squeezed
+from .hints import doubt
+from .images import Pixels, read_image, save_png
 from .init_image import fit_init_image
-from .pipeline import OnStepEnd, Pipeline, Result
+from .metadata import BundleRecord, PictureRecord
+from .pipeline import OnProgress, Pipeline, Result
 from .request import Control, Request
+from .saving import Saved, kept, save_pictures
 from .schedulers import DEFAULT_SCHEDULER
 from .sheet import SheetControl, draw_sheet
 
 # diffusers' defaults, where neither the user nor the model says otherwise.
 NUM_INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 7.5
+
+_WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,21 @@ class ControlOption:
     end: float = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a user asked for.
+
+    Attributes:
+        request: ready to be drawn.
+        notes: on what was done to the images and what looks wrong with them, one line each.
+        photos: for each control, the photo that it was extracted from, uint8 [*,*,3], or None.
+    """
+
+    request: Request
+    notes: tuple[str, ...]
+    photos: tuple[Pixels | None, ...]
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What a run wrote.
@@ -51,7 +74,7 @@ class Drawn:
         sheet: the sheet's path; None without controls.
         scores: for each control, its condition and the score of each image; controls that cannot be extracted are left
             out.
-        timings: seconds by stage, extraction and writing included.
+        timings: seconds by stage, writing and the sheet (extraction and scoring) included.
         reason: why this backend.
         memory: peak bytes of device memory by part; empty on a CPU.
     """
@@ -83,47 +106,49 @@ class Drawn:
         }
 
 
-@dataclass(frozen=True)
-class Repeated:
-    """`drawn` and whether the picture came out the same: `max_difference` is 0 then (of 255 levels)."""
-
-    drawn: Drawn
-    max_difference: int
-
-
 def make_request(
     pipeline: Pipeline,
     controls: Sequence[ControlOption],
     *,
     extract: bool = False,
     init_image: Path | None = None,
+    resize_mode: ResizeMode = "stretch",
     prompt: str | None = None,
     seed: int | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     scheduler: str | None = None,
     **fields: Any,
-) -> tuple[Request, list[str]]:
+) -> Asked:
     """A request from a user's options; what was not said comes from the bundle's example and defaults.
 
     Args:
         extract: the images are photos to extract the conditions from.
         init_image: the image to begin with.
+        resize_mode: how images of another size than the bundle's are brought to it.
         fields: further fields of `Request`.
-    Returns: the request, and notes on what was done to the images, one line each.
     Raises: UserError
     """
     manifest = pipeline.bundle.manifest
+    size = (manifest.width, manifest.height)
     notes: list[str] = []
-    made, examples = [], []
+    made, examples, photos = [], [], []
     for option in controls:
         pipeline.bundle.require_condition(option.condition)
+        photo = None
         if option.image is None:
             examples.append(_example(pipeline.bundle, option.condition))
             image = read_image(examples[-1]["path"]).pixels
+        elif extract:
+            photo = read_image(option.image, background=_WHITE).pixels
+            image = pipeline.extract(option.condition, _fitted(photo, option.image, size, resize_mode, notes))
         else:
-            image = _read(pipeline, option.condition, option.image, extract, notes)
+            image = _control_image(pipeline.bundle, option, resize_mode, notes)
+        photos.append(photo)
         made.append(Control(option.condition, image, option.scale, option.start, option.end))
+    begin = None
+    if init_image is not None:
+        begin = _fitted(read_image(init_image, background=_WHITE).pixels, init_image, size, resize_mode, notes)
     example: Mapping[str, Any] = examples[0] if examples else {}
     defaults = manifest.defaults
     request = Request(
@@ -132,11 +157,13 @@ def make_request(
         seed=example.get("seed") if seed is None else seed,
         num_inference_steps=_first(num_inference_steps, defaults.get("num_inference_steps"), NUM_INFERENCE_STEPS),
         guidance_scale=_first(guidance_scale, defaults.get("guidance_scale"), GUIDANCE_SCALE),
-        init_image=None if init_image is None else read_image(init_image, background=(255, 255, 255)).pixels,
+        init_image=begin,
         scheduler=_first(scheduler, defaults.get("scheduler"), DEFAULT_SCHEDULER),
         **fields,
     )
-    return request, notes
+    if prompt is None and not request.prompt:
+        notes.append("the prompt is empty: say what to draw with --prompt")
+    return Asked(request, tuple(dict.fromkeys(notes)), tuple(photos))
 
 
 def draw(
@@ -144,139 +171,82 @@ def draw(
     request: Request,
     out: Path,
     notes: Sequence[str] = (),
-    callback_on_step_end: OnStepEnd | None = None,
+    photos: Sequence[Pixels | None] = (),
+    on_progress: OnProgress | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Drawn:
     """Runs a request and writes `image-0.png`, … and `sheet.png` into a new numbered folder under `out`.
 
-    Raises: UserError, BackendError; CnppError where the files cannot be written.
+    The images are written as soon as they are drawn: whatever fails or interrupts after that leaves them.
+
+    Args:
+        photos: for each control, what it was extracted from, or None; for the sheet.
+        on_progress: see `Pipeline.__call__`.
+        report: is told which images there are where the sheet is interrupted.
+    Raises: UserError, BackendError; CnppError where files cannot be written, or the sheet cannot be made: it names the
+        images.
     """
-    result = pipeline(request, callback_on_step_end)
+    result = pipeline(request, on_progress=on_progress)
     request = replace(request, seed=result.seed)
     start = perf_counter()
-    rows = [
-        _row(pipeline, control, image, result) for control, image in zip(request.controls, result.controls, strict=True)
-    ]
-    extracted = perf_counter()
-
-    folder = new_folder(out)
-    records = _records(pipeline, request, result)
-    paths = tuple(folder / f"image-{i}.png" for i in range(len(result.images)))
-    for path, image, record in zip(paths, result.images, records, strict=True):
-        save_png(path, image, metadata.pack(record))
-    sheet = None
-    if rows:
-        sheet = folder / "sheet.png"
-        details = f"{request.scheduler} · {request.num_inference_steps} steps · guidance {request.guidance_scale:g}"
-        captions = [f"seed {result.seed + i}" for i in range(len(result.images))]
-        save_png(
-            sheet,
-            draw_sheet(
-                list(result.images), [row for row, _ in rows], prompt=request.prompt, details=details, captions=captions
-            ),
-        )
-    timings = {**result.timings, "extract": extracted - start, "write": perf_counter() - extracted}
-    timings["total"] += timings["extract"] + timings["write"]
+    try:
+        records = _records(pipeline, request, result)
+        texts = [metadata.pack(record) for record in records]
+    except Exception as e:
+        bare = save_pictures(out, list(result.images), [{}] * len(result.images))
+        raise CnppError(f"the pictures' metadata could not be made ({one_line(e)}); {kept(bare.images)}") from e
+    saved = save_pictures(out, list(result.images), texts)
+    written = perf_counter()
+    try:
+        sheet, scores = _sheet(pipeline, request, result, photos, saved)
+    except KeyboardInterrupt:
+        report(f"before the sheet was made: {kept(saved.images)}")
+        raise
+    except Exception as e:
+        raise CnppError(f"the sheet could not be made ({one_line(e)}); {kept(saved.images)}") from e
+    timings = {**result.timings, "write": written - start, "sheet": perf_counter() - written}
+    timings["total"] += timings["write"] + timings["sheet"]
     record = records[0]
     return Drawn(
-        folder=folder,
-        images=paths,
+        folder=saved.folder,
+        images=saved.images,
         sheet=sheet,
-        scores=tuple((c.condition, found) for c, (_, found) in zip(request.controls, rows, strict=True) if found),
+        scores=scores,
         seed=result.seed,
         timings=timings,
-        notes=(*notes, *result.notes),
-        pixels_sha256=tuple(r["pixels_sha256"] for r in records),
-        request=record["request"],
-        bundle=record["bundle"],
-        backend=record["backend"],
+        notes=(*notes, *result.notes, *saved.notes),
+        pixels_sha256=tuple(r.pixels_sha256 for r in records),
+        request=to_builtins(record.request),
+        bundle=to_builtins(record.bundle),
+        backend=record.backend,
         reason=pipeline.reason,
         memory=pipeline.backend.memory(),
     )
 
 
-def repeat(
-    file: Path,
-    out: Path,
-    bundle: Path | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
-    openvino_precision: str | None = None,
-    plans: Path | None = None,
-    vram_budget: int | None = None,
-) -> Repeated:
-    """Draws a picture again from the metadata that `draw` wrote into it.
-
-    The whole request is repeated, all its images, because a picture may depend on the batch it was drawn in by the
-    last bit.
-
-    Args:
-        bundle: None finds the bundle by the model's name, precision and size.
-        backend, threads, openvino_precision, plans, vram_budget: as in `Pipeline.open`.
-    Raises: UserError where the file is no such picture or its bundle cannot be found.
-    """
-    record = metadata.read_record(file)
-    before = read_image(file).pixels
-    made_with = record["bundle"]
-    size = (made_with["width"], made_with["height"])
-    if bundle is None:
-        bundle = bundle_folder(made_with["model"], made_with["precision"], *size)
-        if not bundle.is_dir():
-            bundle = find_bundle(made_with["model"], made_with["precision"], size)
-    pipeline = Pipeline.open(
-        bundle, backend, threads, openvino_precision=openvino_precision, plans=plans, vram_budget=vram_budget
-    )
-    notes = []
-    if pipeline.bundle.digest != made_with["digest"]:
-        notes.append(f"{bundle} is not the bundle that drew {file}: the picture may differ")
-    if pipeline.backend.name != record["backend"]:
-        notes.append(f"{file} was drawn on {record['backend']}, now on {pipeline.backend.name}")
-    fields = dict(record["request"])
-    if (init_image := fields.get("init_image")) is not None:
-        fields["init_image"] = metadata.image_from_base64(init_image)
-    fields["controls"] = tuple(
-        Control(
-            c["condition"],
-            metadata.image_from_base64(c["image"]),
-            c["controlnet_conditioning_scale"],
-            c["control_guidance_start"],
-            c["control_guidance_end"],
-        )
-        for c in fields["controls"]
-    )
-    drawn = draw(pipeline, Request(**fields), out, notes)
-    after = read_image(drawn.images[record["image_index"]]).pixels
-    if after.shape != before.shape:
-        raise UserError(
-            f"{bundle} draws {after.shape[1]}x{after.shape[0]} pixels, {file} has {before.shape[1]}x{before.shape[0]}"
-        )
-    return Repeated(drawn, int(np.abs(after.astype(int) - before.astype(int)).max()))
+def _fitted(pixels: Pixels, path: Path, size: tuple[int, int], mode: ResizeMode, notes: list[str]) -> Pixels:
+    """A photo at the bundle's size, or as it is where it is stretched: extractor and encoder do that themselves."""
+    if mode != "stretch":
+        return fit(pixels, *size, mode, "lanczos", fill="edge")
+    if note := squeezed(str(path), pixels, *size):
+        notes.append(note)
+    return pixels
 
 
-def _read(pipeline: Pipeline, condition: str, path: Path, extract: bool, notes: list[str]) -> NDArray[np.uint8]:
-    # A photo's transparent parts are looked at on white; those of a control image are "nothing here": black.
-    file = read_image(path, background=(255, 255, 255) if extract else (0, 0, 0))
-    if extract:
-        return pipeline.extract(condition, file.pixels)
-    if condition == "seg" and "palette" not in pipeline.bundle.manifest.conditions[condition]:
-        notes += _seg_notes(file)
-    return file.pixels
-
-
-def _seg_notes(file: ImageFile) -> list[str]:
-    from .palette import labels_from_colors
-
-    inexact = labels_from_colors(file.pixels)[1]
-    if file.lossy:
-        return [
-            f"{file.path} is a {file.format}: its compression corrupts segmentation colours ({inexact:.0%} inexact); "
-            "use PNG"
-        ]
-    if inexact > 0.01:
-        return [
-            f"{inexact:.0%} of {file.path} is in none of ADE20K's colours: is it a segmentation map? "
-            "(--extract takes photos)"
-        ]
-    return []
+def _control_image(bundle: Bundle, option: ControlOption, mode: ResizeMode, notes: list[str]) -> Pixels:
+    assert option.image is not None
+    manifest, condition = bundle.manifest, option.condition
+    # What is transparent in a control image is "nothing here": black.
+    file = read_image(option.image)
+    ade20k = "palette" not in manifest.conditions[condition]
+    if found := doubt(condition, file, ade20k=ade20k, extractable=can_extract(bundle, condition)):
+        notes.append(found)
+    size = (manifest.width, manifest.height)
+    if mode == "stretch":
+        if note := squeezed(str(file.path), file.pixels, *size):
+            notes.append(note)
+        return file.pixels
+    return fit(file.pixels, *size, mode, CONDITIONS[condition].resample)
 
 
 def _example(bundle: Bundle, condition: str) -> dict[str, Any]:
@@ -286,66 +256,70 @@ def _example(bundle: Bundle, condition: str) -> dict[str, Any]:
     return {**example, "path": bundle.folder / example["image"]}
 
 
+def _sheet(
+    pipeline: Pipeline, request: Request, result: Result, photos: Sequence[Pixels | None], saved: Saved
+) -> tuple[Path | None, tuple[tuple[str, tuple[Score, ...]], ...]]:
+    """The sheet's path, and the scores of the controls that can be extracted."""
+    if not request.controls:
+        return None, ()
+    photos = photos or [None] * len(request.controls)
+    rows = [
+        _row(pipeline, control, image, photo, result)
+        for control, image, photo in zip(request.controls, result.controls, photos, strict=True)
+    ]
+    page = draw_sheet(
+        list(result.images),
+        [row for row, _ in rows],
+        prompt=request.prompt,
+        details=f"{request.scheduler} · {request.num_inference_steps} steps · guidance {request.guidance_scale:g}",
+        captions=[f"seed {result.seed + i}" for i in range(len(result.images))],
+        init_image=request.init_image,
+    )
+    path = saved.folder / "sheet.png"
+    save_png(path, page)
+    return path, tuple((c.condition, found) for c, (_, found) in zip(request.controls, rows, strict=True) if found)
+
+
 def _row(
-    pipeline: Pipeline, control: Control, given: NDArray[np.uint8], result: Result
+    pipeline: Pipeline, control: Control, given: Pixels, photo: Pixels | None, result: Result
 ) -> tuple[SheetControl, tuple[Score, ...]]:
     title = CONDITIONS[control.condition].title
     if not can_extract(pipeline.bundle, control.condition):
-        blank = np.full_like(given, 255)
-        return SheetControl(title, given, [blank] * len(result.images), ["no extractor"] * len(result.images)), ()
+        blank, images = np.full_like(given, 255), len(result.images)
+        return SheetControl(title, given, [blank] * images, ["no extractor"] * images, photo), ()
     extracted = [pipeline.extract(control.condition, image) for image in result.images]
-    scores = tuple(score(control.condition, given, found) for found in extracted)
-    return SheetControl(title, given, extracted, scores), scores
+    typical = pipeline.bundle.manifest.conditions[control.condition].get("typical_score")
+    scores = tuple(graded(score(control.condition, given, found), typical) for found in extracted)
+    return SheetControl(title, given, extracted, [_caption(s) for s in scores], photo), scores
 
 
-def _records(pipeline: Pipeline, request: Request, result: Result) -> list[dict[str, Any]]:
+def _caption(score: Score) -> str:
+    return f"{score} · {score.grade}" if score.grade else str(score)
+
+
+def _records(pipeline: Pipeline, request: Request, result: Result) -> list[PictureRecord]:
     m = pipeline.bundle.manifest
-    fields = {f: getattr(request, f) for f in _RECORDED}
-    init_image = None
-    if request.init_image is not None:
-        # As it was used, like the control images: a photo may be larger than a record.
-        init_image = metadata.image_to_base64(fit_init_image(pipeline.bundle, request.init_image, []))
-    controls = [
-        {
-            "condition": c.condition,
-            "controlnet_conditioning_scale": c.controlnet_conditioning_scale,
-            "control_guidance_start": c.control_guidance_start,
-            "control_guidance_end": c.control_guidance_end,
-            "image": metadata.image_to_base64(image),
-        }
-        for c, image in zip(request.controls, result.controls, strict=True)
-    ]
-    shared = {
-        "version": __version__,
-        "request": {**fields, "seed": result.seed, "controls": controls, "init_image": init_image},
-        "bundle": {
-            "model": m.model,
-            "digest": pipeline.bundle.digest,
-            "precision": m.precision,
-            "width": m.width,
-            "height": m.height,
-        },
-        "backend": pipeline.backend.name,
-        "versions": {"python": platform.python_version(), **installed(_RUNTIME_PACKAGES)},
-    }
+    # As they were used: a photo may be larger than a record.
+    init_image = None if request.init_image is None else fit_init_image(pipeline.bundle, request.init_image, [])
+    drawn = metadata.record_request(request, result.seed, result.controls, init_image)
+    fields = {"model": m.model, "digest": pipeline.bundle.digest, "precision": m.precision}
+    bundle = convert({**fields, "width": m.width, "height": m.height}, BundleRecord)
+    versions = {"python": platform.python_version(), **installed(_RUNTIME_PACKAGES)}
     return [
-        {**shared, "image_index": i, "pixels_sha256": metadata.pixels_sha256(image)}
+        PictureRecord(
+            version=__version__,
+            request=drawn,
+            image_index=i,
+            bundle=bundle,
+            backend=pipeline.backend.name,
+            versions=versions,
+            pixels_sha256=metadata.pixels_sha256(image),
+        )
         for i, image in enumerate(result.images)
     ]
 
 
 _RUNTIME_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
-_RECORDED = (
-    "prompt",
-    "negative_prompt",
-    "num_inference_steps",
-    "guidance_scale",
-    "scheduler",
-    "num_images_per_prompt",
-    "strength",
-    "clip_skip",
-    "long_prompt",
-)
 
 
 def _first(*values: Any) -> Any:
