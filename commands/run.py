@@ -175,6 +175,8 @@ def run_command(
     # Whatever can be known to be wrong is, before a bundle is looked for.
     if strength is not None and init_image is None:
         raise UserError("--strength says how much of an initial image is drawn anew: give one with --init-image FILE")
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads must be a whole number above 0, not {threads}")
     read_size(size)
     given = {
         "prompt": prompt,
@@ -208,7 +210,7 @@ def run_command(
             pipeline, controls, extract=extract, init_image=init_image, resize_mode=mode, **fields
         )
         for note in asked.notes:  # now, as drawing may take minutes
-            say(f"note: {note}")
+            say(f"note: {printable(note, 1000)}")
         drawn = running.draw(pipeline, asked.request, out, asked.notes, asked.photos, progress, say)
     _print_drawn(drawn, as_json, {}, said=len(asked.notes))
 
@@ -254,7 +256,7 @@ def _require_values(fields: dict[str, Any], conditions: list[str], several: tupl
 def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any], said: int = 0) -> None:
     """Prints what a run wrote; `said` of its notes are printed already."""
     for note in drawn.notes[said:]:
-        say(f"note: {note}")
+        say(f"note: {printable(note, 1000)}")
     if as_json:
         print(json.dumps({**drawn.to_json(), **extra}))
         return

@@ -89,6 +89,7 @@ def _examples(folder: Path) -> None:
         control = conditions(condition, scenes, slice(None))[0]
         _save(control, folder / f"{condition}.png")
         prompt = example.get("prompt", scenes.captions[0])
+        # `typical_scores` adds what such pictures score, once the model is exported.
         examples[condition] = {"image": f"{condition}.png", "prompt": prompt, "seed": example["seed"]}
     Image.fromarray(draw_scene(EXAMPLES["seg"]["scene"] + 100).image).save(folder / "scene.png", optimize=True)
     defaults = {"guidance_scale": GUIDANCE, "num_inference_steps": STEPS}

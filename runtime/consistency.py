@@ -86,8 +86,8 @@ def score(condition: str, given: NDArray[np.uint8], extracted: NDArray[np.uint8]
 
 
 def graded(score: Score, typical: Mapping[str, float] | None) -> Score:
-    """The score with its grade: `good` from the median of the model's own scores on, `fair` down to what nine of ten of
-    its images reach, `poor` below.
+    """The score with its grade: `good` from the median of the model's own scores on, `usual` down to what nine of ten
+    of its images reach, `weak` below.
 
     Args:
         typical: the model's own scores on fresh conditions, `median` and `low` (the 10 % quantile on the worse side).
@@ -96,7 +96,7 @@ def graded(score: Score, typical: Mapping[str, float] | None) -> Score:
         return score
     sign = 1 if score.higher_is_better else -1
     value = sign * score.value
-    grade = "good" if value >= sign * typical["median"] else "fair" if value >= sign * typical["low"] else "poor"
+    grade = "good" if value >= sign * typical["median"] else "usual" if value >= sign * typical["low"] else "weak"
     return replace(score, grade=grade)
 
 

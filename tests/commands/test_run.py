@@ -426,11 +426,11 @@ def test_what_a_record_says_is_checked_before_anything_is_drawn(
 def test_grades() -> None:
     higher = {"median": 90.0, "low": 80.0}
     assert [graded(Score("mIoU", v, True), higher).grade for v in (95, 90, 89.9, 80, 79.9)] == [
-        "good", "good", "fair", "fair", "poor",
+        "good", "good", "usual", "usual", "weak",
     ]  # fmt: skip
     lower = {"median": 9.0, "low": 12.0}
     assert [graded(Score("RMSE", v, False), lower).grade for v in (5, 9, 9.1, 12, 12.1)] == [
-        "good", "good", "fair", "fair", "poor",
+        "good", "good", "usual", "usual", "weak",
     ]  # fmt: skip
     assert graded(Score("F1", 1, True), None).grade == ""
 
@@ -452,9 +452,9 @@ def test_the_sheet_and_the_command_grade(
 ) -> None:
     outcome = command("run", "--bundle", miniature.bundle, "--cond", "seg", "--out", tmp_path)
     [line] = [line for line in outcome.err.splitlines() if line.startswith("consistency seg")]
-    assert re.fullmatch(r"consistency seg: mIoU \d\d\.\d\d \((good|fair|poor)\)", line)
+    assert re.fullmatch(r"consistency seg: mIoU \d\d\.\d\d \((good|usual|weak)\)", line)
     noise = command(
         "run", "--bundle", miniature.bundle, "--cond", "seg", "--steps", 1, "--control-scale", 0, "-o", tmp_path
     )
-    assert "(poor)" in noise.err
+    assert "(weak)" in noise.err
     assert "(good)" not in command(*run).err  # a model without recorded scores
