@@ -117,28 +117,6 @@ def partial_folders(folder: Path) -> list[Path]:
         return []
 
 
-def require_writable(folder: Path) -> None:
-    """Tries whether files can be made in a folder, which is made for that where it is missing; leaves nothing.
-
-    Raises: UserError
-    """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    probe = folder / f"{PARTIAL}{secrets.token_hex(8)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except FileExistsError:
-        raise UserError(f"{printable(repr(str(folder)))} is a file; give a folder") from None
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else one_line(e)
-        raise UserError(f"cannot write into {printable(repr(str(folder)))} ({reason}): choose another --out") from None
-    finally:
-        for parent in made:
-            with suppress(OSError, ValueError):
-                parent.rmdir()
-
-
 def remove_folder(folder: Path) -> None:
     """Deletes a folder; what cannot be deleted stays."""
     shutil.rmtree(folder, ignore_errors=True)
