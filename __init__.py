@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from . import telemetry
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -9,6 +11,8 @@ if TYPE_CHECKING:
     from .runtime.request import Control, Request
 
 __all__ = ["Control", "Pipeline", "Request", "Result", "__version__"]
+
+telemetry.switch_off()  # before anything imports ONNX Runtime
 
 _HOMES = {"Pipeline": "pipeline", "Result": "pipeline", "Control": "request", "Request": "request"}
 

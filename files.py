@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
@@ -14,6 +14,25 @@ from .messages import one_line, printable
 
 PARTIAL = ".partial-"
 """Between a file's or folder's name and a random ending: what is still being written beside it."""
+PROGRESS = ".progress.json"
+"""In a partial folder: which files of it are whole, for the next process that goes on with it."""
+
+# What this process is writing and has not finished.
+_unfinished: set[Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Deletes the partial files, partial folders and lock files of this process, which is about to end at once.
+
+    A partial folder with a record of its progress stays: its next writer goes on with what is whole.
+    """
+    for path in list(_unfinished):
+        if path.is_dir():
+            if not (path / PROGRESS).exists():
+                remove_folder(path)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def sha256_of(path: Path) -> str:
@@ -33,6 +52,7 @@ def replace_file(path: Path, content: bytes | str) -> None:
     Raises: OSError
     """
     partial = path.with_name(f".{path.name[:100]}{PARTIAL}{secrets.token_hex(8)}")
+    _unfinished.add(partial)
     try:
         with partial.open("xb") as f:
             f.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -41,6 +61,7 @@ def replace_file(path: Path, content: bytes | str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+        _unfinished.discard(partial)
 
 
 def require_writable(folder: Path, option: str = "--out") -> None:
@@ -104,6 +125,7 @@ def new_partial_folder(folder: Path) -> Path:
     Raises: OSError
     """
     partial = folder.with_name(f".{folder.name[:100]}{PARTIAL}{secrets.token_hex(8)}")
+    _unfinished.add(partial)
     partial.mkdir()
     return partial
 
@@ -120,6 +142,7 @@ def partial_folders(folder: Path) -> list[Path]:
 def remove_folder(folder: Path) -> None:
     """Deletes a folder; what cannot be deleted stays."""
     shutil.rmtree(folder, ignore_errors=True)
+    _unfinished.discard(folder)
 
 
 @contextmanager
@@ -133,11 +156,13 @@ def exclusive(lock: Path, folder: Path) -> Iterator[None]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
+            _unfinished.add(lock)
             try:
                 yield
             finally:
                 # While it is held: whoever waits for the file that is gone notices, and makes a new one.
                 lock.unlink(missing_ok=True)
+                _unfinished.discard(lock)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left for {folder}: free some, or choose another --out") from e

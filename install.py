@@ -5,9 +5,12 @@ import shlex
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
+
+from .messages import one_line
 
 # What is missing → the extra that brings it. `gpu` and `cpu` exclude each other.
 EXTRAS = {
@@ -36,27 +39,78 @@ EXTRAS = {
 """The extra of pyproject.toml for each optional module, by the name it is imported under."""
 
 
+EXPORT_MODULES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors", "onnxruntime")
+"""What `export` imports: the extra, and an ONNX Runtime that compares each graph with PyTorch."""
+REPORT_MODULES = ("jinja2", "matplotlib")
+
+
 def install_command(*extras: str) -> str:
     """The command that adds extras to this copy, in backticks: `pip install 'cnpp-trt[cpu]'` where that works.
 
     A checkout or a wheel is no package that pip finds by its name: then the command names where it came from
-    (an editable checkout, or `direct_url.json`, PEP 610).
+    (an editable checkout, or `direct_url.json`, PEP 610). Where `gpu` is wanted and ONNX Runtime for CPUs is installed,
+    which it would break, the command to remove that comes first.
     """
-    python = f"{shlex.quote(sys.executable)} -m pip install"
-    return f"`{python} {_requirement(','.join(extras))}`"
+    pip = f"{shlex.quote(sys.executable)} -m pip"
+    command = f"`{pip} install {_requirement(','.join(dict.fromkeys(extras)))}`"
+    if "gpu" in extras and _has_distribution("onnxruntime"):
+        return f"`{pip} uninstall --yes onnxruntime`, then {command}"
+    return command
 
 
-def needs(what: str, module: str) -> str:
-    """One line for a missing module: what needs it, and the command that brings it."""
-    top = module.partition(".")[0]
-    command = install_command(EXTRAS[top]) if top in EXTRAS else f"`{shlex.quote(sys.executable)} -m pip install {top}`"
-    return f"{what} needs {top}, which is not installed: {command}"
+def needs(what: str, *modules: str) -> str:
+    """One line for modules that are missing: what needs them, and the command that brings them.
+
+    Args:
+        modules: the first is missing; of the others those that are missing too are named with it.
+    """
+    tops = [module.partition(".")[0] for module in modules]
+    missing = tops[:1] + [top for top in dict.fromkeys(tops[1:]) if top != tops[0] and not found(top)]
+    extras = [_extra(top) for top in missing if top in EXTRAS]
+    unknown = [top for top in missing if top not in EXTRAS]
+    # A module of no extra belongs to something installed that is not whole.
+    commands = [install_command(*extras)] if extras else []
+    commands += [f"`{shlex.quote(sys.executable)} -m pip install {shlex.join(unknown)}`"] if unknown else []
+    verb = "is" if len(missing) == 1 else "are"
+    return f"{what} needs {', '.join(missing)}, which {verb} not installed: {', then '.join(commands)}"
+
+
+def cannot_import(what: str, error: ImportError, *modules: str) -> str:
+    """One line for an import that failed: `needs` where a module is missing, else what the import says.
+
+    Args:
+        modules: everything optional that `what` needs, so that one command brings it all.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("cnpp_trt"):
+        return needs(what, error.name, *modules)
+    return f"{what} cannot be imported here: {one_line(error)}"
+
+
+def found(module: str) -> bool:
+    """Whether a module can be imported, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # ValueError: in sys.modules without a spec
+        return module in sys.modules
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _extra(module: str) -> str:
+    """`rtx` brings CUDA's modules too, for those who use TensorRT-RTX."""
+    return "rtx" if module == "cuda" and found("tensorrt_rtx") and not found("tensorrt") else EXTRAS[module]
 
 
 @cache
 def _requirement(extras: str) -> str:
     """What pip is given, quoted for a shell."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
     if (here / "pyproject.toml").is_file():
         return f"--editable {shlex.quote(f'{here}[{extras}]')}"
     try:

@@ -16,13 +16,22 @@ def printable(value: object, limit: int = LIMIT) -> str:
     text = str(value)
     cut = len(text) > 4 * limit  # longer than any message: what is beyond is not looked at
     line = " ".join(text[: 4 * limit].split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    shown = "".join(c if c.isprintable() else _escape(c) for c in line)
     return shown if len(shown) <= limit and not cut else shown[: limit - 1].rstrip() + "…"
+
+
+def escaped(text: str) -> str:
+    """`text` whole, with its line ends; everything else that is not printable as Python escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
 
 
 def one_line(error: BaseException, limit: int = LIMIT) -> str:
     """What an exception says, as `printable`; its class's name where it says nothing."""
     return printable(error, limit) or type(error).__name__
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def some(names: Iterable[str], count: int = 2) -> str:

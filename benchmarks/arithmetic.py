@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from ..bundle import Bundle
 from ..errors import CnppError
+from ..install import cannot_import
 from ..runtime.backends.interface import Allocate, Backend, Buffer
 from ..runtime.loop import Program, Structure
 from .records import Work
@@ -105,8 +106,8 @@ class _Nowhere:
 def _load(bundle: Bundle, graph: str) -> Any:
     try:
         import onnx
-    except ImportError:
-        raise CnppError("counting a graph's operations needs onnx: pip install 'cnpp-trt[export]'") from None
+    except ImportError as e:
+        raise CnppError(cannot_import("counting a graph's operations", e)) from None
     return onnx.load(bundle.folder / bundle.graph(graph).file, load_external_data=False)
 
 

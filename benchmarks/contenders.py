@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError
 from ..gpu import Gpu, find_gpu
+from ..install import EXPORT_MODULES, cannot_import, found
 from ..runtime.request import Request
 
 Device = Literal["cpu", "gpu"]
@@ -64,18 +64,14 @@ def why_not(entry: Entry) -> str:
     if entry.device == "gpu" and not isinstance(gpu, Gpu):
         return gpu
     missing = [m for prefix, modules in _NEEDS.items() if entry.name.startswith(prefix) for m in modules]
-    if absent := [m for m in missing if find_spec(m) is None]:
+    if absent := [m for m in missing if not found(m)]:
         return f"{', '.join(absent)} not installed"
     return ""
 
 
 def _optimum(name: str) -> str:
     package, module = ("optimum-onnx", "optimum.onnxruntime") if "onnx" in name else ("optimum-intel", "optimum.intel")
-    try:
-        found = find_spec(module) is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
+    if not found(module):
         return f"{package} not installed; none of its releases up to {_LATEST[package]} has a ControlNet pipeline"
     import importlib
 
@@ -192,7 +188,7 @@ class _PyTorch:
             from ..export.checkpoint import Checkpoint
             from .pytorch import PyTorch
         except ImportError as e:
-            raise BackendError(f"{e.name} is not installed: pip install 'cnpp-trt[export]'") from None
+            raise BackendError(cannot_import("PyTorch", e, *EXPORT_MODULES)) from None
         self._torch = torch
         self._cuda = BY_NAME[opening.name].device == "gpu"
         if self._cuda and not torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from ..errors import CnppError
+from ..install import cannot_import
+from ..messages import one_line
 
 Picture = NDArray[np.uint8]
 
@@ -29,6 +32,11 @@ def ssim(reference: Picture, found: Picture) -> float:
     return float(structural_similarity(reference, found, channel_axis=-1, data_range=255))
 
 
+# As torchvision names them and finds them again.
+_ALEXNET = "alexnet-owt-7be5be79.pth"
+_FETCH = """python -c "import torchvision; torchvision.models.alexnet(weights='DEFAULT')\""""
+
+
 class Lpips:
     """Learned perceptual image patch similarity (Zhang et al., CVPR 2018) on AlexNet, by torchmetrics; 0 is the same.
 
@@ -37,14 +45,19 @@ class Lpips:
 
     def __init__(self) -> None:
         try:
+            from torch.hub import get_dir
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
+            file = Path(get_dir(), "checkpoints", _ALEXNET)
+            if not file.is_file():  # nobody asked for a download
+                raise CnppError(f"LPIPS needs AlexNet's weights in {file}: fetch them once with `{_FETCH}`")
             self._metric: Any = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-        except ImportError:
-            raise CnppError("LPIPS needs torchmetrics and torchvision: pip install 'cnpp-trt[quality]'") from None
-        except Exception as e:  # a torchvision of another torch, or a download that fails as a network can
-            why = " ".join(str(e).split())[:120]
-            raise CnppError(f"LPIPS needs torchvision and its AlexNet weights, which are downloaded once: {why}") from e
+        except ImportError as e:
+            raise CnppError(cannot_import("LPIPS", e, "torchmetrics", "torchvision")) from None
+        except CnppError:
+            raise
+        except Exception as e:  # a torchvision of another torch
+            raise CnppError(f"LPIPS cannot load torchvision or AlexNet's weights: {one_line(e)}") from e
 
     def __call__(self, reference: Picture, found: Picture) -> float:
         import torch

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from ..bundle import Bundle
 from ..errors import CnppError
+from ..install import cannot_import
 from ..runtime.loop import Structure
 from .records import Floor
 
@@ -154,8 +155,8 @@ def _timed(torch: Any, work: _Work, device: Device) -> float:
 def _torch(threads: int | None, device: Device) -> Any:
     try:
         import torch
-    except ImportError:
-        raise CnppError("PyTorch is not installed: pip install 'cnpp-trt[export]'") from None
+    except ImportError as e:
+        raise CnppError(cannot_import("measuring the machine", e)) from None
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "gpu" and not torch.cuda.is_available():

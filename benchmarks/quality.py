@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import CnppError, UserError
+from ..install import cannot_import, needs
 from ..messages import one_line
 from ..runtime.images import read_image, resize
 
 Picture = NDArray[np.uint8]
 
-INSTALL = "pip install 'cnpp-trt[quality]'"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
 _BATCH = 16
 
@@ -40,13 +40,13 @@ class Fid:
         if len(self._files) < 2:
             raise UserError(f"--fid {real} holds {len(self._files)} images: give a folder of the real ones")
         self._size = size
-        with _packages("FID", "torchmetrics and torch-fidelity"):
+        with _packages("FID", "torchmetrics", "torch_fidelity"):
             from torchmetrics.image.fid import FrechetInceptionDistance
         try:
             feature = 2048 if network is None else network
             self._metric: Any = FrechetInceptionDistance(feature, reset_real_features=False)
         except ModuleNotFoundError:
-            raise CnppError(f"FID needs torchmetrics and torch-fidelity: {INSTALL}") from None
+            raise CnppError(needs("FID", "torch_fidelity", "torchmetrics")) from None
         except Exception as e:  # whatever a download fails with
             raise CnppError(
                 f"FID needs Inception v3's weights (91 MB), which are downloaded once: {one_line(e)}"
@@ -93,7 +93,7 @@ class ClipScore:
     """
 
     def __init__(self, model: str | Callable[[], tuple[nn.Module, Any]]) -> None:
-        with _packages("CLIP score", "torchmetrics, transformers and torchvision"):
+        with _packages("CLIP score", "torchmetrics", "transformers", "torchvision"):
             from torchmetrics.multimodal.clip_score import CLIPScore
             from transformers import CLIPModel, CLIPProcessor
 
@@ -122,14 +122,16 @@ class ClipScore:
 
 
 @contextmanager
-def _packages(what: str, packages: str) -> Iterator[None]:
+def _packages(what: str, *modules: str) -> Iterator[None]:
     """Imports in here fail with one line."""
     try:
         yield
-    except ImportError:
-        raise CnppError(f"{what} needs {packages}: {INSTALL}") from None
+    except ImportError as e:
+        raise CnppError(cannot_import(what, e, *modules)) from None
     except RuntimeError as e:  # a torchvision that was built for another torch
-        raise CnppError(f"{what} cannot load {packages} ({one_line(e)}): install the versions of one build") from e
+        raise CnppError(
+            f"{what} cannot load {', '.join(modules)} ({one_line(e)}): install the versions of one build"
+        ) from e
 
 
 class _Features(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from ..bundle import MANIFEST, Bundle, find_bundle, model_name
 from ..doctor import installed
 from ..errors import CnppError, UserError
+from ..install import EXPORT_MODULES, cannot_import
 from ..runtime.pipeline import Pipeline
 from ..runtime.request import Request
 
@@ -119,7 +120,7 @@ def _pytorch(
         from .pytorch import PyTorch
         from .pytorch_backend import exact_float32
     except ModuleNotFoundError as e:
-        raise CnppError(f"--against {name} needs {e.name}: pip install 'cnpp-trt[export]'") from None
+        raise CnppError(cannot_import(f"--against {name}", e, *EXPORT_MODULES)) from None
     precision, device = PYTORCH[name], device_of(deployed)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     exact_float32()

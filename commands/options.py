@@ -2,19 +2,34 @@
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bundle import find_bundle
+from ..bundle import Bundle, find_bundle
+from ..conditions import CONDITIONS
 from ..errors import UserError
+from ..messages import did_you_mean, escaped, printable, unknown_choice
+from ..places import expanded
 
 if TYPE_CHECKING:
     from ..export.checkpoint import Checkpoint
     from ..runtime.pipeline import Pipeline
+
+
+def user_path(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+    """Has a path, or several, mean what it means to a shell, also where that left it alone: `--out=~/here`.
+
+    Raises:
+        UserError: `~name` of a user that there is not.
+    """
+    if isinstance(value, list | tuple):
+        return [expanded(path, parameter.opts[0]) for path in value]
+    return None if value is None else expanded(value, parameter.opts[0])
+
 
 Model = Annotated[
     str,
@@ -35,33 +50,96 @@ Variant = Annotated[str | None, typer.Option(help="Of the weights, as in `fp16`:
 Config = Annotated[str | None, typer.Option(help="Where a single file's configs and tokenizer are. Default: SD 1.5's.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 BundleFolder = Annotated[
-    Path | None, typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.")
+    Path | None,
+    typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.", callback=user_path),
 ]
 BundleSize = Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")]
 Precision = Annotated[
     str | None,
-    typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also f32 or bf16."),
+    typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also bf16."),
 ]
 BackendName = Annotated[str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")]
 VramBudget = Annotated[
     str | None,
     typer.Option(help="Device memory that weights, activations and buffers may take, as in 6GiB. With TensorRT."),
 ]
-Plans = Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.")]
+Plans = Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.", callback=user_path)]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: every physical core.")]
 SourceModel = Annotated[
     str | None, typer.Option(help="As for `run`. With --bundle, the checkpoint that it was exported from.")
 ]
 SourceControlNets = Annotated[list[str] | None, typer.Option(help="COND=PATH, as it was exported; repeatable.")]
 
 
+# What a user may call a precision → its one name here.
+_PRECISIONS = {
+    "fp32": "fp32", "f32": "fp32", "float32": "fp32", "float": "fp32",
+    "fp16": "fp16", "f16": "fp16", "float16": "fp16", "half": "fp16",
+    "bf16": "bf16", "bfloat16": "bf16",
+}  # fmt: skip
+# Fields of the Python interface → the options that set them.
+_OPTIONS = {
+    "num_inference_steps": "--steps",
+    "num_images_per_prompt": "--num-images",
+    "guidance_scale": "--guidance-scale",
+    "negative_prompt": "--negative-prompt",
+    "controlnet_conditioning_scale": "--control-scale",
+    "control_guidance_start": "--control-start",
+    "control_guidance_end": "--control-end",
+    "init_image": "--init-image",
+    "clip_skip": "--clip-skip",
+    "long_prompt": "--long-prompt",
+}
+
+
+def in_options(message: str) -> str:
+    """An error's message with the names of the command's options in place of those of the Python interface.
+
+    A name inside of another word, a path or quotation marks is something else and stays.
+    """
+    return re.sub(rf"(?<![\w./\\'\"`-])({'|'.join(_OPTIONS)})(?![\w./\\'\"`])", lambda m: _OPTIONS[m[1]], message)
+
+
+def require_choice(what: str, word: str, choices: Collection[str]) -> str:
+    """`word`, where it is one of `choices`. Raises: UserError"""
+    if word not in choices:
+        raise unknown_choice(what, word, choices)
+    return word
+
+
+def read_precision(text: str | None, choices: Collection[str] = ("fp32", "fp16", "bf16")) -> str | None:
+    """One of `choices`, from any of the names that a precision goes by: `fp16`, `f16`, `float16`, `half`.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    return None if text is None else require_choice("precision", _PRECISIONS.get(text.lower(), text), choices)
+
+
+def read_conditions(words: Sequence[str] | None, own: Sequence[str] | None = None) -> list[str]:
+    """The conditions of `--cond`, each once.
+
+    Args:
+        own: what `all`, and no word at all, stand for; None leaves `all` as it is, for whoever knows more.
+    Raises:
+        UserError: there is no such condition.
+    """
+    for word in words or ():
+        require_choice("condition", word, (*CONDITIONS, "all"))
+    if own is not None and (not words or "all" in words):
+        return list(own)
+    return ["all"] if "all" in (words or ()) else list(dict.fromkeys(words or ()))
+
+
 def read_size(text: str | None) -> tuple[int, int] | None:
     """(width, height) from `512` or `768x512`."""
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UserError(f"cannot read size {text!r}: give 512 or 768x512 (width x height, in pixels)")
-    return int(parts[0]), int(parts[-1])
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.lower(), re.ASCII)
+    if not found:
+        shown = printable(repr(text), 40)
+        raise UserError(f"cannot read size {shown}: give 512 or 768x512 (width x height, in pixels)")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def read_bytes(text: str) -> int:
@@ -73,19 +151,23 @@ def read_bytes(text: str) -> int:
     return int(float(number) * (1000 if suffix == "B" else 1024) ** " KMGT".index(unit))
 
 
-def read_counts(text: str, option: str = "--images") -> tuple[int, ...]:
-    """From `1`, `1-4` or `1,4`."""
+def read_counts(text: str, option: str = "--num-images", most: int = 99) -> tuple[int, ...]:
+    """From `1`, `1-4` or `1,4`; none above `most`."""
     counts: list[int] = []
     for part in text.split(","):
-        low, dash, high = part.partition("-")
-        if not low.isdecimal() or (dash and not high.isdecimal()) or len(part) > 9:
-            raise UserError(f"cannot read {option} {text!r}: give 1, 1-4 or 1,4")
-        counts += range(int(low), min(int(high or low), 99) + 1)
+        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
+        if not found or not int(found[1]) <= int(found[2] or found[1]) <= most:
+            raise UserError(f"cannot read {option} {printable(repr(text), 40)}: give 1, 1-4 or 1,4, up to {most}")
+        counts += range(int(found[1]), int(found[2] or found[1]) + 1)
     return tuple(dict.fromkeys(counts))
 
 
 def read_pairs(texts: Sequence[str], option: str = "--controlnet") -> dict[str, str]:
-    """Sources by condition, from `seg=SOURCE` each; a named model alone stands for every condition that it has."""
+    """Sources by condition, from `seg=SOURCE` each; a named model alone stands for every condition that it has.
+
+    Raises:
+        UserError: a text cannot be read, its condition is unknown, or has two sources.
+    """
     from ..export.models import MODELS
 
     pairs: dict[str, str] = {}
@@ -95,7 +177,10 @@ def read_pairs(texts: Sequence[str], option: str = "--controlnet") -> dict[str, 
             of_model = MODELS[text].controlnets if option == "--controlnet" else MODELS[text].extractors
             pairs |= dict.fromkeys(of_model, text)
         elif not equals or not source:
-            raise UserError(f"cannot read {option} {text!r}: give COND=SOURCE, as in seg=./my-folder")
+            shown = printable(repr(text), 80)
+            raise UserError(f"cannot read {option} {shown}: give COND=SOURCE, as in seg=./my-folder")
+        elif require_choice("condition", condition, CONDITIONS) in pairs and pairs[condition] != source:
+            raise UserError(f"{option} names two sources of {condition}: give one")
         else:
             pairs[condition] = source
     return pairs
@@ -130,10 +215,13 @@ class Parts:
 
 
 def split_precision(precision: str | None) -> tuple[str | None, str | None]:
-    """(of the bundle, of OpenVINO): the option `--precision` names either."""
-    from ..runtime.backends.openvino import PRECISIONS
+    """(of the bundle, of OpenVINO): bf16 is no bundle's precision, OpenVINO computes any bundle in it.
 
-    return (None, precision) if precision in PRECISIONS else (precision, None)
+    Raises:
+        UserError: there is no such precision.
+    """
+    read = read_precision(precision)
+    return (None, read) if read == "bf16" else (read, None)
 
 
 def deployment(
@@ -148,20 +236,56 @@ def deployment(
 ) -> tuple[Path, Callable[[Path], "Pipeline"]]:
     """The bundle's folder that a command's options name, and what opens a bundle as they say.
 
-    Raises: UserError where there is none, or several fit.
+    Raises:
+        UserError: an option's value cannot be used, which is known first; there is no such bundle, or several fit.
     """
-    from ..runtime.backends.choose import preferred_precisions
+    from ..runtime.backends.choose import BACKENDS, preferred_precisions
     from ..runtime.pipeline import Pipeline
 
+    require_choice("backend", backend, BACKENDS)
     of_bundle, of_openvino = split_precision(precision)
+    if of_openvino is not None and backend != "openvino":
+        raise UserError(f"{of_openvino} is a precision of the backend openvino: add --backend openvino")
     budget = read_bytes(vram_budget) if vram_budget is not None else None
-    pixels, preferred = read_size(size), preferred_precisions(backend)
-    folder = bundle or find_bundle(model or "miniature", of_bundle, pixels, preferred)
+    pixels = read_size(size)
+    if bundle is None:
+        folder = _find(model or "miniature", of_bundle, pixels, preferred_precisions(backend))
+    else:
+        folder = bundle
+        # OpenVINO computes in float32 whatever precision the graphs are stored in.
+        _require_as_asked(folder, None if backend == "openvino" else of_bundle, pixels)
     return folder, lambda path: Pipeline.open(
         path, backend, threads, openvino_precision=of_openvino, plans=plans, vram_budget=budget
     )
 
 
+def _find(model: str, precision: str | None, size: tuple[int, int] | None, preferred: tuple[str, ...]) -> Path:
+    from ..export.models import MODELS
+
+    named = ("miniature", "miniature-lcm", *MODELS)
+    try:
+        return find_bundle(model, precision, size, preferred)
+    except UserError as e:
+        hint = "" if model in named else did_you_mean(model, named)
+        raise UserError(f"{e}; {hint.strip()}" if hint else str(e)) from None
+
+
+def _require_as_asked(folder: Path, precision: str | None, size: tuple[int, int] | None) -> None:
+    """Raises: UserError where `--bundle` names another precision or size than `--precision` and `--size` do."""
+    if precision is None and size is None:
+        return
+    m = Bundle.open(folder).manifest
+    if precision not in (None, m.precision):
+        raise UserError(f"{folder} is {m.precision}, not {precision}: leave --precision out, or give another --bundle")
+    if size not in (None, (m.width, m.height)):
+        raise UserError(f"{folder} is for {m.width}x{m.height}: leave --size out, or give another --bundle")
+
+
 def say(line: str) -> None:
     """Progress and errors: to stderr, at once."""
-    print(line, file=sys.stderr, flush=True)
+    print(escaped(line), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Results: to stdout. Names and texts from files reach no terminal raw."""
+    print(escaped(text))

@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import BackendError, UserError
+from ..install import found, needs
 from .flavor import Flavor
 
 _RUN = "import sys; from polygraphy.tools import main; sys.exit(main())"
@@ -20,8 +20,8 @@ def capability(flavor: Flavor, onnx: Path) -> str:
     """
     if not onnx.is_file():
         raise UserError(f"there is no ONNX file {onnx}: a bundle's graphs are its `.onnx` files")
-    if find_spec("polygraphy") is None:
-        raise BackendError("polygraphy is not installed: pip install polygraphy")
+    if not found("polygraphy"):
+        raise BackendError(needs("engines capability", "polygraphy"))
     # Polygraphy decides once, when it is imported, which flavour it imports: hence a process of its own.
     chosen = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1" if flavor.rtx else "0"}
     line = [sys.executable, "-c", _RUN, "inspect", "capability", str(onnx.absolute())]

@@ -6,14 +6,14 @@
 
 import importlib
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
-from ..errors import BackendError, UserError
+from ..errors import BackendError
 from ..gpu import Gpu, find_gpu
+from ..install import cannot_import, found, install_command
+from ..messages import one_line, unknown_choice
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INSTALL = {"tensorrt": "pip install 'cnpp-trt[gpu]'", "tensorrt-rtx": "pip install 'cnpp-trt[rtx]'"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Flavor:
         if isinstance(gpu, str):
             raise BackendError(
                 f"TensorRT builds plans on the GPU that runs them, and here is none: {gpu}; "
-                f"--flavor tensorrt-rtx builds without one ({INSTALL['tensorrt-rtx']})"
+                f"--flavor tensorrt-rtx builds without one ({install_command('rtx')})"
             )
         return gpu.sm
 
@@ -54,7 +54,7 @@ class Flavor:
 
 def installed_flavors() -> list[str]:
     """Those that can be imported, without importing them."""
-    return [name for name, module in MODULES.items() if find_spec(module) is not None]
+    return [name for name, module in MODULES.items() if found(module)]
 
 
 def load_flavor(name: str = "auto") -> Flavor:
@@ -68,13 +68,11 @@ def load_flavor(name: str = "auto") -> Flavor:
         preferred = list(MODULES) if isinstance(find_gpu(), Gpu) else ["tensorrt-rtx"]
         name = next((flavor for flavor in preferred if flavor in installed_flavors()), preferred[-1])
     if name not in MODULES:
-        raise UserError(f"unknown flavor {name!r}: choose from auto, {', '.join(MODULES)}")
+        raise unknown_choice("flavor", name, ("auto", *MODULES))
     try:
         trt = importlib.import_module(MODULES[name])
-    except (ImportError, OSError) as e:  # OSError: a library that ctypes cannot load
-        missing = find_spec(MODULES[name]) is None
-        reason = " ".join(str(e).split())
-        raise BackendError(
-            f"{name} is not installed: {INSTALL[name]}" if missing else f"{name} cannot be imported: {reason}"
-        ) from None
+    except ImportError as e:
+        raise BackendError(cannot_import(name, e)) from None
+    except OSError as e:  # a library that ctypes cannot load
+        raise BackendError(f"{name} cannot be imported here: {one_line(e)}") from None
     return Flavor(name, trt, str(trt.__version__))

@@ -12,6 +12,7 @@ from ..conditions import CONDITIONS
 from ..doctor import installed
 from ..errors import BundleError, CnppError, UserError
 from ..files import sha256_of
+from ..install import EXPORT_MODULES, cannot_import
 from ..messages import printable, some
 from .checkpoint import Checkpoint
 from .recipe import COMPONENTS
@@ -73,7 +74,7 @@ def export_model(
     try:
         return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, report=report)
     except ModuleNotFoundError as e:
-        raise CnppError(f"export needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
+        raise CnppError(cannot_import("export", e, *EXPORT_MODULES)) from None
 
 
 def _export_locked(

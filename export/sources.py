@@ -12,7 +12,6 @@ taken from its cache, also where the hub cannot be reached.
 """
 
 import errno
-import importlib.util
 import os
 import re
 import stat
@@ -23,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from ..errors import UserError
-from ..install import needs
+from ..install import EXPORT_MODULES, found, needs
 from ..messages import printable
 from .hub import HubTree
 from .space import Report
@@ -236,8 +235,10 @@ class Finder:
         return Source(tree, inside)
 
     def _tree(self, repo: str, revision: str) -> HubTree:
-        if importlib.util.find_spec("huggingface_hub") is None:
-            raise UserError(f"there is no {repo!r} here, and {needs('the hub', 'huggingface_hub')}")
+        if not found("huggingface_hub"):
+            raise UserError(
+                needs(f"there is no {printable(repo)!r} here, and the hub", "huggingface_hub", *EXPORT_MODULES)
+            )
         return self._hub.setdefault((repo, revision), HubTree(repo, revision, self._report))
 
 

@@ -129,7 +129,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
     Streams are taken at the file descriptors: what a native library prints counts too.
     """
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
 
     def call(*arguments: Any) -> Outcome:
         capfd.readouterr()
@@ -140,7 +140,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         return Outcome(exit_.value.code if isinstance(exit_.value.code, int) else 1, captured.out, captured.err)
 
     yield call
-    signal.signal(signal.SIGTERM, handler)
+    for kind, handler in handlers.items():
+        signal.signal(kind, handler)
 
 
 @pytest.fixture

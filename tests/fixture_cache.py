@@ -19,6 +19,10 @@ from platformdirs import user_cache_path
 
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 _CODE = ("*.py", "export/**/*.py", "miniature/model/**/*", "benchmarks/random_models/**/*.py")
+# What an export does not depend on.
+_OTHER_CODE = {
+    f"{name}.py" for name in ("__main__", "cli", "doctor", "gpu", "install", "interrupts", "places", "telemetry")
+}
 _KEPT = 40
 
 
@@ -52,5 +56,6 @@ def _key() -> str:
         digest.update(f"{package} {version(package)}\n".encode())
     package = Path(cnpp_trt.__file__).parent
     for file in sorted({file for pattern in _CODE for file in package.glob(pattern) if file.is_file()}):
-        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+        if file.relative_to(package).as_posix() not in _OTHER_CODE:
+            digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:20]

@@ -13,6 +13,7 @@ from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CnppError
+from ...install import REPORT_MODULES, cannot_import
 from ..records import Bench, Case, Consistency, Parity
 from . import fidelity, numbers, speed
 
@@ -68,8 +69,8 @@ def _plot(name: str, x: str, y: str, height: float = 3.4) -> Iterator[_Plot]:
     try:
         import matplotlib
         from matplotlib.figure import Figure as Drawing
-    except ImportError:
-        raise CnppError("a report needs matplotlib: pip install 'cnpp-trt[bench]'") from None
+    except ImportError as e:
+        raise CnppError(cannot_import("a report", e, *REPORT_MODULES)) from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # not what the user's own matplotlibrc says
         matplotlib.rcParams.update({**_SETTINGS, "svg.hashsalt": name})

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ...errors import CnppError
+from ...install import REPORT_MODULES, cannot_import
 from .document import Document
 from .figures import themed
 
@@ -14,8 +15,8 @@ def write_page(document: Document) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup
-    except ImportError:
-        raise CnppError("a report needs jinja2: pip install 'cnpp-trt[bench]'") from None
+    except ImportError as e:
+        raise CnppError(cannot_import("a report", e, *REPORT_MODULES)) from None
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     # The figures' own text was escaped when they were drawn.
     environment.filters["themed"] = lambda svg: Markup(themed(svg))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import BackendError, DeviceMemoryError
 from ...gpu import Gpu, find_gpu
+from ...install import cannot_import
 from .host_memory import view
 from .interface import Allocate, Buffer, Launch, aligned
 
@@ -44,8 +45,8 @@ class Cuda:
         try:
             from cuda.bindings import driver
             from cuda.core import Device
-        except ImportError:
-            raise BackendError("cuda-python is not installed: pip install 'cnpp-trt[gpu]'") from None
+        except ImportError as e:
+            raise BackendError(cannot_import("running on a GPU", e)) from None
         self.gpu = gpu
         self.trace: list[str] | None = None
         self._driver = driver

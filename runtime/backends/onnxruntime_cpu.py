@@ -2,6 +2,7 @@
 
 from ...bundle import Bundle
 from ...errors import BackendError
+from ...install import cannot_import
 from .host_memory import HostMemory
 from .onnxruntime_session import Session
 
@@ -14,8 +15,8 @@ class OnnxRuntimeCpu(HostMemory):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         try:
             import onnxruntime
-        except ImportError:
-            raise BackendError("onnxruntime is not installed: pip install 'cnpp-trt[cpu]'") from None
+        except ImportError as e:
+            raise BackendError(cannot_import(f"the backend {self.name}", e)) from None
         self._ort = onnxruntime
         self._bundle = bundle
         self._options = onnxruntime.SessionOptions()

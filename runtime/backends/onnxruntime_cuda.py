@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ...bundle import Bundle
 from ...errors import BackendError, BundleError
+from ...install import install_command
 from .cuda import Cuda
 from .interface import Launch
 from .onnxruntime_session import Session
@@ -19,11 +20,11 @@ class OnnxRuntimeCuda(Cuda):
         try:
             import onnxruntime
         except ImportError:
-            raise BackendError("onnxruntime-gpu is not installed: pip install 'cnpp-trt[gpu]'") from None
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise BackendError(
-                "this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then pip install 'cnpp-trt[gpu]'"
-            )
+                f"the backend {self.name} needs onnxruntime-gpu, which is not installed: {install_command('gpu')}"
+            ) from None
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise BackendError(f"this onnxruntime has no CUDA provider, onnxruntime-gpu has: {install_command('gpu')}")
         self._ort = onnxruntime
         self._bundle = bundle
         self._options = onnxruntime.SessionOptions()

@@ -7,6 +7,8 @@ from weakref import WeakValueDictionary
 
 from ...bundle import Bundle, GraphSpec
 from ...errors import BackendError, BundleError
+from ...install import cannot_import
+from ...telemetry import import_openvino
 from .host_memory import HostMemory, view
 from .interface import Buffer
 
@@ -29,9 +31,9 @@ class OpenVino(HostMemory):
         if precision not in PRECISIONS:
             raise BackendError(f"openvino has no precision {precision!r}: choose f32 or bf16")
         try:
-            import openvino
-        except ImportError:
-            raise BackendError("openvino is not installed: pip install 'cnpp-trt[openvino]'") from None
+            openvino = import_openvino()
+        except ImportError as e:
+            raise BackendError(cannot_import("the backend openvino", e)) from None
         self._ov = openvino
         self._core = openvino.Core()
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

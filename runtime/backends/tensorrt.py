@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle import Bundle
-from ...engines.flavor import INSTALL, Flavor, installed_flavors, load_flavor
+from ...engines.flavor import Flavor, installed_flavors, load_flavor
 from ...engines.store import Plan, PlanStore
 from ...errors import BackendError
+from ...install import install_command
 from .cuda import Cuda
 from .interface import Buffer, Launch
 
@@ -108,7 +109,10 @@ class TensorRt(Cuda):
     def _choose(self) -> Flavor:
         installed = installed_flavors()
         if not installed:
-            raise BackendError(f"TensorRT is not installed: {INSTALL['tensorrt']}, or {INSTALL['tensorrt-rtx']}")
+            raise BackendError(
+                f"TensorRT is not installed: {install_command('gpu')}; "
+                f"TensorRT-RTX, for RTX GPUs: {install_command('rtx')}"
+            )
         reasons = []
         for name in installed:
             flavor = load_flavor(name)

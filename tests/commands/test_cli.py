@@ -695,6 +695,6 @@ def test_a_closed_pipe_is_no_traceback(tiny: Any) -> None:
 def test_debug_shows_the_traceback(tiny: Any) -> None:
     line = [SCRIPT, "verify", "--debug", tiny.bundle / "nowhere"]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "Traceback" in ended.stderr
     assert "BundleError: no bundle at" in ended.stderr

@@ -1,0 +1,59 @@
+"""The application: every command of `cnpp-trt`, to be parsed and called by `cli.main`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..bundle import Bundle
+from . import build, engines, measure, run
+from .options import Json, show
+
+app = typer.Typer(
+    help="ControlNet++ as ONNX graphs and TensorRT engines, and a runtime without PyTorch.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks; may stand anywhere.")] = False,
+) -> None:
+    if version:
+        print(f"cnpp-trt {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+for commands in (build, engines, run, measure):
+    commands.register(app)
+
+
+@app.command()
+def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], as_json: Json = False) -> None:
+    """Read every byte of a bundle and compare it with the manifest's digests."""
+    opened = Bundle.open(bundle)
+    size = opened.verify()
+    if as_json:
+        print(json.dumps({"bundle": str(bundle), "bytes": size, "digest": opened.digest}))
+    else:
+        show(
+            f"{bundle} is whole: {len(opened.manifest.files)} files, {size / 2**20:.1f} MiB, "
+            f"digest {opened.digest[:16]}"
+        )
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Versions, providers, GPU, folders; what works here and what to install. Made to be pasted into an issue."""
+    from ..doctor import describe, examine
+
+    found = examine()
+    print(json.dumps(found)) if as_json else show(describe(found))
