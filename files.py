@@ -12,6 +12,11 @@ from pathlib import Path
 from .errors import UserError
 from .messages import one_line, printable
 
+
+class Busy(Exception):
+    """Another process holds a lock."""
+
+
 PARTIAL = ".partial-"
 """Between a file's or folder's name and a random ending: what is still being written beside it."""
 PROGRESS = ".progress.json"
@@ -35,6 +40,15 @@ def remove_unfinished() -> None:
                 path.unlink()
 
 
+def hidden(name: str, ending: str) -> str:
+    """The name of a hidden file or folder beside the one called `name`, which may be as long as names can be."""
+    encoded = os.fsencode(name)
+    if len(encoded) > 150:
+        # Two names that begin alike must not share what is hidden.
+        name = f"{encoded[:120].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+    return f".{name}{ending}"
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file; empty where it cannot be read."""
     try:
@@ -51,7 +65,7 @@ def replace_file(path: Path, content: bytes | str) -> None:
 
     Raises: OSError
     """
-    partial = path.with_name(f".{path.name[:100]}{PARTIAL}{secrets.token_hex(8)}")
+    partial = path.with_name(hidden(path.name, f"{PARTIAL}{secrets.token_hex(8)}"))
     _unfinished.add(partial)
     try:
         with partial.open("xb") as f:
@@ -124,7 +138,7 @@ def new_partial_folder(folder: Path) -> Path:
 
     Raises: OSError
     """
-    partial = folder.with_name(f".{folder.name[:100]}{PARTIAL}{secrets.token_hex(8)}")
+    partial = folder.with_name(hidden(folder.name, f"{PARTIAL}{secrets.token_hex(8)}"))
     _unfinished.add(partial)
     partial.mkdir()
     return partial
@@ -132,7 +146,7 @@ def new_partial_folder(folder: Path) -> Path:
 
 def partial_folders(folder: Path) -> list[Path]:
     """What `new_partial_folder` made for `folder` and a killed process left, whatever characters its name has."""
-    start = f".{folder.name[:100]}{PARTIAL}"
+    start = hidden(folder.name, PARTIAL)
     try:
         return [p for p in folder.parent.iterdir() if p.name.startswith(start) and p.is_dir() and not p.is_symlink()]
     except OSError:
@@ -146,16 +160,16 @@ def remove_folder(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive(lock: Path, folder: Path) -> Iterator[None]:
+def exclusive(lock: Path, folder: Path, wait: bool = True) -> Iterator[None]:
     """Whoever holds the lock file is alone in writing `folder`: others wait. The lock file goes with its last holder.
 
-    Raises: UserError when the disk is full or cannot be written.
+    Raises: UserError when the disk is full or cannot be written; Busy where another holds it and `wait` is False.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with FileLock(lock, timeout=-1 if wait else 0):
             _unfinished.add(lock)
             try:
                 yield
@@ -163,6 +177,8 @@ def exclusive(lock: Path, folder: Path) -> Iterator[None]:
                 # While it is held: whoever waits for the file that is gone notices, and makes a new one.
                 lock.unlink(missing_ok=True)
                 _unfinished.discard(lock)
+    except Timeout:
+        raise Busy(f"another process writes {folder}") from None
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left for {folder}: free some, or choose another --out") from e

@@ -56,12 +56,35 @@ def convert(value: Any, kind: type[T]) -> T:
         raise SchemaError(one_line(e)) from None
 
 
+def builtins(record: Any) -> Any:
+    """A record as dicts, lists, strings and numbers, its keys in their order."""
+    return msgspec.to_builtins(record)
+
+
+def require_known_keys(given: Any, kept: Any, at: str = "$") -> None:
+    """Closes records that are no `Record`, dataclasses and TypedDicts: msgspec drops keys that they have not.
+
+    Args:
+        given: the JSON that a record was made from.
+        kept: that record's `builtins`.
+    Raises: SchemaError naming a key that was dropped.
+    """
+    if isinstance(given, dict):
+        for key, value in given.items():
+            if key not in kept:
+                raise SchemaError(f"it has a key that is not known, {printable(repr(key), 80)} at {at}")
+            require_known_keys(value, kept[key], f"{at}.{printable(key, 40)}")
+    elif isinstance(given, list | tuple):
+        for i, (value, counterpart) in enumerate(zip(given, kept, strict=True)):
+            require_known_keys(value, counterpart, f"{at}[{i}]")
+
+
 def to_json(record: Any, indent: int | None = 1) -> str:
     """The JSON of a record, keys in their order.
 
     Raises: ValueError for a number that JSON has not.
     """
-    return json.dumps(msgspec.to_builtins(record), indent=indent, allow_nan=False) + "\n"
+    return json.dumps(builtins(record), indent=indent, allow_nan=False) + "\n"
 
 
 def read_bounded(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
@@ -106,4 +129,16 @@ def finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-__all__ = ["Meta", "Record", "SchemaError", "convert", "decode", "finite", "read_bounded", "read_object", "to_json"]
+__all__ = [
+    "Meta",
+    "Record",
+    "SchemaError",
+    "builtins",
+    "convert",
+    "decode",
+    "finite",
+    "read_bounded",
+    "read_object",
+    "require_known_keys",
+    "to_json",
+]

@@ -25,9 +25,7 @@ def make_requests(pipeline: Pipeline, condition: str, indices: Iterable[int], **
 
     Args: fields: of `Request`, over the model's defaults.
     """
-    defaults = pipeline.bundle.manifest.defaults
-    names = ("num_inference_steps", "guidance_scale", "scheduler")
-    given: dict[str, Any] = {name: defaults[name] for name in names if name in defaults} | fields
+    given: dict[str, Any] = {**pipeline.bundle.manifest.defaults, **fields}
     for index in indices:
         image, prompt = control(pipeline, condition, index)
         yield Request(prompt, controls=(Control(condition, image),), **{"seed": index, **given})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..messages import printable
 from .build import Engines
 from .store import Plan
 
@@ -44,7 +45,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def plans_table(plans: Sequence[Plan]) -> str:
     rows = [
-        (plan.folder.name, plan.model, _kind(plan), f"{plan.size / 2**20:.1f} MiB", str(plan.fusion)) for plan in plans
+        (plan.folder.name, printable(plan.model), _kind(plan), f"{plan.size / 2**20:.1f} MiB", str(plan.fusion))
+        for plan in plans
     ]
     return "\n".join(_columns(rows))
 
@@ -53,26 +55,26 @@ def plan_details(plan: Plan) -> str:
     """Everything known of one plan; its engine file is read whole to compare its digest."""
     damage = plan.damage()
     lines = [
-        f"{plan.folder}",
-        f"graph      {plan.key.graph} of {plan.model} (source {plan.key.source[:16]})",
-        f"for        {_kind(plan)}, {plan.key.system}",
-        f"settings   {', '.join(f'{k}={v}' for k, v in plan.key.settings.items())}",
+        printable(plan.folder),
+        f"graph      {plan.key.graph} of {printable(plan.model)} (source {plan.key.source[:16]})",
+        f"for        {_kind(plan)}, {printable(plan.key.system)}",
+        f"settings   {printable(', '.join(f'{k}={v}' for k, v in plan.key.settings.items()))}",
         f"built      in {plan.seconds:.1f} s, peak memory {plan.peak / 2**30:.1f} GiB",
         f"engine     {plan.size / 2**20:.1f} MiB, sha256 {plan.sha256[:16]}: {damage or 'whole'}",
         f"device     {plan.weights / 2**20:.1f} MiB weights, {plan.activations / 2**20:.1f} MiB activations",
         f"fusion     {plan.fusion}",
     ]
-    lines += [f"  unfused  {node}" for node in plan.fusion.unfused]
+    lines += [f"  unfused  {printable(node)}" for node in plan.fusion.unfused]
     for i, profile in enumerate(plan.key.profiles):
         for name, r in profile.items():
             sizes = {str(tuple(r[bound])) for bound in ("min", "opt", "max")}
             shape = sizes.pop() if len(sizes) == 1 else f"{tuple(r['min'])} … {tuple(r['opt'])} … {tuple(r['max'])}"
-            lines.append(f"profile {i}  {name} {shape}")
+            lines.append(f"profile {i}  {printable(name)} {shape}")
     return "\n".join(lines)
 
 
 def _kind(plan: Plan) -> str:
-    return f"{plan.key.flavor} {plan.key.version}, {plan.key.target}"
+    return printable(f"{plan.key.flavor} {plan.key.version}, {plan.key.target}")
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -13,24 +13,38 @@ import hashlib
 import json
 import os
 import platform
-import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 from .. import places
-from ..bundle import MANIFEST, Bundle
+from ..bundle import Bundle
 from ..doctor import installed
 from ..errors import BackendError, BundleError
-from ..files import PARTIAL, exclusive, new_partial_folder, partial_folders, remove_folder, sha256_of
+from ..files import PARTIAL, Busy, exclusive, new_partial_folder, remove_folder, sha256_of
+from ..manifest import GraphName, Sha256
+from ..schema import Meta, Record, SchemaError, builtins, convert, decode, read_bounded, require_known_keys, to_json
 from .builder import REVISION, Built, Profile, Range, Settings
 from .flavor import Flavor, installed_flavors
 from .fusion import FusionReport
 
-FORMAT = 1
 ENGINE, RECORD = "plan.engine", "plan.json"
+_MAX_RECORD = 8 << 20
+
+_Word = Annotated[str, Meta(min_length=1, max_length=128)]
+_Count = Annotated[int, Meta(ge=0, le=2**50)]
+_Sizes = Annotated[list[Annotated[int, Meta(ge=0, le=2**31)]], Meta(max_length=8)]
+
+
+class Row(TypedDict):
+    """The sizes of one input in one profile."""
+
+    min: _Sizes
+    opt: _Sizes
+    max: _Sizes
 
 
 @dataclass(frozen=True)
@@ -44,15 +58,18 @@ class PlanKey:
         revision: of the builder's own code.
     """
 
-    graph: str
-    source: str
-    flavor: str
-    version: str
-    target: str
-    system: str
-    profiles: tuple[dict[str, Any], ...]
-    settings: dict[str, Any]
-    revision: int = REVISION
+    graph: GraphName
+    source: _Word
+    flavor: _Word
+    version: _Word
+    target: _Word
+    system: _Word
+    profiles: Annotated[
+        tuple[Annotated[dict[_Word, Row], Meta(max_length=256)], ...],
+        Meta(max_length=256),
+    ]
+    settings: Annotated[dict[_Word, Annotated[int, Meta(ge=0, le=100)] | None], Meta(max_length=16)]
+    revision: _Count = REVISION
 
     @classmethod
     def of(
@@ -107,7 +124,7 @@ class Plan:
 
     def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """The index of the first profile that takes inputs of these shapes; one of fixed sizes before a range."""
-        found = [i for i, p in enumerate(self._profiles()) if all(shapes[name] in r for name, r in p.items())]
+        found = [i for i, p in enumerate(self._profiles()) if all(shapes.get(name) in r for name, r in p.items())]
         return min(found, key=lambda i: any(r.min != r.max for r in self._profiles()[i].values()), default=None)
 
     def _profiles(self) -> list[dict[str, Range]]:
@@ -119,11 +136,13 @@ class Plan:
     def damage(self) -> str:
         """What is wrong with the engine file, read whole; empty where nothing is."""
         try:
-            size = self.engine.stat().st_size
+            status = self.engine.stat()
         except OSError:
             return f"{self.engine} is missing"
-        if size != self.size:
-            return f"{self.engine} has {size} bytes instead of {self.size}"
+        if status.st_size != self.size:
+            return f"{self.engine} has {status.st_size} bytes instead of {self.size}"
+        if not stat.S_ISREG(status.st_mode):
+            return f"{self.engine} is no file"
         if sha256_of(self.engine) != self.sha256:
             return f"{self.engine} changed since it was built"
         return ""
@@ -131,12 +150,29 @@ class Plan:
     def read(self) -> bytes:
         """The engine's bytes. Raises: BackendError where they are not those that were built."""
         try:
-            content = self.engine.read_bytes()
+            content = read_bounded(self.engine, self.size)
+        except SchemaError:
+            content = b""
         except OSError as e:
             raise BackendError(f"cannot read {self.engine} ({e.strerror}): run `cnpp-trt build` again") from None
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise BackendError(f"{self.engine} is damaged and was not loaded: run `cnpp-trt build` again")
         return content
+
+
+class _Record(Record, kw_only=True):
+    """What `plan.json` holds; its fields are those of `Plan`."""
+
+    format: Literal[2] = 2
+    key: PlanKey
+    model: Annotated[str, Meta(max_length=255)]
+    size: _Count
+    sha256: Sha256
+    seconds: Annotated[float, Meta(ge=0)]
+    peak: _Count
+    weights: _Count
+    activations: _Count
+    fusion: FusionReport
 
 
 class PlanStore:
@@ -147,8 +183,7 @@ class PlanStore:
 
     def plans(self) -> list[Plan]:
         """Those whose record can be read, by name. Their engines are not looked at."""
-        records = sorted(p for p in self.root.glob(f"*/{RECORD}") if PARTIAL not in p.parent.name)
-        return [plan for plan in map(_read, records) if plan is not None]
+        return [plan for folder in self._folders() if (plan := _read(folder / RECORD))]
 
     def find(self, bundle: Bundle, graph: str, flavor: Flavor) -> list[Plan]:
         """The plans of a graph that this flavour and version can load, the newest first."""
@@ -156,8 +191,8 @@ class PlanStore:
         wanted = (source, flavor.name, flavor.version, system())
         found = [
             plan
-            for plan in map(_read, self.root.glob(f"{graph}-*/{RECORD}"))
-            if plan and (plan.key.source, plan.key.flavor, plan.key.version, plan.key.system) == wanted
+            for plan in self._of_graph(graph)
+            if (plan.key.source, plan.key.flavor, plan.key.version, plan.key.system) == wanted
         ]
         return sorted(found, key=lambda plan: -_modified(plan.folder / RECORD))
 
@@ -171,8 +206,12 @@ class PlanStore:
         """
         folder = self.root / key.folder
         with self._lock(key.folder):
-            for leftover in partial_folders(folder):
-                remove_folder(leftover)
+            for leftover in self._leftovers():
+                if leftover.name.startswith(f".{key.folder}{PARTIAL}"):
+                    remove_folder(leftover)
+                else:  # another plan's: it may be being built
+                    with suppress(Busy), self._lock(_plan_of(leftover), wait=False):
+                        remove_folder(leftover)
             if folder.exists():
                 plan = _read(folder / RECORD)
                 reason = plan.damage() if plan and plan.key == key else f"{folder / RECORD} cannot be read"
@@ -214,27 +253,44 @@ class PlanStore:
         freed = 0
         for plan in plans:
             with self._lock(plan.folder.name):
-                freed += sum(p.stat().st_size for p in plan.folder.rglob("*") if p.is_file())
-                shutil.rmtree(plan.folder)
+                freed += _delete(plan.folder)
         return freed
 
     def remove_leftovers(self) -> int:
         """Deletes what killed builds left, and engines whose record cannot be read. Returns: the bytes freed."""
         freed = 0
-        engines = [p.parent for p in self.root.glob(f"*/{ENGINE}") if PARTIAL not in p.parent.name]
-        lost = [folder for folder in engines if not _read(folder / RECORD)]
-        for leftover in [*self.root.glob(f".*{PARTIAL}*"), *lost]:
-            with self._lock(leftover.name.removeprefix(".").partition(PARTIAL)[0]):
+        lost = [f for f in self._folders() if os.path.lexists(f / ENGINE) and not _read(f / RECORD)]
+        for leftover in [*self._leftovers(), *lost]:
+            with self._lock(_plan_of(leftover)):
                 if leftover in lost and _read(leftover / RECORD):
                     continue  # built again meanwhile
-                freed += sum(p.stat().st_size for p in leftover.rglob("*") if p.is_file())
-                shutil.rmtree(leftover, ignore_errors=True)
+                freed += _delete(leftover)
         return freed
+
+    def _folders(self) -> list[Path]:
+        """Those that may be plans, by name."""
+        try:
+            return sorted(p for p in self.root.iterdir() if not p.name.startswith(".") and p.is_dir())
+        except OSError:
+            return []
+
+    def _leftovers(self) -> list[Path]:
+        """What builds that were killed left, and what those that go on have written so far."""
+        try:
+            hidden = [p for p in self.root.iterdir() if p.name.startswith(".") and PARTIAL in p.name]
+        except OSError:
+            return []
+        return sorted(p for p in hidden if p.is_dir() and not p.is_symlink())
+
+    def _of_graph(self, graph: str) -> Iterator[Plan]:
+        for folder in self._folders():
+            if folder.name.startswith(f"{graph}-") and (plan := _read(folder / RECORD)) and plan.key.graph == graph:
+                yield plan
 
     def _stale(self, key: PlanKey) -> str:
         """Why a plan of the same graph and sizes that is there cannot serve."""
-        for plan in map(_read, self.root.glob(f"{key.graph}-*/{RECORD}")):
-            if plan is None or plan.key.profiles != key.profiles or plan.key.flavor != key.flavor:
+        for plan in self._of_graph(key.graph):
+            if plan.key.profiles != key.profiles or plan.key.flavor != key.flavor:
                 continue
             if plan.key.source != key.source:
                 continue  # another model's
@@ -252,26 +308,25 @@ class PlanStore:
                 size = f.write(built.plan)
                 f.flush()
                 os.fsync(f.fileno())
-            record = {
-                "format": FORMAT,
-                "key": asdict(key),
-                "model": model,
-                "size": size,
-                "sha256": digest.hexdigest(),
-                "seconds": round(built.seconds, 2),
-                "peak": built.peak,
-                "weights": built.weights,
-                "activations": built.activations,
-                "fusion": asdict(built.fusion),
-            }
-            (staging / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+            record = _Record(
+                key=key,
+                model=model,
+                size=size,
+                sha256=digest.hexdigest(),
+                seconds=round(built.seconds, 2),
+                peak=built.peak,
+                weights=built.weights,
+                activations=built.activations,
+                fusion=built.fusion,
+            )
+            (staging / RECORD).write_text(to_json(record), "utf-8")
             remove_folder(folder)
             staging.rename(folder)
         finally:
             remove_folder(staging)
 
-    def _lock(self, name: str) -> AbstractContextManager[None]:
-        return exclusive(self.root / f".{name}.lock", self.root)
+    def _lock(self, name: str, wait: bool = True) -> AbstractContextManager[None]:
+        return exclusive(self.root / f".{name}.lock", self.root, wait)
 
 
 def graph_digest(bundle: Bundle, graph: str) -> str:
@@ -282,11 +337,12 @@ def graph_digest(bundle: Bundle, graph: str) -> str:
 
 def bundle_sources() -> set[str]:
     """The digests of every graph of every bundle under `places.bundles()`."""
-    sources = set()
-    for manifest in places.bundles().glob(f"*/{MANIFEST}"):
-        with suppress(BundleError):
-            bundle = Bundle.open(manifest.parent)
-            sources |= {graph_digest(bundle, graph) for graph in bundle.manifest.graphs}
+    sources: set[str] = set()
+    with suppress(FileNotFoundError):
+        for folder in places.bundles().iterdir():
+            with suppress(BundleError):
+                bundle = Bundle.open(folder)
+                sources |= {graph_digest(bundle, graph) for graph in bundle.manifest.graphs}
     return sources
 
 
@@ -301,20 +357,35 @@ def system() -> str:
 
 
 def _read(record: Path) -> Plan | None:
+    """The plan of a record; None where the record is none, or is not that of its folder."""
     try:
-        fields = json.loads(record.read_text("utf-8"))
-        if fields.pop("format") != FORMAT:
-            return None
-        key = fields.pop("key")
-        fusion = fields.pop("fusion")
-        return Plan(
-            folder=record.parent,
-            key=PlanKey(**{**key, "profiles": tuple(key["profiles"])}),
-            fusion=FusionReport(**{**fusion, "unfused": tuple(fusion["unfused"])}),
-            **fields,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        content = decode(read_bounded(record, _MAX_RECORD), dict[str, Any])
+        found = convert(content, _Record)
+        require_known_keys(content, builtins(found))
+    except (OSError, SchemaError):
         return None
+    rows = [row for profile in found.key.profiles for row in profile.values()]
+    if not all(len(r["min"]) == len(r["opt"]) == len(r["max"]) for r in rows):
+        return None
+    if found.key.folder != record.parent.name:
+        return None
+    values = {f.name: getattr(found, f.name) for f in fields(Plan) if f.name != "folder"}
+    return Plan(folder=record.parent, **values)
+
+
+def _plan_of(leftover: Path) -> str:
+    """The name of the plan that a partial folder, or a plan's own, is of."""
+    return leftover.name.removeprefix(".").partition(PARTIAL)[0]
+
+
+def _delete(folder: Path) -> int:
+    """Deletes a plan's folder. Returns: the bytes freed."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+        return 0
+    freed = sum(p.lstat().st_size for p in folder.iterdir() if p.is_file())
+    remove_folder(folder)
+    return freed
 
 
 def _modified(path: Path) -> float:

@@ -1,24 +1,31 @@
 """checkpoint → bundle."""
 
+import hashlib
+import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..bundle import MANIFEST, Bundle, Manifest, bundle_folder, lock_bundle, model_name, write_bundle
+from ..bundle import MANIFEST, Bundle, GraphSpec, Manifest, bundle_folder, lock_bundle
 from ..conditions import CONDITIONS
 from ..doctor import installed
 from ..errors import BundleError, CnppError, UserError
 from ..files import sha256_of
 from ..install import EXPORT_MODULES, cannot_import
+from ..manifest import ConditionRecord
 from ..messages import printable, some
+from ..schema import SchemaError, finite
+from ..staging import Progress, write_bundle
 from .checkpoint import Checkpoint
 from .recipe import COMPONENTS
+from .sources import LocalTree, Source
 
 if TYPE_CHECKING:
-    from .graphs import Graphs
+    from .onnx_graph import GraphSource
 
 PRECISIONS = ("fp32", "fp16")
 
@@ -37,7 +44,8 @@ def export_bundle(
     """Exports a checkpoint's graphs into the bundle `out`, each compared with its PyTorch module.
 
     Where `out` is a bundle of the same checkpoint, size and precision already, only the graphs of conditions that it
-    lacks are exported. Nothing it has is written again.
+    lacks are exported. Nothing it has is written again. Where an export of the same was interrupted, the graphs that it
+    finished are taken over.
 
     Args:
         conditions: of `CONDITIONS`, at least one.
@@ -80,8 +88,10 @@ def export_model(
 def _export_locked(
     checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest, report: Report
 ) -> Bundle:
+    before = ""
     if (out / MANIFEST).exists():
         manifest = _existing(out, manifest)
+        before = manifest.digest
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no bundle: choose another --out")
     missing = []
@@ -108,47 +118,85 @@ def _export_locked(
     checkpoint.check_weights((*base, *(f"controlnet_{condition}" for condition in missing)))
     if not manifest.graphs:
         _put_in(checkpoint, manifest, report)
+    records = {condition: _condition(checkpoint, condition) for condition in missing}
+    example_images = _add_examples(checkpoint, records)
+    _require_valid(manifest, records)
     state_space(out, space_needed(checkpoint, not manifest.graphs, missing, manifest.precision), report)
-    with write_bundle(out, manifest) as staging:
-        if not manifest.graphs:
+
+    made_of = _made_of(checkpoint, manifest, before)
+    graphs: _Graphs = []
+    if not manifest.graphs:
+        graphs += [(name, make, made_of({})) for name, make in base_graphs(checkpoint, geometry)]
+    for condition in missing:
+        own = made_of({**records[condition], "extractor": _extractor_digest(checkpoint, condition)})
+        graphs += [(name, make, own) for name, make in condition_graphs(checkpoint, condition, geometry)]
+
+    progress = Progress()
+    whole = not manifest.graphs
+    with write_bundle(out, manifest, progress) as staging:
+        taken = progress.keep({name: made_of for name, _, made_of in graphs})
+        if taken:
+            report(f"{len(taken)} of {len(graphs)} graphs are there from an interrupted export, which goes on")
+        if whole:
             checkpoint.tokenizer().save_pretrained(staging / "tokenizer")
-            _export(base_graphs(checkpoint, geometry), manifest, staging, report)
-        _, examples = checkpoint.examples()
-        for condition in missing:
-            _export(condition_graphs(checkpoint, condition, geometry), manifest, staging, report)
-            manifest.conditions[condition] = _condition(checkpoint, condition)
-            if example := examples.get(condition):
-                folder = staging / "examples"
-                folder.mkdir(exist_ok=True)
-                shutil.copyfile(checkpoint.example_image(example["image"]), folder / f"{condition}.png")
-                manifest.conditions[condition] |= {**example, "image": f"examples/{condition}.png"}
+        for condition, image in example_images.items():
+            target = staging / records[condition]["image"]
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(image, target)
+        _export(graphs, taken, manifest, staging, progress, report)
+        manifest.conditions.update(records)
     bundle = Bundle.open(out)
     report(f"bundle {out}: {', '.join(manifest.conditions)} in {time.perf_counter() - start:.1f} s")
     return bundle
 
 
-def _export(graphs: "Graphs", manifest: Manifest, folder: Path, report: Report) -> None:
+# Of each graph its name, what makes it, and SHA-256 over all that it depends on.
+_Graphs = list[tuple[str, "Callable[[], GraphSource]", str]]
+
+
+def _export(
+    graphs: _Graphs,
+    taken: Mapping[str, GraphSpec],
+    manifest: Manifest,
+    folder: Path,
+    progress: Progress,
+    report: Report,
+) -> None:
+    """Args: taken: graphs that are there already."""
     from .onnx_graph import OPSET, export_graph, return_large_blocks
 
     return_large_blocks()
-    for name, source in graphs:
-        report(f"{name}: exporting and comparing with PyTorch")
-        start = time.perf_counter()
-        # Extractors score images: they stay exact whatever the precision of the model.
-        exact = name.startswith("extractor_") or name.endswith("_fp32")
-        precision = "fp32" if exact else manifest.precision
-        spec = export_graph(source(), folder, precision, OPSET[manifest.precision])
-        manifest.graphs[name] = spec
-        report(
-            f"{name}: {time.perf_counter() - start:.1f} s, largest difference "
-            f"{spec.max_abs_difference:.1e} ({spec.measure} {spec.difference:.1e}, allowed {spec.tolerance:.0e})"
-        )
+    try:
+        for name, source, made_of in graphs:
+            if name in taken:
+                manifest.graphs[name] = taken[name]
+                continue
+            report(f"{name}: exporting and comparing with PyTorch")
+            start = time.perf_counter()
+            # Extractors score images: they stay exact whatever the precision of the model.
+            exact = name.startswith("extractor_") or name.endswith("_fp32")
+            precision = "fp32" if exact else manifest.precision
+            spec = export_graph(source(), folder, precision, OPSET[manifest.precision])
+            progress.add(name, made_of, spec)
+            manifest.graphs[name] = spec
+            report(
+                f"{name}: {time.perf_counter() - start:.1f} s, largest difference "
+                f"{spec.max_abs_difference:.1e} ({spec.measure} {spec.difference:.1e}, allowed {spec.tolerance:.0e})"
+            )
+    except (KeyboardInterrupt, SystemExit):
+        if progress.graphs:
+            report(
+                f"interrupted: {progress.graphs} of {len(graphs)} graphs are kept; the same command goes on from there"
+            )
+        raise
 
 
 def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -> Manifest:
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+    places = checkpoint.places
+    sources = {component: _public(places.weights_source(component)) for component in COMPONENTS}
     return Manifest(
-        model=model_name(checkpoint.name),
+        model=checkpoint.name,
         base=checkpoint.fingerprint(),
         precision=precision,
         width=width,
@@ -156,25 +204,109 @@ def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -
         latent_channels=checkpoint.setting("unet", "in_channels"),
         vae_scale_factor=checkpoint.vae_scale_factor,
         text_encoder_layers=checkpoint.setting("text_encoder", "num_hidden_layers"),
-        scheduler_config=checkpoint.config("scheduler"),
-        defaults=checkpoint.examples()[0],
-        recipe=checkpoint.recipe.to_json(),
-        sources=checkpoint.sources(),
+        scheduler_config=_scheduler_config(checkpoint),
+        defaults=checkpoint.examples()[0],  # type: ignore[arg-type]  # checked with all the rest
+        recipe=checkpoint.recipe.recorded(),
+        identity=checkpoint.recipe.identity,
+        sources={**sources, "tokenizer": _public(places.component("tokenizer"))},
         exported_with={"cnpp-trt": __version__, **installed(packages)},
     )
 
 
-def _condition(checkpoint: Checkpoint, condition: str) -> dict[str, Any]:
+def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's, as JSON has it (RFC 8259), without the places of its machine.
+
+    Raises: UserError where a number in it is not finite.
+    """
+    config = {key: value for key, value in checkpoint.config("scheduler").items() if key != "_name_or_path"}
+    # What DPMSolverMultistepScheduler and others write for their default, which is to clip nothing.
+    if config.get("lambda_min_clipped") == -float("inf"):
+        del config["lambda_min_clipped"]
+    for key, value in config.items():
+        if not finite(value):
+            place = checkpoint.places.component("scheduler").origin
+            raise UserError(f"{place}/scheduler_config.json has {key} {value!r}, which is no finite number: correct it")
+    return config
+
+
+def _public(source: Source) -> str:
+    """Where a source is, for others: of a local one, the last part of its place."""
+    if not isinstance(source.tree, LocalTree):
+        return source.origin
+    if source.file:
+        return source.file
+    return "/".join(part for part in (source.tree.folder.resolve().name, source.folder) if part)
+
+
+def _condition(checkpoint: Checkpoint, condition: str) -> ConditionRecord:
     """What the manifest says of a condition."""
-    entry = {
+    entry: ConditionRecord = {
         "controlnet": checkpoint.controlnet_fingerprint(condition),
-        "source": checkpoint.places.controlnet(condition).origin,
+        "source": _public(checkpoint.places.controlnet(condition)),
     }
     if (palette := checkpoint.places.palette(condition)) != "ade20k":
         entry["palette"] = palette
     if extractor := checkpoint.places.extractor(condition):
-        entry["extractor"] = extractor.origin
+        entry["extractor"] = _public(extractor)
     return entry
+
+
+def _add_examples(checkpoint: Checkpoint, records: Mapping[str, ConditionRecord]) -> dict[str, Path]:
+    """Adds the model's examples to the records of their conditions. Returns: the image of each."""
+    images = {}
+    for condition, example in checkpoint.examples()[1].items():
+        if condition in records:
+            images[condition] = checkpoint.example_image(example["image"])
+            records[condition]["image"] = f"examples/{condition}.png"
+            for key in ("prompt", "seed", "typical_score"):
+                if key in example:
+                    records[condition][key] = example[key]
+    return images
+
+
+def _require_valid(manifest: Manifest, records: Mapping[str, ConditionRecord]) -> None:
+    """Raises: UserError where the manifest cannot say what it should, before anything is exported."""
+    files = dict(manifest.files)
+    for record in records.values():
+        if "image" in record:
+            files[record["image"]] = {"size": 0, "sha256": "0" * 64}
+    planned = replace(manifest, conditions={**manifest.conditions, **records}, files=files)
+    try:
+        planned.require_valid()
+    except SchemaError as e:
+        raise UserError(f"this model cannot be exported: what its manifest would say is not allowed: {e}") from None
+
+
+def _made_of(checkpoint: Checkpoint, manifest: Manifest, before: str) -> Callable[[Mapping[str, Any]], str]:
+    """What gives SHA-256 over all that a graph depends on, from what it has of its own.
+
+    Args: before: digest of the bundle that is added to.
+    """
+    shared = {
+        "before": before,
+        "base": manifest.base,
+        "recipe": checkpoint.recipe.digest,
+        "precision": manifest.precision,
+        "size": [manifest.width, manifest.height],
+        "versions": {"cnpp-trt": __version__, **manifest.exported_with},
+        "configs": {component: checkpoint.config(component) for component in COMPONENTS},
+    }
+
+    def digest(own: Mapping[str, Any]) -> str:
+        return hashlib.sha256(json.dumps({**shared, "own": own}, sort_keys=True).encode()).hexdigest()
+
+    return digest
+
+
+def _extractor_digest(checkpoint: Checkpoint, condition: str) -> list[str]:
+    """Digests of the files of the condition's extractor."""
+    extractor = checkpoint.places.extractor(condition)
+    if extractor is None:
+        return []
+    try:
+        return [extractor.origin, *map(sha256_of, extractor.weights())]
+    except UserError:  # one of the miniature's fixed filters
+        return [extractor.origin]
 
 
 def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
@@ -182,6 +314,8 @@ def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
 
     Raises: UserError where one does not fit the model.
     """
+    recipe = checkpoint.recipe
+    public = dict(zip(recipe.loras, recipe.recorded().get("loras", ()), strict=True))
     for lora, fit in zip(checkpoint.places.loras, checkpoint.fit_loras(), strict=True):
         if fit.unmatched:
             report(
@@ -189,8 +323,15 @@ def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
                 f"left out ({some(fit.unmatched)}); {fit.fused} layers are fused"
             )
         report(f"the LoRA {printable(lora.source)} is fused into {fit.fused} layers with weight {lora.weight:g}")
-        entry = {"source": lora.source, "sha256": sha256_of(lora.file), "weight": lora.weight}
-        manifest.loras.append({**entry, "fused": fit.fused, "unmatched": list(fit.unmatched)})
+        manifest.loras.append(
+            {
+                "source": public.get(lora.source, lora.source),
+                "sha256": sha256_of(lora.file),
+                "weight": lora.weight,
+                "fused": fit.fused,
+                "unmatched": list(fit.unmatched),
+            }
+        )
     tokenizer = checkpoint.tokenizer()  # refuses a word that it has already
     manifest.vocabulary = checkpoint.setting("text_encoder", "vocab_size")
     if checkpoint.places.embeddings:

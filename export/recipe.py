@@ -1,15 +1,16 @@
 """What a checkpoint is made of, as a user says it, and where the files of each part are."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..bundle import model_name
 from ..conditions import CONDITIONS
 from ..errors import UserError
+from ..library import fitting, local_path, recipe_identity, short_name, source_identity, text_identity
+from ..manifest import RecipeRecord
 from ..messages import printable
 from .models import BASE, LORAS, MODELS, VAES, NamedModel
 from .sources import Finder, LocalTree, Source, mode_of
@@ -74,13 +75,73 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """A short name for the model and what is put into it: what its bundles are called."""
-        own = self.model in EMBEDDED or self.model in MODELS
-        parts = [self.model if own else model_name(self.model)]
-        return "-".join([*parts, *(model_name(t) for t in (*self.loras, self.vae, *self.embeddings) if t)])
+        """A short name for the model and what is put into it: what its bundles are called.
+
+        Where short names do not say all (a place, an owner, another ControlNet, …), it ends in digits of `digest`.
+        """
+        put_in = [*self.loras, *([self.vae] if self.vae else []), *self.embeddings]
+        name = "-".join(map(short_name, (self.model, *put_in)))
+        known = self.loras_are_named and self.vae in (None, *VAES) and self.model in (*EMBEDDED, *MODELS)
+        others = self.embeddings or self.controlnets or self.extractors or self.variant or self.config
+        # The embedded `miniature-lcm` is not `miniature` with `--lora lcm`.
+        taken = bool(put_in) and name in (*EMBEDDED, *MODELS)
+        return fitting(name, "" if known and not others and not taken else self.digest)
+
+    @property
+    def loras_are_named(self) -> bool:
+        return all(lora in LORAS for lora in self.loras)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of which model it is: by its name where that is known, else by its place."""
+        return _identity(self.model, (*EMBEDDED, *MODELS))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was asked for; a local file or folder counts by where it is."""
+        loras = [[_identity(name, LORAS), weight] for name, weight in map(parse_lora, self.loras)]
+        embeddings = [[source_identity(name), token] for name, token in map(parse_embedding, self.embeddings)]
+        parts = {
+            "model": self.identity,
+            "controlnets": {c: _identity(source, MODELS) for c, source in self.controlnets.items()},
+            "vae": self.vae and _identity(self.vae, VAES),
+            "loras": loras,
+            "embeddings": embeddings,
+            "extractors": {c: _identity(source, MODELS) for c, source in self.extractors.items()},
+            "variant": self.variant,
+            "config": self.config and source_identity(self.config),
+        }
+        return recipe_identity({key: value for key, value in parts.items() if value})
+
+    def recorded(self) -> RecipeRecord:
+        """What was asked for, for a bundle's manifest: of a local file or folder, the last part of its path alone."""
+
+        def public(text: str | Path, names: Collection[str] = (), end: str = "") -> str:
+            path = None if text in names else local_path(text)
+            return f"{text if path is None else path.name or 'model'}{end}"
+
+        def suffixed(text: str, name: str, names: Collection[str] = ()) -> str:
+            return public(name, names, text.removeprefix(name))
+
+        found: RecipeRecord = {"model": public(self.model, (*EMBEDDED, *MODELS))}
+        if self.controlnets:
+            found["controlnets"] = {c: public(source, MODELS) for c, source in self.controlnets.items()}
+        if self.vae:
+            found["vae"] = public(self.vae, VAES)
+        if self.loras:
+            found["loras"] = [suffixed(text, parse_lora(text)[0], LORAS) for text in self.loras]
+        if self.embeddings:
+            found["embeddings"] = [suffixed(text, parse_embedding(text)[0]) for text in self.embeddings]
+        if self.extractors:
+            found["extractors"] = {c: public(source, MODELS) for c, source in self.extractors.items()}
+        if self.variant:
+            found["variant"] = self.variant
+        if self.config:
+            found["config"] = public(self.config)
+        return found
 
     def to_json(self) -> dict[str, Any]:
-        """What was asked for, JSON-able: `Recipe(**…)` is the same again."""
+        """What was asked for, JSON-able, for another process of this machine: `Recipe(**…)` is the same again."""
         fields = {**asdict(self), "controlnets": {c: str(source) for c, source in self.controlnets.items()}}
         return {key: value for key, value in fields.items() if value}
 
@@ -273,6 +334,11 @@ class Places:
         assert self._vae is not None
         within = self._vae.sub("vae")
         return within if not self._vae.file and within.has(CONFIG) and not self._vae.has(CONFIG) else self._vae
+
+
+def _identity(source: str | Path, names: Collection[str]) -> str:
+    """Of a source that may also be one of `names`, which come before a local file or folder that is called so."""
+    return text_identity(str(source)) if source in names else source_identity(source)
 
 
 def require_condition(name: str) -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from ..bundle import Bundle
 from ..errors import UserError
+from ..library import text_identity
+from ..messages import printable
 from .checkpoint import Checkpoint
-from .models import MODELS
-from .recipe import EMBEDDED, Recipe
+from .recipe import Recipe
 
 
 def checkpoint_of(
@@ -16,28 +18,34 @@ def checkpoint_of(
 ) -> Checkpoint:
     """The checkpoint that a bundle was exported from, its weights compared by their digests.
 
+    A bundle knows local sources by the last part of their path alone. So a model's place is asked for, and other local
+    parts (a LoRA, a VAE) are found in the folder where this runs.
+
     Args:
         model: where it is; None does for what has a name everywhere: embedded and named models, and the hub's.
         controlnets: those that are not where they were.
     Raises: UserError where it cannot be found, or has other weights.
     """
-    recipe = Recipe(**bundle.manifest.recipe)
-    if model is None and not _everywhere(recipe.model):
+    m = bundle.manifest
+    recorded: dict[str, Any] = {"model": "", **m.recipe}
+    named = str(recorded["model"])
+    if model is None and (not named or text_identity(named) != m.identity):
         raise UserError(
-            f"{bundle.folder} was exported from a folder {recipe.model!r}: say where it is with --model PATH"
+            f"{bundle.folder} was exported from a local model, {printable(repr(named))}: say where it is with "
+            "--model PATH"
         )
-    recipe = replace(recipe, model=model or recipe.model, controlnets={**recipe.controlnets, **(controlnets or {})})
+    recipe = Recipe(**recorded)
+    recipe = replace(recipe, model=model or named, controlnets={**recipe.controlnets, **(controlnets or {})})
     checkpoint = Checkpoint(**asdict(recipe))
-    if checkpoint.fingerprint() != bundle.manifest.base:
-        raise UserError(f"{bundle.folder} was not exported from {recipe.model}: its weights are others")
-    for condition, recorded in bundle.manifest.conditions.items():
-        if checkpoint.controlnet_fingerprint(condition) != recorded.get("controlnet"):
-            raise UserError(
-                f"the {condition} ControlNet of {bundle.folder} is not "
-                f"{checkpoint.places.controlnet(condition).origin}: say where it is with --controlnet {condition}=PATH"
-            )
+    if checkpoint.fingerprint() != m.base:
+        raise UserError(f"{bundle.folder} was not exported from {printable(recipe.model)}: its weights are others")
+    for condition, entry in m.conditions.items():
+        where = f"say where it is with --controlnet {condition}=PATH"
+        try:
+            found = checkpoint.controlnet_fingerprint(condition)
+        except UserError as e:
+            raise UserError(f"{e}; {where}") from None
+        if found != entry.get("controlnet"):
+            origin = checkpoint.places.controlnet(condition).origin
+            raise UserError(f"the {condition} ControlNet of {bundle.folder} is not {origin}: {where}")
     return checkpoint
-
-
-def _everywhere(model: str) -> bool:
-    return model in EMBEDDED or model in MODELS or ("/" in model.strip("/.") and not Path(model).exists())

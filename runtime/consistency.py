@@ -16,7 +16,6 @@ and RMSE are averaged over images.
 Where there is nothing to find and nothing is found (no labelled pixel, no edge in either map), the maps agree: 100.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,6 +25,7 @@ from PIL import Image
 
 from ..conditions import CONDITIONS
 from ..errors import UserError
+from ..manifest import TypicalScore
 from ..messages import unknown_choice
 from .palette import CLASSES, UNLABELLED, labels_from_colors
 
@@ -85,7 +85,7 @@ def score(condition: str, given: NDArray[np.uint8], extracted: NDArray[np.uint8]
     return Score(row.metric, value, row.higher_is_better)
 
 
-def graded(score: Score, typical: Mapping[str, float] | None) -> Score:
+def graded(score: Score, typical: TypicalScore | None) -> Score:
     """The score with its grade: `good` from the median of the model's own scores on, `usual` down to what nine of ten
     of its images reach, `weak` below.
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -299,7 +300,7 @@ def structure_of(bundle: Bundle, request: Request, table: SamplerTable, chunks: 
 def _tokenizer(bundle: Bundle) -> Tokenizer:
     """Raises: BundleError where it cannot be read, or makes prompts that the text encoder does not take."""
     m = bundle.manifest
-    tokenizer = Tokenizer(bundle.folder / "tokenizer", m.embeddings, m.vocabulary or None)
+    tokenizer = Tokenizer(bundle.tokenizer_folder(), m.embeddings, m.vocabulary or None)
     positions = int(bundle.graph("text_encoder").outputs[0].shape[1])
     if tokenizer.model_max_length != positions:
         raise BundleError(
@@ -313,7 +314,5 @@ def _example_request(bundle: Bundle) -> Request:
     """The bundle's first condition, with the model's defaults, on an empty control image."""
     m = bundle.manifest
     controls = [Control(c, np.zeros((m.height, m.width, 3), np.uint8)) for c in list(m.conditions)[:1]]
-    given = {
-        name: m.defaults[name] for name in ("num_inference_steps", "guidance_scale", "scheduler") if name in m.defaults
-    }
+    given: dict[str, Any] = dict(m.defaults)
     return Request("", controls=tuple(controls), seed=0, **given)

@@ -253,7 +253,7 @@ def _example(bundle: Bundle, condition: str) -> dict[str, Any]:
     example = bundle.manifest.conditions[condition]
     if "image" not in example:
         raise UserError(f"{bundle.folder} ships no example for {condition!r}: give an image with --image FILE")
-    return {**example, "path": bundle.folder / example["image"]}
+    return {**example, "path": bundle.file(example["image"])}
 
 
 def _sheet(

@@ -30,7 +30,7 @@ class Session:
         options: Any,
         run_options: Any = None,
     ) -> None:
-        path: Path = bundle.folder / bundle.graph(graph).file
+        path: Path = bundle.graph_file(graph)
         try:
             self.session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as e:  # ONNX Runtime's exceptions share no base class

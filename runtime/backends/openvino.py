@@ -50,7 +50,7 @@ class OpenVino(HostMemory):
     def load(self, graph: str) -> "_Graph":
         if graph not in self._graphs:
             spec = self._bundle.graph(graph)
-            path = self._bundle.folder / spec.file
+            path = self._bundle.graph_file(graph)
             try:
                 model = self._core.read_model(path)
             except Exception as e:  # OpenVINO's exceptions share no base class

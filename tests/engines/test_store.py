@@ -324,7 +324,7 @@ ENGINE_DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "longer": (lambda p: p.write_bytes(CONTENT + b"x"), f"{len(CONTENT) + 1} bytes", "is damaged"),
     "emptied": (lambda p: p.write_bytes(b""), "has 0 bytes", "is damaged"),
     "missing": (Path.unlink, "is missing", "No such file or directory"),
-    "a folder": (lambda p: (p.unlink(), p.mkdir()), "bytes instead of", "Is a directory"),
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "bytes instead of", "is damaged"),
 }
 
 
@@ -363,7 +363,7 @@ RECORD_DAMAGE: dict[str, Callable[[Path], Any]] = {
     "another kind of JSON": lambda p: p.write_text("[1, 2]"),
     "nothing": lambda p: p.write_text("null"),
     "nested without end": lambda p: p.write_text("[" * 100_000),
-    "another format": lambda p: edit(p, format=module.FORMAT + 1),
+    "another format": lambda p: edit(p, format=99),
     "a later field": lambda p: edit(p, colour="red"),
     "a field less": lambda p: p.write_text(p.read_text().replace('"sha256"', '"digest"')),
     "no key": lambda p: edit(p, key=None),
