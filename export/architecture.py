@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..messages import printable, some
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,33 +17,43 @@ def require_sd1_configs(unet: Mapping[str, Any], text_encoder: Mapping[str, Any]
     """Raises: UserError where the configs of `name` are not those of an SD-1.x model."""
     only = "only SD-1.x models can be exported"
     if unet.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
-        raise UserError(f"{name} has a {unet['_class_name']}: {only}")
+        raise UserError(f"{name} has a {printable(unet['_class_name'], 60)}: {only}")
     if unet.get("addition_embed_type"):
         raise UserError(f"{name} is not of SD-1.x architecture (SDXL?): {only}")
     if unet.get("in_channels", 4) != 4:
-        raise UserError(f"{name} reads {unet['in_channels']} channels (an inpainting model?): {only}")
+        channels = printable(unet["in_channels"], 40)
+        raise UserError(f"{name} reads {channels} channels (an inpainting model?): {only}")
     kinds = text_encoder.get("architectures") or ["CLIPTextModel"]
-    if not any(kind.startswith("CLIPTextModel") for kind in kinds):
-        raise UserError(f"{name} has a {kinds[0]} as its text encoder: {only}")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if not any(str(kind).startswith("CLIPTextModel") for kind in kinds):
+        raise UserError(f"{name} has a {printable(kinds[0], 60)} as its text encoder: {only}")
     if (dim := unet.get("cross_attention_dim")) and dim != text_encoder.get("hidden_size", dim):
         raise UserError(
-            f"the UNet of {name} reads prompts of width {dim}, its text encoder gives {text_encoder['hidden_size']}: "
-            "they do not belong together"
+            f"the UNet of {name} reads prompts of width {printable(dim, 40)}, its text encoder gives "
+            f"{printable(text_encoder['hidden_size'], 40)}: they do not belong together"
         )
 
 
-def require_fitting(controlnet: Mapping[str, Any], unet: Mapping[str, Any], name: str) -> None:
-    """Raises: UserError where the config of the ControlNet `name` does not fit the UNet's."""
+def require_fitting(controlnet: Mapping[str, Any], unet: Mapping[str, Any], name: str, vae_scale_factor: int) -> None:
+    """Raises: UserError where the config of the ControlNet `name` does not fit the UNet's, or the VAE's latents."""
     kind = controlnet.get("_class_name", "ControlNetModel")
     if kind != "ControlNetModel":
-        raise UserError(f"{name} is a {kind}: only ControlNetModel can be exported")
+        raise UserError(f"{name} is a {printable(kind, 60)}: only ControlNetModel can be exported")
     for key in ("block_out_channels", "cross_attention_dim", "layers_per_block", "down_block_types"):
         ours, theirs = controlnet.get(key, unet.get(key)), unet.get(key, controlnet.get(key))
         if ours != theirs:
             hint = " (one of SD 2, the other of SD 1?)" if key == "cross_attention_dim" else ""
-            raise UserError(f"{name} does not fit this UNet: {key} is {ours}, not {theirs}{hint}")
+            raise UserError(
+                f"{name} does not fit this UNet: {key} is {printable(ours, 80)}, not {printable(theirs, 80)}{hint}"
+            )
     if controlnet.get("global_pool_conditions"):
         raise UserError(f"{name} has global_pool_conditions, which is not supported")
+    embedding = controlnet.get("conditioning_embedding_out_channels")
+    if isinstance(embedding, list) and 2 ** (len(embedding[:16]) - 1) != vae_scale_factor:
+        raise UserError(
+            f"{name} makes a control image {2 ** (len(embedding[:16]) - 1)} times smaller, this VAE an image "
+            f"{vae_scale_factor} times: they do not belong together"
+        )
 
 
 def require_sd1_file(state: "Mapping[str, Tensor]", name: str, vae: bool = True) -> None:
@@ -57,12 +68,9 @@ def require_sd1_file(state: "Mapping[str, Tensor]", name: str, vae: bool = True)
     if any(key.startswith("cond_stage_model.model.") for key in state):
         raise UserError(f"{name} is an SD-2 model in one file, which is not supported: only SD-1.x can be exported")
     if any(key.startswith("control_model.") for key in state):
-        raise UserError(
-            f"{name} is a ControlNet: give it as --controlnet CONDITION={name}, and a base model as --model"
-        )
+        raise UserError(f"{name} is a ControlNet in its original layout: give it as --controlnet CONDITION=SOURCE")
     if _FIRST_CONVOLUTION not in state or _CROSS_ATTENTION not in state:
-        seen = ", ".join(sorted(state)[:2])
-        raise UserError(f"{name} is no Stable Diffusion model in one file (it has {seen}, …): check what it is")
+        raise UserError(f"{name} is no Stable Diffusion model in one file (it has {some(state)}): check what it is")
     if (channels := state[_FIRST_CONVOLUTION].shape[1]) != 4:
         raise UserError(f"{name} reads {channels} channels (an inpainting model?): only SD-1.x with 4 can be exported")
     if not any(key.startswith("cond_stage_model.transformer.") for key in state):

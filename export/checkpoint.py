@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..files import sha256_of
-from ..messages import one_line
+from ..messages import one_line, printable
 from ..schema import read_object
 from .architecture import require_fitting, require_sd1_configs, require_sd1_file
+from .configs import checked
 from .recipe import COMPONENTS, CONFIG, EMBEDDED, Places, Recipe
 from .sources import LocalTree, Source
 from .space import Report
@@ -48,7 +50,7 @@ class Checkpoint:
     ) -> None:
         self.recipe = Recipe(model, controlnets or {}, **parts)
         self.places = Places(self.recipe, report)
-        self._controlnet_configs: dict[str, dict[str, Any]] = {}
+        self._configs: dict[str, dict[str, Any]] = {}
         self._require_configs()
 
     @property
@@ -58,9 +60,17 @@ class Checkpoint:
     # What its configs say
 
     def config(self, component: str) -> dict[str, Any]:
-        """The component's `config.json` (the scheduler's `scheduler_config.json`)."""
-        name = "scheduler_config.json" if component == "scheduler" else CONFIG
-        return self._json(self.places.component(component), name, component)
+        """What is read of the component's `config.json`, checked (the scheduler's `scheduler_config.json`, whole).
+
+        Raises: UserError where there is none, or it has a value that cannot be exported.
+        """
+        if component == "scheduler":
+            return self._json(self.places.component(component), "scheduler_config.json", component)
+        if component not in self._configs:
+            raw, what = self._json(self.places.component(component), CONFIG, component), self._what(component)
+            kind = self._kind(component, raw, what)
+            self._configs[component] = {"_class_name": kind, **checked(kind, raw, what)}
+        return self._configs[component]
 
     def setting(self, component: str, key: str) -> Any:
         """A value of the component's config that no model of SD-1.x architecture is without."""
@@ -77,14 +87,17 @@ class Checkpoint:
         """
         factor = self.vae_scale_factor
         if asked is None:
-            own = self.config("unet").get("sample_size") or 64
+            own = self.config("unet").get("sample_size", 64)
             height, width = (own, own) if isinstance(own, int) else own
-            return width * factor, height * factor
-        if any(s % factor or not 64 <= s <= 2048 for s in asked):
+            size, advice = (width * factor, height * factor), ": give one with --size"
+        else:
+            size, advice = asked, ""
+        if any(s % factor or not 64 <= s <= 2048 for s in size):
             raise UserError(
-                f"size {asked[0]}x{asked[1]} cannot be used: width and height are multiples of {factor}, 64 to 2048"
+                f"size {size[0]}x{size[1]} cannot be used: width and height are multiples of {factor}, "
+                f"64 to 2048{advice}"
             )
-        return asked
+        return size
 
     @property
     def vae_scale_factor(self) -> int:
@@ -115,8 +128,7 @@ class Checkpoint:
 
     def check_controlnet(self, condition: str) -> None:
         """Raises: UserError where there is no ControlNet of the condition, or it does not fit the UNet."""
-        place = self.places.controlnet(condition)
-        require_fitting(self._controlnet_config(condition), self.config("unet"), f"the ControlNet at {place.origin}")
+        self._controlnet_config(condition)
 
     def sources(self) -> dict[str, str]:
         """Where each component of the base model comes from."""
@@ -152,25 +164,20 @@ class Checkpoint:
 
         from .weights import make_empty
 
-        if component.startswith("controlnet_"):
-            condition = component.removeprefix("controlnet_")
-            config, what = (
-                self._controlnet_config(condition),
-                f"the ControlNet {self.places.controlnet(condition).origin}",
-            )
-        else:
-            config, what = self.config(component), f"the {component} of {self.recipe.model}"
-        kind = self._kind(component, config, what)
+        of_condition = component.startswith("controlnet_")
+        condition = component.removeprefix("controlnet_")
+        config = self._controlnet_config(condition) if of_condition else self.config(component)
 
         def make() -> "nn.Module":
             if component == "text_encoder":
-                return transformers.CLIPTextModel._from_config(transformers.CLIPTextConfig(**config))
-            return getattr(diffusers, kind).from_config(config)
+                own = {key: value for key, value in config.items() if key not in ("_class_name", "architectures")}
+                return transformers.CLIPTextModel._from_config(transformers.CLIPTextConfig(**own))
+            return getattr(diffusers, config["_class_name"]).from_config(config)
 
         try:
             return make_empty(make)
         except Exception as e:  # whatever diffusers and transformers raise, the user needs one line
-            raise UserError(f"the {CONFIG} of {what} cannot be used: {one_line(e)}") from e
+            raise UserError(f"the {CONFIG} of {self._what(component)} cannot be used: {one_line(e)}") from e
 
     def unet(self, dtype: "torch.dtype") -> "nn.Module":
         """With the LoRAs fused."""
@@ -246,6 +253,28 @@ class Checkpoint:
             check_weights(module, state, what)
             check_finite({key: state[key] for key in module.state_dict()}, what)
 
+    def check_tokenizer(self) -> None:
+        """Whether the runtime can read the tokenizer, and the text encoder has a row for every token.
+
+        Raises: UserError
+        """
+        from ..runtime.tokenizer import CLIP_LENGTH, Tokenizer
+
+        tokenizer, what = self._plain_tokenizer(), f"the tokenizer {self.places.component('tokenizer').origin}"
+        largest, rows = max(tokenizer.get_vocab().values(), default=0), self.setting("text_encoder", "vocab_size")
+        if largest >= rows:
+            raise UserError(
+                f"{what} has the token {largest}, the text encoder {rows} rows: they do not belong together"
+            )
+        with TemporaryDirectory() as folder:
+            try:
+                tokenizer.save_pretrained(folder)
+                length = Tokenizer(Path(folder)).model_max_length
+            except Exception as e:  # whatever its files make of it
+                raise UserError(f"{what} is none of CLIP's: {one_line(e)}") from e
+        if length != CLIP_LENGTH:
+            raise UserError(f"{what} has the model_max_length {length}: only {CLIP_LENGTH} can be exported")
+
     def _load(self, component: str, dtype: "torch.dtype") -> "nn.Module":
         from .weights import load_weights
 
@@ -295,7 +324,7 @@ class Checkpoint:
 
     def _controlnet_config(self, condition: str) -> dict[str, Any]:
         """The `config.json` of a ControlNet; of one in a file without it, what the weights' shapes say."""
-        if condition not in self._controlnet_configs:
+        if (name := f"controlnet_{condition}") not in self._configs:
             place = self.places.controlnet(condition)
             if place.file:
                 from .controlnet_file import config_of
@@ -306,8 +335,10 @@ class Checkpoint:
                 config = config_of(self._controlnet_file(condition), self.config("unet"), beside, what)
             else:
                 config = self._json(place, CONFIG, "ControlNet")
-            self._controlnet_configs[condition] = config
-        return self._controlnet_configs[condition]
+            what = f"the ControlNet at {place.origin}"
+            require_fitting(config, self.config("unet"), what, self.vae_scale_factor)
+            self._configs[name] = {"_class_name": "ControlNetModel", **checked("ControlNetModel", config, what)}
+        return self._configs[name]
 
     def _fuse(self, module: "nn.Module", component: str) -> None:
         if self.places.loras:
@@ -323,12 +354,14 @@ class Checkpoint:
             raise UserError(
                 f"{self.recipe.model} has no tokenizer: there is no {place.origin}/vocab.json and merges.txt"
             )
-        files = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+        objects = ("vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+        folder = place.local((*objects, "merges.txt", "added_tokens.json"))
+        for name in (*objects, "added_tokens.json"):
+            if place.has(name):
+                read_object(folder / name)
         try:
-            return CLIPTokenizer.from_pretrained(place.local((*files, "added_tokens.json")))
-        except UserError:
-            raise
-        except Exception as e:
+            return CLIPTokenizer.from_pretrained(folder)
+        except Exception as e:  # whatever transformers and tokenizers raise, the user needs one line
             raise UserError(f"the tokenizer {place.origin} cannot be used: {one_line(e)}") from e
 
     def _require_configs(self) -> None:
@@ -336,20 +369,28 @@ class Checkpoint:
         root, model = self.places.root, self.recipe.model
         index = self._json(root, "model_index.json", "index") if root.has("model_index.json") else {"unet": []}
         if "unet" not in index:
-            kind = index.get("_class_name", "pipeline of another kind")
+            kind = printable(index.get("_class_name", "pipeline of another kind"), 60)
             raise UserError(f"{model} is a {kind} without a UNet: only SD-1.x models can be exported")
-        require_sd1_configs(self.config("unet"), self.config("text_encoder"), model)
-        self._kind("vae", self.config("vae"), f"the vae of {model}")
+        unet, text_encoder = (self._json(self.places.component(c), CONFIG, c) for c in ("unet", "text_encoder"))
+        require_sd1_configs(unet, text_encoder, model)
+        for component in COMPONENTS:
+            self.config(component)
+
+    def _what(self, component: str) -> str:
+        """Whose a component is, for messages."""
+        if component.startswith("controlnet_"):
+            return f"the ControlNet {self.places.controlnet(component.removeprefix('controlnet_')).origin}"
+        return f"the {component} of {self.recipe.model}"
 
     def _kind(self, component: str, config: Mapping[str, Any], what: str) -> str:
         """The class of a component in diffusers or transformers.
 
         Raises: UserError where it is none that the component may have.
         """
-        kinds = _KINDS.get(component, ("ControlNetModel",))
-        kind: str = config.get("_class_name", kinds[0])
-        if kind not in kinds:
-            raise UserError(f"{what} is a {kind}, not a {kinds[0]}: check what it is")
+        kinds = _KINDS[component]
+        kind = config.get("_class_name", kinds[0])
+        if not isinstance(kind, str) or kind not in kinds:
+            raise UserError(f"{what} is a {printable(kind, 60)}, not a {kinds[0]}: check what it is")
         return kind
 
     def _json(self, folder: Source, name: str, what: str) -> dict[str, Any]:

@@ -117,6 +117,7 @@ def _export_locked(
     base = () if manifest.graphs else COMPONENTS
     checkpoint.check_weights((*base, *(f"controlnet_{condition}" for condition in missing)))
     if not manifest.graphs:
+        checkpoint.check_tokenizer()
         _put_in(checkpoint, manifest, report)
     records = {condition: _condition(checkpoint, condition) for condition in missing}
     example_images = _add_examples(checkpoint, records)

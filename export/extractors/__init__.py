@@ -6,6 +6,7 @@
 from torch import nn
 
 from ...errors import UserError
+from ...messages import one_line
 from ..sources import Source
 from .miniature import MapExtractor, load_extractor
 from .published import load_published, read_config
@@ -21,8 +22,8 @@ def open_extractor(condition: str, source: Source, width: int, height: int) -> n
     """
     if "type" in read_config(source):
         try:
-            network = load_extractor(source.get("config.json")[0].parent)
+            network = load_extractor(source.local(("config.json", "model.safetensors")))
         except ValueError as e:
-            raise UserError(f"the extractor {source.origin} cannot be used: {e}") from e
+            raise UserError(f"the extractor {source.origin} cannot be used: {one_line(e)}") from e
         return MapExtractor(network, labels=condition == "seg")
     return load_published(condition, source, width, height)

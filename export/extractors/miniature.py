@@ -4,13 +4,18 @@ Every module takes image float [B,3,H,W] in [0,1], H and W multiples of 8. All a
 rounding or argmax, so training can look through them.
 """
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ...messages import unknown_choice
+from ...schema import Meta, Record, convert, read_object
+from ..weights import check_finite, check_weights, read_weights
 
 
 class DenseNetwork(nn.Module):
@@ -159,25 +164,55 @@ _TYPES: dict[str, type[nn.Module]] = {
 }
 
 
-def make_extractor(config: dict[str, Any]) -> nn.Module:
+class _Network(Record):
+    """Four groups of channels are normalised."""
+
+    width: Annotated[int, Meta(ge=4, le=512, multiple_of=4)]
+
+
+class _Labels(_Network):
+    labels: Annotated[list[Annotated[int, Meta(ge=0, le=255)]], Meta(min_length=1, max_length=256)]
+
+
+class _Filter(Record):
+    sigma: Annotated[float, Meta(gt=0, le=20)]
+    low: Annotated[float, Meta(ge=0, le=10)]
+    high: Annotated[float, Meta(ge=0, le=10)]
+
+
+_ARGUMENTS: dict[str, type[Record]] = {
+    "segmentation_network": _Labels,
+    "depth_network": _Network,
+    "soft_edges": _Filter,
+    "line_art": _Filter,
+}
+
+
+def make_extractor(config: Mapping[str, Any]) -> nn.Module:
     """A new extractor from `{"type": …, **arguments}`.
 
-    Raises: ValueError for an unknown type.
+    Raises: ValueError for an unknown type, or arguments that it cannot have.
     """
-    arguments = {k: v for k, v in config.items() if k != "type"}
-    if config.get("type") not in _TYPES:
-        raise ValueError(f"unknown extractor type {config.get('type')!r}: know {', '.join(_TYPES)}")
-    return _TYPES[config["type"]](**arguments)
+    kind = config.get("type")
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise unknown_choice("extractor type", kind, _TYPES)
+    checked = convert({key: value for key, value in config.items() if key != "type"}, _ARGUMENTS[kind])
+    if isinstance(checked, _Filter) and not checked.low < checked.high:
+        raise ValueError(f"low is {checked.low:g}, high {checked.high:g}: low is the smaller one")
+    return _TYPES[kind](**msgspec.to_builtins(checked))
 
 
 def load_extractor(folder: Path) -> nn.Module:
-    """The extractor of a folder with `config.json` and, for a network, `model.safetensors`; float32, for inference."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    extractor = make_extractor(config)
-    if (folder / "model.safetensors").is_file():
-        from safetensors.torch import load_file
+    """The extractor of a folder with `config.json` and, for a network, `model.safetensors`; float32, for inference.
 
-        extractor.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    Raises: ValueError where the config is none, UserError where its weights are missing or another network's.
+    """
+    extractor = make_extractor(read_object(folder / "config.json"))
+    if extractor.state_dict():
+        state, what = read_weights([folder / "model.safetensors"]), f"the extractor {folder}"
+        check_weights(extractor, state, what)
+        check_finite(state, what)
+        extractor.load_state_dict({key: tensor.float() for key, tensor in state.items()})
     return extractor.eval().requires_grad_(False)
 
 

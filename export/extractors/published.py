@@ -1,6 +1,5 @@
 """The published extractors, those of the official ControlNet++ demo, from their files."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +9,19 @@ from torch import nn
 
 from ...conditions import ADE20K_PALETTE
 from ...errors import UserError
+from ...messages import one_line, printable
+from ...schema import read_object
+from ..configs import require_modest
 from ..sources import Source
-from ..weights import load_weights, make_empty, read_weights
+from ..weights import check_finite, load_weights, make_empty, read_weights
 from .hed import HED
 from .line_art import LineArtGenerator
 from .pretrained import Depth, Preprocess, Segmentation
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+# On a side, of what a network reads.
+_MAX_PIXELS = 2048
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,11 @@ def load_published(condition: str, source: Source, width: int, height: int) -> n
 def read_config(source: Source) -> dict[str, Any]:
     """The `config.json` of a folder; empty where the source has none.
 
-    Raises: UserError where it is damaged.
+    Raises: UserError where it is damaged, or holds numbers that no such network has.
     """
     if source.file or not source.has(CONFIG):
         return {}
-    file = source.get(CONFIG)[0]
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is damaged: download it again")
-    return config
+    return read_object(source.get(CONFIG)[0])
 
 
 def _load_annotator(annotator: _Annotator, source: Source, what: str) -> nn.Module:
@@ -91,23 +88,35 @@ def _load_annotator(annotator: _Annotator, source: Source, what: str) -> nn.Modu
         if not source.has(annotator.file):
             raise UserError(f"{what} has no {annotator.file}: give that file")
         source = Source(source.tree, source.folder, annotator.file)
-    return load_weights(make_empty(annotator.network), read_weights(source.weights()), what, torch.float32)
+    state = read_weights(source.weights())
+    network = load_weights(make_empty(annotator.network), state, what, torch.float32)
+    check_finite(state, what)
+    return network
 
 
 def _load_pretrained(kind: _Pretrained, source: Source, what: str, width: int, height: int) -> nn.Module:
     if source.file:
         raise UserError(f"{what} is a file: give the folder or repository that has its config.json")
     config = read_config(source)
-    found = (config.get("architectures") or [config.get("model_type", "network of unknown kind")])[0]
+    require_modest(config, f"the {CONFIG} of {what}")
+    names = config.get("architectures")
+    found = names[0] if isinstance(names, list) and names else config.get("model_type", "network of unknown kind")
     if found != kind.architecture:
-        raise UserError(f"{what} is a {found}, not a {kind.architecture}: give another")
+        raise UserError(f"{what} is a {printable(found, 60)}, not a {kind.architecture}: give another")
     network = _network(kind, config, what)
     preprocess = _preprocess(source, what, width, height)
     unused = tuple(f"{name}." for name in kind.unused)
     state = {
         key: t for key, t in read_weights(source.weights(library="transformers")).items() if not key.startswith(unused)
     }
-    return kind.extractor(preprocess, load_weights(network, state, what, torch.float32)).eval()
+    module = kind.extractor(preprocess, load_weights(network, state, what, torch.float32)).eval()
+    check_finite(state, what)
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+    except Exception as e:  # what its config allows and no image fits
+        raise _unusable(CONFIG, what, e) from e
+    return module
 
 
 def _network(kind: _Pretrained, config: dict[str, Any], what: str) -> nn.Module:
@@ -131,6 +140,7 @@ def _preprocess(source: Source, what: str, width: int, height: int) -> Preproces
     from transformers import AutoImageProcessor
 
     folder = source.get(PREPROCESSOR, CONFIG)[0].parent
+    require_modest(read_object(folder / PREPROCESSOR), f"the {PREPROCESSOR} of {what}", _MAX_PIXELS)
     try:
         # The official demo's versions resized with Pillow too.
         return Preprocess(AutoImageProcessor.from_pretrained(folder, backend="pil"), width, height, what)
@@ -141,4 +151,4 @@ def _preprocess(source: Source, what: str, width: int, height: int) -> Preproces
 
 
 def _unusable(file: str, what: str, error: Exception) -> UserError:
-    return UserError(f"the {file} of {what} cannot be used: {' '.join(str(error).split())[:200]}")
+    return UserError(f"the {file} of {what} cannot be used: {one_line(error)}")
