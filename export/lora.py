@@ -29,6 +29,8 @@ _KEY = re.compile(
 # What PEFT puts before the names of a whole model's layers, and how those of CLIP's text encoder go on.
 _PEFT = "base_model.model."
 _TEXT_LAYERS = ("text_model.", "encoder.layers.")
+# Of alpha / rank and the weight together: trained ones are below 10.
+_MAX_SCALE = 1e6
 # Longer than any name of a layer.
 _MAX_KEY = 300
 
@@ -222,6 +224,8 @@ def _change(lora: Lora, name: str, layer: _Layer, target: nn.Module, adapter: Ad
         )
     check_finite({layer.keys["down"]: down, layer.keys["up"]: up}, what)
     scale = lora.weight * adapter.scale(name, len(down), layer.alpha, what)
+    if math.isfinite(scale) and abs(scale) > _MAX_SCALE:
+        raise UserError(f"{what} multiplies its change to {name} by {scale:g}: its alpha or its weight is too large")
     if not math.isfinite(scale):
         key = printable(layer.keys.get("alpha", f"the alpha of {name}"))
         raise UserError(f"{what} has NaN or Inf in {key}: it is damaged, get it again")

@@ -327,7 +327,9 @@ class Places:
             if self._named or "/" in model:
                 raise
             names = ", ".join((*EMBEDDED, *MODELS))
-            raise UserError(f"no model {model!r}: choose {names}, a local folder or file, or a hub repository") from e
+            raise UserError(
+                f"no model {printable(repr(model), 120)}: choose {names}, a local folder or file, or a hub repository"
+            ) from e
 
     def _other_vae(self) -> Source:
         """The VAE that replaces the model's: its own folder, that of a whole pipeline, or a file."""
