@@ -39,7 +39,7 @@ def bundle_folder(model: str, precision: str, width: int, height: int) -> Path:
 def model_name(model: str) -> str:
     """A name for a model: itself, or what is left of a path or hub id in a name, with digits that say the rest."""
     name = short_name(model)
-    return fitting(name, "" if name == model else source_identity(model))
+    return fitting(name, "" if name == unicodedata.normalize("NFC", model) else source_identity(model))
 
 
 def short_name(source: str | Path) -> str:
@@ -237,7 +237,9 @@ def _none(model: str, precision: str | None, size: tuple[int, int] | None, root:
     # Bundles are called after their model and what was put into it, which is no model to export.
     put_in = " (sd15-lcm is made with `--model sd15 --lora lcm`)" if model.startswith("sd15-") else ""
     command = printable(shlex.join(words), 500)
-    return UserError(f"no bundle of {printable(repr(model))} under {root}: make one with `{command} --cond …`{put_in}")
+    return UserError(
+        f"no bundle of {printable(repr(model))} under {root}: make one with `{command} --cond seg`{put_in}"
+    )
 
 
 def _in_names(character: str) -> bool:

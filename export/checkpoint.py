@@ -258,7 +258,8 @@ class Checkpoint:
 
         Raises: UserError
         """
-        from ..runtime.tokenizer import CLIP_LENGTH, Tokenizer
+        from ..runtime.tokenizer import Tokenizer
+        from ..runtime.tokenizer_files import CLIP_LENGTH
 
         tokenizer, what = self._plain_tokenizer(), f"the tokenizer {self.places.component('tokenizer').origin}"
         largest, rows = max(tokenizer.get_vocab().values(), default=0), self.setting("text_encoder", "vocab_size")

@@ -337,12 +337,6 @@ def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
     manifest.vocabulary = checkpoint.setting("text_encoder", "vocab_size")
     if checkpoint.places.embeddings:
         manifest.vocabulary = max(manifest.vocabulary, len(tokenizer))
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= manifest.vocabulary:
-        raise UserError(
-            f"the tokenizer of {checkpoint.name} has the id {highest}, but its text encoder knows "
-            f"{manifest.vocabulary} tokens: they are of different models"
-        )
     for embedding in checkpoint.embeddings():
         count = len(embedding.vectors)
         report(

@@ -1,7 +1,9 @@
 """The bundle folder: what counts as one, what is refused, and what a writer leaves behind."""
 
 import errno
+import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -10,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt import Pipeline, bundle
+import reliability_bundle
+from cnpp_trt import Pipeline, Request, bundle, verified
 from cnpp_trt.bundle import (
     FORMAT,
     Bundle,
@@ -24,6 +27,8 @@ from cnpp_trt.bundle import (
     write_bundle,
 )
 from cnpp_trt.errors import BundleError, UserError
+from cnpp_trt.export.recipe import Recipe
+from cnpp_trt.files import sha256_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,10 +49,18 @@ def make(folder: Path, **files: str) -> Bundle:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes what the manifest says, and its digest with it: what is refused then is what it says."""
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(signed(content))
+
+
+def signed(content: dict[str, Any]) -> str:
+    """The text of a manifest whose digest is right: SHA-256 of the JSON without it and the format, in shortest form."""
+    body = {key: value for key, value in content.items() if key not in ("format", "digest")}
+    text = json.dumps(body, separators=(",", ":"))
+    return json.dumps({**content, "digest": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def refused(folder: Path, *words: str) -> str:
@@ -65,24 +78,25 @@ def refused(folder: Path, *words: str) -> str:
 
 TENSORS = st.builds(
     TensorSpec,
-    st.text(min_size=1),
+    st.from_regex(r"[A-Za-z0-9_.]{1,12}", fullmatch=True),
     st.sampled_from(["float32", "uint8"]),
-    st.lists(st.one_of(st.integers(0, 4096), st.sampled_from(["batch", "images"]))).map(tuple),
+    st.lists(st.one_of(st.integers(1, 64), st.sampled_from(["batch", "images"])), max_size=4).map(tuple),
 )
 DIFFERENCES = st.floats(0, 1)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50)
 
 
 @given(
     st.dictionaries(st.from_regex(r"[a-z_]{1,9}\.onnx", fullmatch=True), st.lists(TENSORS).map(tuple)),
-    st.text(),
+    NAMES,
     DIFFERENCES,
 )
 def test_a_manifest_round_trips(tensors: dict[str, tuple[TensorSpec, ...]], model: str, difference: float) -> None:
     graphs = {
-        file: GraphSpec(file, inputs, inputs[::-1], difference, difference, "relative L2", 1e-5)
+        file.removesuffix(".onnx"): GraphSpec(file, inputs, inputs[::-1], difference, difference, "relative L2", 1e-5)
         for file, inputs in tensors.items()
     }
-    files = {file: {"size": 3, "sha256": "ab"} for file in tensors}
+    files = {file: {"size": 3, "sha256": "ab" * 32} for file in tensors}
     made = manifest(model=model, graphs=graphs, files=files, conditions={"seg": {}}, defaults={"guidance_scale": 2.0})
     assert Manifest.loads(made.dumps()) == made
 
@@ -96,19 +110,67 @@ def test_a_real_manifest_round_trips(tiny: Any) -> None:
 @pytest.mark.parametrize("outside", ["../secret", "/etc/passwd", "a/../../secret", ".."])
 def test_files_outside_the_bundle_are_refused(bundle_copy: Path, outside: str) -> None:
     (bundle_copy.parent / "secret").write_text("secret")
-    edit(bundle_copy, lambda m: m["files"].update({outside: {"size": 6, "sha256": "0"}}))
-    refused(bundle_copy, "file outside the bundle")
+    edit(bundle_copy, lambda m: m["files"].update({outside: {"size": 6, "sha256": "0" * 64}}))
+    refused(bundle_copy, "manifest.json cannot be read", "$.files")
 
 
 @pytest.mark.parametrize("outside", ["../secret.png", "/etc/passwd", "examples/not-listed.png"])
 def test_examples_outside_the_bundle_are_refused(bundle_copy: Path, outside: str) -> None:
     edit(bundle_copy, lambda m: m["conditions"].update(seg={"image": outside}))
-    refused(bundle_copy, "not listed in files", outside)
+    refused(bundle_copy, "not listed in files: examples/not-listed.png" if "not" in outside else "conditions")
 
 
-def test_graphs_whose_file_is_not_listed_are_refused(bundle_copy: Path) -> None:
-    edit(bundle_copy, lambda m: m["graphs"]["unet"].update(file="../unet.onnx"))
-    refused(bundle_copy, "not listed in files", "../unet.onnx")
+@pytest.mark.parametrize("file", ["../unet.onnx", "other.onnx"])
+def test_graphs_whose_file_is_not_listed_are_refused(bundle_copy: Path, file: str) -> None:
+    edit(bundle_copy, lambda m: m["graphs"]["unet"].update(file=file))
+    refused(bundle_copy, "graphs" if ".." in file else "not listed in files: other.onnx")
+
+
+@pytest.mark.parametrize("graph", ["../../x", "a/b", "UNet", "", "x" * 65, "u\x1b[2J"])
+def test_graph_names_that_would_leave_a_folder_are_refused(bundle_copy: Path, graph: str) -> None:
+    """Plans are kept in folders that are called after their graphs."""
+    edit(bundle_copy, lambda m: m["graphs"].update({graph: m["graphs"]["unet"]}))
+    assert "\x1b" not in refused(bundle_copy, "manifest.json cannot be read", "graphs")
+
+
+def test_a_changed_manifest_is_noticed(bundle_copy: Path) -> None:
+    """Everything that it says is under a digest, settings of the scheduler too."""
+    before = Bundle.open(bundle_copy).digest
+    path = bundle_copy / "manifest.json"
+    text = path.read_text()
+    assert '"beta_end": 0.012' in text
+    path.write_text(text.replace('"beta_end": 0.012', '"beta_end": 0.013'))
+    refused(bundle_copy, "it was changed since the export")
+    edit(bundle_copy, lambda m: None)  # who changes the digest too has made another bundle
+    assert Bundle.open(bundle_copy).digest != before
+
+
+def test_a_manifest_is_json(bundle_copy: Path) -> None:
+    """RFC 8259 has no numbers that are not finite, which Python's `json` writes and reads all the same."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads((bundle_copy / "manifest.json").read_text(), parse_constant=refuse)
+    with pytest.raises(ValueError):
+        manifest(scheduler_config={"lambda_min_clipped": -math.inf}).dumps()
+    path = bundle_copy / "manifest.json"
+    path.write_text(path.read_text().replace('"beta_end": 0.012', '"beta_end": -Infinity'))
+    refused(bundle_copy, "manifest.json cannot be read")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "fifo", "large"])
+def test_what_is_no_file_is_not_read_for_ever(bundle_copy: Path, path: str) -> None:
+    target = bundle_copy / "manifest.json"
+    target.unlink()
+    if path == "fifo":
+        os.mkfifo(target)
+    elif path == "large":
+        target.touch()
+        os.truncate(target, 1 << 32)  # sparse
+    else:
+        target.symlink_to(path)
+    refused(bundle_copy, "manifest.json cannot be read", "bytes" if path == "large" else "not a regular file")
 
 
 @pytest.mark.parametrize("found", [0, FORMAT + 1, "1", None, [FORMAT]])
@@ -124,7 +186,7 @@ def test_a_half_written_manifest(bundle_copy: Path, share: float) -> None:
     refused(bundle_copy, "manifest.json cannot be read", "export the bundle again")
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "{}", "[" * 100_000, "\udcff", '{"format": 3}'])
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "{}", "[" * 100_000, "\udcff", '{"format": 4}'])
 def test_a_manifest_that_is_none(bundle_copy: Path, text: str) -> None:
     (bundle_copy / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     refused(bundle_copy, "manifest.json cannot be read")
@@ -152,11 +214,15 @@ def test_a_damaged_manifest_is_opened_or_refused_in_one_line(tiny: Any, key: str
         for file in tiny.bundle.iterdir():
             if file.name != "manifest.json":
                 (folder / file.name).symlink_to(file)
-    (folder / "manifest.json").write_text(json.dumps(content))
+    try:
+        text = signed(content)
+    except (ValueError, TypeError):
+        text = json.dumps(content)
+    (folder / "manifest.json").write_text(text)
     try:
         Bundle.open(folder)
     except BundleError as error:
-        assert "\n" not in str(error)
+        assert str(error).isprintable()
 
 
 # ------------------------------------------------------------------------------------------------------- the files
@@ -195,6 +261,8 @@ def test_verify_names_the_file_with_a_flipped_byte(bundle_copy: Path, name: str)
     opened = Bundle.open(bundle_copy)  # which reads no content
     with pytest.raises(BundleError, match=f"is damaged: {name} changed since the export"):
         opened.verify()
+    with pytest.raises(BundleError, match=f"is damaged: {name} changed since the export"):
+        opened.file(name)
 
 
 def test_a_bundle_may_be_moved(tiny: Any, bundle_copy: Path) -> None:
@@ -301,23 +369,145 @@ def test_writers_of_one_bundle_wait_for_each_other(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the places
 
 
+SOURCES = (
+    "./模型.safetensors", "./夜景.safetensors", "owner/модель", "owner/模型", "/a/ink.safetensors",
+    "/b/ink.safetensors", "a/ink", "b/ink", "My Model", "My/Model", "My-Model", "é", "e",
+    "/a/b/" + "x" * 300, "/a/b/" + "x" * 299 + "y",
+)  # fmt: skip
+
+
 def test_names_of_models() -> None:
-    assert [model_name(m) for m in ("miniature", "/a/b/My Model/", "org/sd-v1.5", "..", "ü", "/")] == [
-        "miniature", "My-Model", "sd-v1.5", "model", "model", "model",
-    ]  # fmt: skip
+    """Short for people, different for what is different; every one is the name of a folder on every file system."""
+    assert model_name("miniature") == "miniature"
+    assert model_name("sd15-lcm") == "sd15-lcm"
+    names = {source: model_name(source) for source in SOURCES}
+    assert len(set(names.values())) == len(SOURCES)
+    for source, start in {
+        "./模型.safetensors": "模型-", "owner/модель": "модель-", "/a/ink.safetensors": "ink-", "My Model": "My-Model-"
+    }.items():  # fmt: skip
+        assert names[source].startswith(start)
+    for name in names.values():
+        assert len(bundle_folder(name, "fp32", 2048, 2048).name.encode()) < 200
+        assert not set(name) & set('/\\:*?"<>| ') and name.strip(".-") == name
+    assert model_name("e\u0301") == model_name("\u00e9")  # one letter, composed or not
 
 
 def test_finding_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the recipe in the manifest, never by what a folder is called alone."""
     monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"no bundle of 'm' under .*cnpp-trt export --model m --cond"):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no bundle of 'm' under .*cnpp-trt export --model m --cond seg"):
         find_bundle("m")
-    for precision, size in (("fp32", (64, 64)), ("fp16", (64, 96))):
-        bundle_folder("m", precision, *size).mkdir(parents=True)
-    bundle_folder("m-fp32", "fp32", 8, 8).mkdir()
-    with pytest.raises(UserError, match=r"several bundles of 'm': m-fp16-64x96, m-fp32-64x64; choose with --size"):
-        find_bundle("m")
-    assert find_bundle("m", "fp16").name == "m-fp16-64x96"
-    assert find_bundle("m", size=(64, 64)).name == "m-fp32-64x64"
-    assert find_bundle("some/where/m", "fp32", (64, 64)).name == "m-fp32-64x64"
+    for file in ("夜景.safetensors", "模型.safetensors"):
+        (tmp_path / file).touch()
+
+    def export(model: str, precision: str = "fp32", width: int = 64, **parts: Any) -> str:
+        recipe = Recipe(model, **parts)
+        made = manifest(model=recipe.name, precision=precision, width=width, recipe=recipe.recorded())
+        made.identity = recipe.identity
+        folder = bundle_folder(recipe.name, precision, width, 64)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(made.dumps())
+        return folder.name
+
+    mine = export("./模型.safetensors")
+    assert find_bundle("./模型.safetensors").name == mine
+    assert find_bundle(str(tmp_path / "模型.safetensors")).name == mine  # the same file
+    with pytest.raises(UserError, match=r"no bundle of '\./夜景\.safetensors'"):
+        find_bundle("./夜景.safetensors")
+    (tmp_path / "bundles" / mine).rename(tmp_path / "bundles" / "model-fp32-64x64")  # as earlier versions called it
+    with pytest.raises(UserError, match="no bundle of"):
+        find_bundle("./夜景.safetensors")
+
+    one, two = export("owner/m"), export("other/m")
+    assert (find_bundle("owner/m").name, find_bundle("other/m").name) == (one, two)
+    with_variant, with_net = export("owner/m", variant="fp16"), export("owner/m", controlnets={"seg": "sd15"})
+    assert len({one, two, with_variant, with_net}) == 4
+    assert find_bundle("owner/m").name == one  # the plain one
+    shutil.rmtree(tmp_path / "bundles" / one)
+    with pytest.raises(UserError, match=r"several bundles of 'owner/m': .*choose with --size, --precision or --bundle"):
+        find_bundle("owner/m")
+    shutil.rmtree(tmp_path / "bundles" / with_variant)
+    assert find_bundle("owner/m").name == with_net  # the only one of this model
+
+    export("sd15"), export("sd15", loras=["lcm"]), export("sd15", "fp16", 72)
+    assert find_bundle("sd15-lcm").name == "sd15-lcm-fp32-64x64"
+    with pytest.raises(UserError, match="several bundles of 'sd15': sd15-fp16-72x64, sd15-fp32-64x64"):
+        find_bundle("sd15")
+    assert find_bundle("sd15", "fp16").name == "sd15-fp16-72x64"
+    assert find_bundle("sd15", size=(64, 64)).name == "sd15-fp32-64x64"
+    assert find_bundle("sd15", preferred=("fp16", "fp32")).name == "sd15-fp16-72x64"
     with pytest.raises(UserError, match="--precision fp16 --size 64x64"):
-        find_bundle("m", "fp16", (64, 64))
+        find_bundle("sd15", "fp16", (64, 64))
+
+
+# ------------------------------------------------------------------------------------------------- what is read of it
+
+
+def test_links(bundle_copy: Path, tmp_path: Path) -> None:
+    """One that leads outside is refused; the bundle's folder may be one itself, and links inside of it are fine."""
+    (tmp_path / "link").symlink_to(bundle_copy)
+    Bundle.open(tmp_path / "link")
+    weights = bundle_copy / "unet.onnx.data"
+    weights.rename(bundle_copy / "moved")
+    weights.symlink_to("moved")
+    Bundle.open(bundle_copy)
+    shutil.move(bundle_copy / "moved", tmp_path / "outside")
+    weights.unlink()
+    weights.symlink_to(tmp_path / "outside")
+    refused(bundle_copy, "unet.onnx.data is a link that leads outside")
+    weights.unlink()
+    shutil.copy(tmp_path / "outside", weights)
+    (tmp_path / "tokenizer").mkdir()
+    for file in (bundle_copy / "tokenizer").iterdir():
+        shutil.move(file, tmp_path / "tokenizer" / file.name)
+    (bundle_copy / "tokenizer").rmdir()
+    (bundle_copy / "tokenizer").symlink_to(tmp_path / "tokenizer")
+    refused(bundle_copy, "is a link that leads outside")
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "unet.onnx.data"])
+def test_a_file_that_is_not_listed_is_not_read(bundle_copy: Path, name: str) -> None:
+    edit(bundle_copy, lambda m: m["files"].pop(name))
+    with pytest.raises(BundleError, match=f"does not list {name}"):
+        Pipeline.open(bundle_copy, threads=1)(Request("x", num_inference_steps=1))
+
+
+def test_what_was_hashed_is_remembered(bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is read again where anything of it changed: size, inode or a time. A damaged memo does not count.
+
+    Times that lie less than some seconds back are not trusted: a file system may tell two of them by one number.
+    """
+    monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path / "home"))
+    read: list[str] = []
+    monkeypatch.setattr(verified, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+    monkeypatch.setattr(verified, "_SETTLED_NS", 0)
+    name = "unet.onnx.data"
+
+    def look() -> list[str]:
+        read.clear()
+        Bundle.open(bundle_copy).file(name)
+        return read
+
+    assert look() == [name]
+    assert look() == []
+    status = (bundle_copy / name).stat()
+    os.utime(bundle_copy / name, ns=(status.st_atime_ns, status.st_mtime_ns))  # changes ctime alone
+    assert look() == [name]
+    assert look() == []
+    memo = next((tmp_path / "home" / "verified").iterdir())
+    for damage in (b"", b"[]", memo.read_bytes()[:-20], b"\xff" * 100):
+        memo.write_bytes(damage)
+        assert look() == [name]
+    memo.unlink()
+    memo.parent.rmdir()
+    memo.parent.write_text("no folder")  # nothing can be remembered
+    assert look() == [name]
+    assert look() == [name]
+
+
+def test_flipped_bits_draw_no_other_picture(tiny: Any, tmp_path: Path) -> None:
+    outcome = reliability_bundle.flip_bits(tiny.bundle, 30, tmp_path)
+    assert outcome.silent == 0
+    assert outcome.refused + outcome.same == 30
+    assert outcome.refused > 20
