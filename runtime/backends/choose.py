@@ -6,6 +6,8 @@ from pathlib import Path
 from ...bundle import Bundle
 from ...errors import BackendError, UserError
 from ...gpu import Gpu, find_gpu
+from ...install import found
+from ...messages import unknown_choice
 from .interface import Backend
 from .openvino import PRECISIONS as OPENVINO_PRECISIONS
 
@@ -24,13 +26,13 @@ def open_backend(
     """A backend by name, and in a few words why it was chosen.
 
     `auto` takes `tensorrt` where there is an NVIDIA GPU and a plan for every graph of the bundle, else
-    `onnxruntime-cuda` where that works, else `onnxruntime-cpu`. With a `vram_budget` it takes `tensorrt` or none: no
+    `onnxruntime-cuda` where that works, else `onnxruntime-cpu`, else `openvino`. With a `vram_budget` it takes `tensorrt` or none: no
     other backend can keep one.
 
     Raises: UserError for an argument that cannot be used, BackendError where the backend does not work here.
     """
     if name not in BACKENDS:
-        raise UserError(f"unknown backend {name!r}: choose from {', '.join(BACKENDS)}")
+        raise unknown_choice("backend", name, BACKENDS)
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise UserError(f"threads must be a whole number above 0, not {threads!r}")
     if openvino_precision is not None and (name != "openvino" or openvino_precision not in OPENVINO_PRECISIONS):
@@ -79,15 +81,17 @@ def open_backend(
         if not isinstance(gpu, Gpu):
             raise UserError(f"a vram budget is for a GPU: {gpu}: leave it out to draw on the CPU")
         return tensorrt(), f"on {gpu.name}"
-    if not isinstance(gpu, Gpu):
-        return onnxruntime_cpu(), gpu
-    reasons: list[str] = []
-    for candidate in ("tensorrt", "onnxruntime-cuda"):
+    reasons = [f"on {gpu.name}" if isinstance(gpu, Gpu) else gpu]
+    candidates = ["tensorrt", "onnxruntime-cuda"] if isinstance(gpu, Gpu) else []
+    for candidate in (*candidates, "onnxruntime-cpu"):
         try:
-            return makers[candidate](), "; ".join([f"on {gpu.name}", *reasons])
+            return makers[candidate](), "; ".join(reasons)
         except BackendError as e:
             reasons.append(f"not {candidate}: {e}")
-    return onnxruntime_cpu(), "; ".join(reasons)
+            # Whoever has no ONNX Runtime is told how to get it, unless the other backend for CPUs is there.
+            if candidate == "onnxruntime-cpu" and not found("openvino"):
+                raise
+    return openvino(), "; ".join(reasons)
 
 
 def preferred_precisions(backend: str) -> tuple[str, ...]:
