@@ -26,8 +26,8 @@ def open_backend(
     """A backend by name, and in a few words why it was chosen.
 
     `auto` takes `tensorrt` where there is an NVIDIA GPU and a plan for every graph of the bundle, else
-    `onnxruntime-cuda` where that works, else `onnxruntime-cpu`, else `openvino`. With a `vram_budget` it takes `tensorrt` or none: no
-    other backend can keep one.
+    `onnxruntime-cuda` where that works, else `onnxruntime-cpu`, else `openvino`. With a `vram_budget` it takes
+    `tensorrt` or none: no other backend can keep one.
 
     Raises: UserError for an argument that cannot be used, BackendError where the backend does not work here.
     """
