@@ -158,9 +158,8 @@ def from_config(target: str, config: Mapping[str, Any], **overrides: Any) -> Set
             raise _unusable(key, settings[key], sources[key], f"only {_choices(accepted)} is supported")
     train_steps, betas = settings["num_train_timesteps"], settings["trained_betas"]
     if betas is not None and len(betas) != train_steps:
-        raise _unusable(
-            "trained_betas", f"of length {len(betas)}", "", f"num_train_timesteps is {train_steps}", quoted=False
-        )
+        why = f"it has {len(betas)} numbers for num_train_timesteps {train_steps}"
+        raise _unusable("trained_betas", betas, "", why)
     return settings
 
 
@@ -190,8 +189,10 @@ def _converted(key: str, value: Any, kind: Any, source: str) -> Any:
         raise _unusable(key, value, source, str(e)) from None
 
 
-def _unusable(key: str, value: Any, source: str, why: str, *, quoted: bool = True) -> UserError:
-    shown = printable(repr(value) if quoted else value, 60)
+def _unusable(key: str, value: Any, source: str, why: str) -> UserError:
+    # A list may be of any length, and nested more deeply than `repr` goes.
+    brackets = {list: "[…]", dict: "{…}"}
+    shown = brackets[type(value)] if type(value) in brackets else printable(repr(value), 60)
     return UserError(f"{key} {shown} in the model's scheduler config{source} cannot be used: {why}; {REMEDY}")
 
 
