@@ -191,7 +191,7 @@ def _converted(key: str, value: Any, kind: Any, source: str) -> Any:
 
 def _unusable(key: str, value: Any, source: str, why: str) -> UserError:
     # A list may be of any length, and nested more deeply than `repr` goes.
-    brackets = {list: "[…]", dict: "{…}"}
+    brackets: dict[type, str] = {list: "[…]", dict: "{…}"}
     shown = brackets[type(value)] if type(value) in brackets else printable(repr(value), 60)
     return UserError(f"{key} {shown} in the model's scheduler config{source} cannot be used: {why}; {REMEDY}")
 
