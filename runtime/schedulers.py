@@ -261,7 +261,10 @@ def _dpmpp_2m(settings: Settings, n: int, begin: int) -> SamplerTable:
 def _unipc(settings: Settings, n: int, begin: int) -> SamplerTable:
     order = settings["solver_order"]
     if n - begin > 1 and order > 1 and not settings["lower_order_final"] and settings["final_sigmas_type"] == "zero":
-        raise UserError("unipc cannot end at sigma 0 with lower_order_final false: set final_sigmas_type 'sigma_min'")
+        raise UserError(
+            "unipc cannot end at sigma 0 with lower_order_final false in the model's scheduler config: take another "
+            "scheduler, or set final_sigmas_type 'sigma_min' in the checkpoint and export it again"
+        )
     timesteps, sigmas = multistep_schedule(settings, n, unipc=True)
     alpha, sigma, lam = _alpha_sigma_lambda(sigmas)
     orders = {k: min(order, k - begin + 1, n - k if settings["lower_order_final"] else order) for k in range(begin, n)}
