@@ -55,7 +55,8 @@ class SamplerTable:
             schedule, where it is not quite 0 and init_noise_sigma).
         input_scale: the first model input is input_scale · x; those of later steps come out of the matrices.
         uses_noise: [N], whether the step adds fresh noise. Draw it only where it does: a draw advances the generator.
-        x0_limit: what the prediction of x0 is clamped to, in both directions; the largest float32 where nothing is.
+        x0_limit: what the prediction of x0 is clamped to, in both directions; the largest float32 in a table that does not
+            clip.
     """
 
     timesteps: npt.NDArray[np.float32]
@@ -114,7 +115,7 @@ def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: 
 
 def _is_finite(table: SamplerTable, begin: int) -> bool:
     """Whether all that a run reads of a table is, in the float32 that it is read in."""
-    # Noise alone is never entered late: then init_noise_sigma is read by nobody.
+    # init_noise_sigma is read only where the first x is noise alone, which begins at step 0.
     levels = [table.input_scale, *table.add_noise, *([] if begin else [table.init_noise_sigma])]
     return all(
         np.isfinite(np.asarray(numbers, np.float32)).all() for numbers in (table.coefficients, table.timesteps, levels)

@@ -302,7 +302,7 @@ BROKEN = {"beta_start": 0.01, "beta_end": 0.2, "num_train_timesteps": 1100, "res
 @pytest.mark.parametrize("timestep_spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_betas_that_leave_no_signal_before_the_end(name, timestep_spacing, prediction_type):
-    """Their rescaled product ends in NaN. What diffusers runs there is run, what comes to nothing there is refused."""
+    """Their rescaled product ends in NaN. What diffusers runs is run, what is NaN there is refused."""
     config = BROKEN | {"timestep_spacing": timestep_spacing, "prediction_type": prediction_type, "clip_sample": False}
     ran = 0
     with ieee_roots(), warnings.catch_warnings():
