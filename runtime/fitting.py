@@ -48,7 +48,7 @@ def fit(
     return resize(pixels, width, height, resample)
 
 
-def squeezed(what: str, pixels: Pixels, width: int, height: int) -> str | None:
+def aspect_note(what: str, pixels: Pixels, width: int, height: int) -> str | None:
     """A note where stretching `pixels` to this size changes its proportions by more than a few percent."""
     before, after = pixels.shape[1] / pixels.shape[0], width / height
     ratio = before / after

@@ -31,7 +31,7 @@ class _Shares:
         return 1 - self.dark - self.white
 
 
-def doubt(condition: str, file: ImageFile, *, ade20k: bool = True, extractable: bool = True) -> str | None:
+def control_image_note(condition: str, file: ImageFile, *, ade20k: bool = True, extractable: bool = True) -> str | None:
     """A note where the file does not look like a control image of the condition; None where it does.
 
     Args:
@@ -42,7 +42,7 @@ def doubt(condition: str, file: ImageFile, *, ade20k: bool = True, extractable: 
     pixels = file.pixels[::step, ::step]
     photo = f"is it a photo? {_what_to_do(condition, extractable)}"
     if condition == "seg":
-        return _doubt_label_map(file, pixels, photo) if ade20k else None
+        return _label_map_note(file, pixels, photo) if ade20k else None
     found, title = _shares(pixels), CONDITIONS[condition].title
     if found.colorful > 0.02:
         return f"{file.path} is in color, a control image of {title} is gray: {photo}"
@@ -59,7 +59,7 @@ def doubt(condition: str, file: ImageFile, *, ade20k: bool = True, extractable: 
     return f"{file.path} shows no white lines on black, as {title} do: {photo}" if no_lines[condition] else None
 
 
-def _doubt_label_map(file: ImageFile, pixels: Pixels, photo: str) -> str | None:
+def _label_map_note(file: ImageFile, pixels: Pixels, photo: str) -> str | None:
     distance = palette_distance(pixels)
     exact, near = float((distance == 0).mean()), float((distance <= _NEAR).mean())
     if near < 0.75:

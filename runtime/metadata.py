@@ -131,7 +131,7 @@ class PictureRecord(Record):
             raise ValueError(f"image_index must be below {self.request.num_images_per_prompt} (the number of images)")
 
 
-def record_request(
+def request_record(
     request: Request, seed: int, control_images: Collection[NDArray[np.uint8]], init_image: NDArray[np.uint8] | None
 ) -> RequestRecord:
     """A request as it was drawn.
@@ -156,8 +156,8 @@ def record_request(
     return RequestRecord(**{**fields, "seed": seed, "controls": controls, "init_image": first})
 
 
-def recorded_request(record: PictureRecord) -> Request:
-    """The request of a record: `record_request`'s inverse.
+def request_from_record(record: PictureRecord) -> Request:
+    """The request of a record: `request_record`'s inverse.
 
     Raises:
         UserError: an image is damaged or not of the bundle's size, or the request is none that can be drawn.

@@ -11,7 +11,7 @@ from ..bundle import Bundle, bundle_folder
 from ..errors import UserError
 from ..messages import printable
 from .images import read_image
-from .metadata import BundleRecord, read_record, recorded_request
+from .metadata import BundleRecord, read_record, request_from_record
 from .pipeline import OnProgress, Pipeline
 from .run import Drawn, draw
 
@@ -57,7 +57,7 @@ def repeat(
             raise UserError(
                 f"{name} was drawn at {made_with.width}x{made_with.height}, {what} has {width}x{height} pixels"
             )
-    request = recorded_request(record)
+    request = request_from_record(record)
     pipeline = Pipeline.open(
         opened, backend, threads, openvino_precision=openvino_precision, plans=plans, vram_budget=vram_budget
     )

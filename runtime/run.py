@@ -20,14 +20,14 @@ from ..schema import convert
 from . import metadata
 from .consistency import Score, graded, score
 from .extraction import can_extract
-from .fitting import ResizeMode, fit, squeezed
-from .hints import doubt
+from .fitting import ResizeMode, aspect_note, fit
+from .hints import control_image_note
 from .images import Pixels, read_image, save_png
 from .init_image import fit_init_image
 from .metadata import BundleRecord, PictureRecord
 from .pipeline import OnProgress, Pipeline, Result
 from .request import Control, Request
-from .saving import Saved, kept, save_pictures
+from .saving import Saved, kept_note, save_pictures
 from .schedulers import DEFAULT_SCHEDULER
 from .sheet import SheetControl, draw_sheet
 
@@ -50,7 +50,7 @@ class ControlOption:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class UserRequest:
     """What a user asked for.
 
     Attributes:
@@ -119,7 +119,7 @@ def make_request(
     guidance_scale: float | None = None,
     scheduler: str | None = None,
     **fields: Any,
-) -> Asked:
+) -> UserRequest:
     """A request from a user's options; what was not said comes from the bundle's example and defaults.
 
     Args:
@@ -163,7 +163,7 @@ def make_request(
     )
     if prompt is None and not request.prompt:
         notes.append("the prompt is empty: say what to draw with --prompt")
-    return Asked(request, tuple(dict.fromkeys(notes)), tuple(photos))
+    return UserRequest(request, tuple(dict.fromkeys(notes)), tuple(photos))
 
 
 def draw(
@@ -194,16 +194,16 @@ def draw(
         texts = [metadata.pack(record) for record in records]
     except Exception as e:
         bare = save_pictures(out, list(result.images), [{}] * len(result.images))
-        raise CnppError(f"the pictures' metadata could not be made ({one_line(e)}); {kept(bare.images)}") from e
+        raise CnppError(f"the pictures' metadata could not be made ({one_line(e)}); {kept_note(bare.images)}") from e
     saved = save_pictures(out, list(result.images), texts)
     written = perf_counter()
     try:
         sheet, scores = _sheet(pipeline, request, result, photos, saved)
     except KeyboardInterrupt:
-        report(f"before the sheet was made: {kept(saved.images)}")
+        report(f"before the sheet was made: {kept_note(saved.images)}")
         raise
     except Exception as e:
-        raise CnppError(f"the sheet could not be made ({one_line(e)}); {kept(saved.images)}") from e
+        raise CnppError(f"the sheet could not be made ({one_line(e)}); {kept_note(saved.images)}") from e
     timings = {**result.timings, "write": written - start, "sheet": perf_counter() - written}
     timings["total"] += timings["write"] + timings["sheet"]
     record = records[0]
@@ -228,7 +228,7 @@ def _fitted(pixels: Pixels, path: Path, size: tuple[int, int], mode: ResizeMode,
     """A photo at the bundle's size, or as it is where it is stretched: extractor and encoder do that themselves."""
     if mode != "stretch":
         return fit(pixels, *size, mode, "lanczos", fill="edge")
-    if note := squeezed(str(path), pixels, *size):
+    if note := aspect_note(str(path), pixels, *size):
         notes.append(note)
     return pixels
 
@@ -239,11 +239,11 @@ def _control_image(bundle: Bundle, option: ControlOption, mode: ResizeMode, note
     # What is transparent in a control image is "nothing here": black.
     file = read_image(option.image)
     ade20k = "palette" not in manifest.conditions[condition]
-    if found := doubt(condition, file, ade20k=ade20k, extractable=can_extract(bundle, condition)):
+    if found := control_image_note(condition, file, ade20k=ade20k, extractable=can_extract(bundle, condition)):
         notes.append(found)
     size = (manifest.width, manifest.height)
     if mode == "stretch":
-        if note := squeezed(str(file.path), file.pixels, *size):
+        if note := aspect_note(str(file.path), file.pixels, *size):
             notes.append(note)
         return file.pixels
     return fit(file.pixels, *size, mode, CONDITIONS[condition].resample)
@@ -301,7 +301,7 @@ def _records(pipeline: Pipeline, request: Request, result: Result) -> list[Pictu
     m = pipeline.bundle.manifest
     # As they were used: a photo may be larger than a record.
     init_image = None if request.init_image is None else fit_init_image(pipeline.bundle, request.init_image, [])
-    drawn = metadata.record_request(request, result.seed, result.controls, init_image)
+    drawn = metadata.request_record(request, result.seed, result.controls, init_image)
     fields = {"model": m.model, "digest": pipeline.bundle.digest, "precision": m.precision}
     bundle = convert({**fields, "width": m.width, "height": m.height}, BundleRecord)
     versions = {"python": platform.python_version(), **installed(_RUNTIME_PACKAGES)}

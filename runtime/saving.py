@@ -34,7 +34,7 @@ def save_pictures(out: Path, pictures: Sequence[Pixels], texts: Sequence[Mapping
     Raises: CnppError naming what was kept, where a picture can be written to neither.
     """
     folder: Path | None = None
-    refuge: Path | None = None
+    fallback: Path | None = None
     paths: list[Path] = []
     notes: list[str] = []
     lost: list[str] = []
@@ -50,20 +50,20 @@ def save_pictures(out: Path, pictures: Sequence[Pixels], texts: Sequence[Mapping
         except CnppError as e:
             reason = e
         try:
-            refuge = refuge or Path(tempfile.mkdtemp(prefix="cnpp-trt-"))
-            save_png(refuge / name, pixels, text)
-            paths.append(refuge / name)
-            notes.append(f"{one_line(reason)}: it is in {refuge / name}")
+            fallback = fallback or Path(tempfile.mkdtemp(prefix="cnpp-trt-"))
+            save_png(fallback / name, pixels, text)
+            paths.append(fallback / name)
+            notes.append(f"{one_line(reason)}: it is in {fallback / name}")
         except (CnppError, OSError) as e:
             lost.append(f"{one_line(reason)}, nor elsewhere ({one_line(e)})")
     if lost:
-        raise CnppError(f"{lost[0]}; {kept(paths)}")
+        raise CnppError(f"{lost[0]}; {kept_note(paths)}")
     if folder is not None and folder not in {path.parent for path in paths}:
         with suppress(OSError):
             folder.rmdir()
     return Saved(paths[0].parent, tuple(paths), tuple(notes))
 
 
-def kept(images: Sequence[Path]) -> str:
+def kept_note(images: Sequence[Path]) -> str:
     """What an error says of the pictures that there are already."""
     return f"kept: {', '.join(printable(path) for path in images)}" if images else "no image was kept"

@@ -15,7 +15,7 @@ import numpy as np
 from cnpp_trt import __version__
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.images import encode_png
-from cnpp_trt.runtime.metadata import read_record, recorded_request
+from cnpp_trt.runtime.metadata import read_record, request_from_record
 
 SECONDS = 10  # for one picture, on a busy machine
 
@@ -150,7 +150,7 @@ def fuzz_metadata(folder: Path, count: int, seed: int = 0) -> Counter[str]:
         path.write_bytes(_picture(rng))
         start = time.perf_counter()
         try:
-            recorded_request(read_record(path))
+            request_from_record(read_record(path))
         except UserError as e:
             counts["refused"] += 1
             message = str(e)

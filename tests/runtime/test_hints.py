@@ -9,7 +9,7 @@ import pytest
 import skimage
 from cnpp_trt.conditions import CONDITIONS
 from cnpp_trt.export.recipe import MINIATURE
-from cnpp_trt.runtime.hints import doubt
+from cnpp_trt.runtime.hints import control_image_note
 from cnpp_trt.runtime.images import ImageFile, read_image
 from cnpp_trt.runtime.palette import palette_distance
 from PIL import Image
@@ -31,30 +31,30 @@ def encoded(path: Path, picture: Image.Image, kind: str, **options: Any) -> Imag
 @pytest.mark.parametrize("photo", [p for p in COLOR if (PHOTOS / p).is_file()])
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_photo_is_noticed(photo: str, condition: str) -> None:
-    found = doubt(condition, read_image(PHOTOS / photo))
+    found = control_image_note(condition, read_image(PHOTOS / photo))
     assert found and "--extract" in found and photo in found
-    assert "--extract" not in str(doubt(condition, read_image(PHOTOS / photo), extractable=False))
+    assert "--extract" not in str(control_image_note(condition, read_image(PHOTOS / photo), extractable=False))
 
 
 @pytest.mark.parametrize("photo", [p for p in GRAY if (PHOTOS / p).is_file()])
 @pytest.mark.parametrize("condition", ["seg", "canny", "lineart", "hed"])
 def test_a_gray_photo_is_noticed_where_that_can_be(photo: str, condition: str) -> None:
-    assert "--extract" in str(doubt(condition, read_image(PHOTOS / photo)))
+    assert "--extract" in str(control_image_note(condition, read_image(PHOTOS / photo)))
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_the_miniatures_control_images_are_not(condition: str, tmp_path: Path) -> None:
     example = MINIATURE / "examples" / f"{condition}.png"
-    assert doubt(condition, read_image(example)) is None
+    assert control_image_note(condition, read_image(example)) is None
     from cnpp_trt.miniature.data import Conditions, make_scenes
 
     scenes = make_scenes(range(1_000_000, 1_000_020))
     for image in (Conditions()(condition, scenes, slice(None)) * 255).round().byte().permute(0, 2, 3, 1).numpy():
-        assert doubt(condition, as_file(image)) is None
+        assert control_image_note(condition, as_file(image)) is None
     if condition != "seg":  # compression and resampling change no gray picture's kind
         with Image.open(example) as picture:
             big = picture.convert("RGB").resize((400, 300), Image.Resampling.LANCZOS)
-        assert doubt(condition, encoded(tmp_path / "x.jpg", big, "JPEG", quality=60)) is None
+        assert control_image_note(condition, encoded(tmp_path / "x.jpg", big, "JPEG", quality=60)) is None
 
 
 @pytest.mark.parametrize("condition", ["canny", "seg", "depth"])
@@ -69,20 +69,20 @@ def test_what_is_extracted_from_photos_is_not(miniature: Any, condition: str, ph
         from cnpp_trt.runtime.canny import canny
 
         extracted = np.repeat(canny(read_image(PHOTOS / photo).pixels)[..., None], 3, 2)
-    assert doubt(condition, as_file(extracted)) is None
+    assert control_image_note(condition, as_file(extracted)) is None
 
 
 def test_a_true_depth_map_is_not() -> None:
     disparity = next(iter(np.load(PHOTOS / "motorcycle_disp.npz").values()))
     depth = np.nan_to_num(disparity, posinf=0)
     gray = (depth / depth.max() * 255).astype(np.uint8)
-    assert doubt("depth", as_file(np.repeat(gray[..., None], 3, 2))) is None
+    assert control_image_note("depth", as_file(np.repeat(gray[..., None], 3, 2))) is None
 
 
 @pytest.mark.parametrize("condition", ["canny", "lineart", "hed"])
 def test_lines_the_other_way_round(condition: str) -> None:
     inverted = 255 - read_image(MINIATURE / "examples" / f"{condition}.png").pixels
-    assert "invert it" in str(doubt(condition, as_file(inverted)))
+    assert "invert it" in str(control_image_note(condition, as_file(inverted)))
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_lines_the_other_way_round(condition: str) -> None:
 )
 def test_a_compressed_label_map_is_told_from_a_photo(tmp_path: Path, kind: str, options: dict[str, int]) -> None:
     with Image.open(MINIATURE / "examples" / "seg.png") as picture:
-        found = doubt("seg", encoded(tmp_path / "map", picture.convert("RGB"), kind, **options))
+        found = control_image_note("seg", encoded(tmp_path / "map", picture.convert("RGB"), kind, **options))
         blended = picture.convert("RGB").resize((200, 200), Image.Resampling.LANCZOS)
     assert found and f"is a {kind}: its compression" in found and "PNG" in found and "--extract" not in found
-    assert "nearest" in str(doubt("seg", as_file(np.asarray(blended))))
+    assert "nearest" in str(control_image_note("seg", as_file(np.asarray(blended))))
     # A JPEG photo is a photo first.
     coffee = Image.open(PHOTOS / "coffee.png").convert("RGB")
-    found = doubt("seg", encoded(tmp_path / "photo", coffee, kind, **options))
+    found = control_image_note("seg", encoded(tmp_path / "photo", coffee, kind, **options))
     assert found and "--extract" in found and "compression" not in found
 
 
 def test_another_palette_is_not_judged() -> None:
-    assert doubt("seg", as_file(np.full((32, 32, 3), 201, np.uint8)), ade20k=False) is None
+    assert control_image_note("seg", as_file(np.full((32, 32, 3), 201, np.uint8)), ade20k=False) is None
 
 
 def test_distance_to_the_palette() -> None:
@@ -121,4 +121,4 @@ def test_formats_are_known_from_the_bytes(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), (120, 120, 120)).save(buffer, "WEBP", lossless=True)
     (tmp_path / "x.webp").write_bytes(buffer.getvalue())
-    assert doubt("seg", read_image(tmp_path / "x.webp")) is None
+    assert control_image_note("seg", read_image(tmp_path / "x.webp")) is None

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cnpp_trt.errors import CnppError, UserError
 from cnpp_trt.runtime import images
-from cnpp_trt.runtime.fitting import fit, squeezed
+from cnpp_trt.runtime.fitting import aspect_note, fit
 from cnpp_trt.runtime.images import ImageFile, new_folder, read_image, resize, save_png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -421,7 +421,7 @@ def test_padding_a_photo_repeats_its_edge(shape: tuple[int, ...]) -> None:
 
 
 def test_what_is_squeezed_is_said() -> None:
-    assert squeezed("x.png", random(64, 64, 3), 512, 512) is None
-    assert squeezed("x.png", random(512, 520, 3), 512, 512) is None  # 1.6 %
-    assert "2.00 times narrower; --resize-mode crop or pad" in str(squeezed("x.png", random(64, 128, 3), 512, 512))
-    assert "2.00 times flatter" in str(squeezed("x.png", random(64, 64, 3), 512, 256))
+    assert aspect_note("x.png", random(64, 64, 3), 512, 512) is None
+    assert aspect_note("x.png", random(512, 520, 3), 512, 512) is None  # 1.6 %
+    assert "2.00 times narrower; --resize-mode crop or pad" in str(aspect_note("x.png", random(64, 128, 3), 512, 512))
+    assert "2.00 times flatter" in str(aspect_note("x.png", random(64, 64, 3), 512, 256))

@@ -24,8 +24,8 @@ from cnpp_trt.runtime.metadata import (
     parse_record,
     pixels_sha256,
     read_record,
-    record_request,
-    recorded_request,
+    request_from_record,
+    request_record,
 )
 from cnpp_trt.runtime.request import Control, Request
 from cnpp_trt.schema import convert, to_json
@@ -343,8 +343,8 @@ def test_a_request_round_trips() -> None:
     )
     other = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     source = {**record(), "image_index": 1}
-    source["request"] = json.loads(to_json(record_request(request, 9, [CONDITION], other)))
-    back = recorded_request(typed(source))
+    source["request"] = json.loads(to_json(request_record(request, 9, [CONDITION], other)))
+    back = request_from_record(typed(source))
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "num_images_per_prompt")
     for name in (*same, "strength", "clip_skip", "long_prompt"):
         assert getattr(back, name) == getattr(request, name), name
