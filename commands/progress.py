@@ -15,23 +15,16 @@ def drawing() -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *times, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("loading", total=None)
 
         def step(done: int, total: int) -> None:
             # After the last step the decoder runs, which on a CPU takes as long as some steps do.
-            progress.update(task, description="decoding" if done == total else "drawing", completed=done, total=total)
+            what = "decoding" if done == total else "drawing"
+            progress.update(task, description=f"{what} {done}/{total}", completed=done, total=total)
 
         yield step

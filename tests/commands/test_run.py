@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -208,8 +209,11 @@ def test_one_line_says_what_was_drawn(command: Any, run: list[Any], tmp_path: Pa
     assert "seed 7 ·" not in command(*run, "--json").err
 
 
-def on_a_terminal(*arguments: Any, interrupt_at: str = "") -> tuple[int, str, str]:
-    """The command with stderr on a pseudo-terminal: its status, stdout, and all that the terminal got."""
+def on_a_terminal(*arguments: Any, interrupt_at: bytes = b"") -> tuple[int, str, str]:
+    """The command with stderr on a pseudo-terminal: its status, stdout, and all that the terminal got.
+
+    Args: interrupt_at: what must be on the terminal when it is interrupted, once.
+    """
     ours, theirs = pty.openpty()
     script = Path(sys.executable).parent / "cnpp-trt"
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
@@ -227,6 +231,9 @@ def on_a_terminal(*arguments: Any, interrupt_at: str = "") -> tuple[int, str, st
             if not part:
                 break
             seen += part
+            if interrupt_at and interrupt_at in seen:
+                process.send_signal(signal.SIGINT)
+                interrupt_at = b""
         elif process.poll() is not None:
             break
     out = process.communicate(timeout=60)[0]
@@ -245,6 +252,11 @@ def test_a_bar_on_a_terminal_and_only_there(run: list[Any], script: Any) -> None
     assert "/300" not in out and out.splitlines()[0].endswith("image-0.png")
     piped = script(*run)
     assert "/300" not in piped.stderr and "\x1b" not in piped.stderr
+    run[run.index("--steps") + 1] = 900
+    status, out, seen = on_a_terminal(*run, interrupt_at=b"drawing")
+    assert (status, out) == (130, ""), seen
+    assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")  # the cursor is shown again
+    assert "interrupted" in seen.splitlines()[-1]
 
 
 def test_the_hook_for_the_bar_is_told_each_step_and_changes_nothing(tiny: Any, control_image: Any) -> None:
