@@ -14,8 +14,9 @@ import re
 import struct
 import zlib
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +25,7 @@ from ..conditions import CONDITIONS
 from ..engines.flavor import MODULES as TENSORRT_FLAVORS
 from ..errors import UserError
 from ..messages import printable, unknown_choice
-from ..schema import Meta, Record, SchemaError, convert, to_json
+from ..schema import Meta, Record, SchemaError, decode, to_json
 from .backends.choose import BACKENDS
 from .backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
 from .images import MAX_PIXELS, decode_image, encode_png, read_bytes
@@ -277,21 +278,22 @@ def read_record(path: str | os.PathLike[str]) -> PictureRecord:
 def parse_record(text: bytes | str, name: str) -> PictureRecord:
     """A record from its JSON; `name` is what messages call its file. See `read_record`."""
     try:
-        # Python's reader, because it keeps the halves of surrogate pairs that undecodable arguments leave in prompts.
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise UserError(f"the {CHUNK} chunk of {name} is damaged (not JSON); the picture cannot be repeated") from None
-    try:
         # Before the rest: a newer version may have another schema.
-        version = _release(content)
-        if version > _release({"version": __version__}):
+        version = decode(text, _Version).version
+        if _release(version) > _release(__version__):
             raise UserError(
-                f"{name} was written by cnpp-trt {printable(content['version'], 40)}, newer than this {__version__}; "
+                f"{name} was written by cnpp-trt {printable(version, 40)}, newer than this {__version__}; "
                 "update cnpp-trt"
             )
-        return convert(content, PictureRecord)
+        return decode(text, PictureRecord)
     except SchemaError as error:
         raise UserError(f"the {CHUNK} chunk of {name} is damaged: {error}; the picture cannot be repeated") from None
+
+
+class _Version(msgspec.Struct):
+    """The one key that records of every version have."""
+
+    version: str
 
 
 def _require_one_of(what: str, word: str, choices: Collection[str]) -> None:
@@ -299,16 +301,11 @@ def _require_one_of(what: str, word: str, choices: Collection[str]) -> None:
         raise unknown_choice(what, word, choices)
 
 
-def _refuse_constant(constant: str) -> float:
-    raise ValueError(constant)
-
-
-def _release(record: Any) -> tuple[int, int]:
-    """Major and minor of a record's version."""
-    version = record.get("version") if isinstance(record, dict) else None
-    found = re.match(r"(\d{1,5})\.(\d{1,5})(?=\.|\Z)", version, re.ASCII) if isinstance(version, str) else None
+def _release(version: str) -> tuple[int, int]:
+    """Major and minor number of a version."""
+    found = re.match(r"(\d{1,5})\.(\d{1,5})(?=\.|\Z)", version, re.ASCII)
     if not found:
-        raise SchemaError("it has no version")
+        raise SchemaError(f"version {printable(repr(version), 40)} is not a version")
     return int(found[1]), int(found[2])
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def test_any_record_round_trips_through_its_chunk(prompt: str, seed: int, guidan
 
 
 def test_record_round_trips_through_a_file(tmp_path: Path) -> None:
-    source = record(prompt="Zoë and 猫, \ud800 \0 and\nmore")
+    source = record(prompt="Zoë and 猫, \0 and\nmore")
     save_png(tmp_path / "x.png", PIXELS, pack(typed(source)))
     back = read_record(tmp_path / "x.png")
     assert back == typed(source)
@@ -201,6 +202,18 @@ def test_damaged_json(tmp_path: Path, text: str) -> None:
     refused(insert(tmp_path / "x.png", chunk(b"tEXt", b"cnpp_trt\0" + body)), "damaged")
 
 
+def test_what_a_record_does_not_have_takes_no_memory() -> None:
+    """64 MiB of empty objects would be 1.4 GB of dictionaries."""
+    junk = "[" + "{}," * (20 << 20) + "{}]"
+    tracemalloc.start()
+    try:
+        for key in ("more", "request", "versions"):
+            assert "damaged" in complaint({**record(), key: None}, json.dumps(key) + ": null", f'"{key}": {junk}')
+        assert tracemalloc.get_traced_memory()[1] < 400 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_compressed_chunks(tmp_path: Path) -> None:
     packed = zlib.compress(json.dumps(record()).encode())
     assert read_record(insert(tmp_path / "z.png", chunk(b"zTXt", b"cnpp_trt\0\0" + packed))) == typed(record())
@@ -241,7 +254,7 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("request", "num_images_per_prompt"), 0),
     (("request", "num_images_per_prompt"), 17),
     (("request", "controls"), {}),
-    (("request", "controls"), [{}] * 17),
+    (("request", "controls"), record()["request"]["controls"] * 17),
     (("request", "controls", 0), "seg"),
     (("request", "controls", 0, "condition"), None),
     (("request", "controls", 0, "control_guidance_start"), -0.1),
@@ -284,9 +297,10 @@ def damaged(path: tuple[Any, ...], value: Any) -> tuple[dict[str, Any], Any]:
     return changed, inner
 
 
-def complaint(source: Any) -> str:
+def complaint(source: Any, old: str = "", new: str = "") -> str:
+    """What is said of a record, or of its JSON with `new` in place of `old`."""
     with pytest.raises(UserError) as caught:
-        parse_record(json.dumps(source), "x")
+        parse_record(json.dumps(source).replace(old, new), "x")
     message = str(caught.value)
     assert message.isprintable() and len(message) < 400
     return message
