@@ -30,7 +30,7 @@ STEPPED := $(if $(STEPS),--steps $(STEPS))
 MEASURED := $(addprefix --cond ,$(if $(filter file,$(origin COND)),all,$(COND)))
 TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 
-.PHONY: run bundle test test-gpu lint engines bench parity consistency report clean help
+.PHONY: run bundle test fuzz reliability test-gpu lint engines bench parity consistency report clean help
 
 run: bundle  ## export the bundle where it is missing, then draw MODEL's example of each COND
 	@conditions="$(COND)"; \
@@ -46,6 +46,12 @@ bundle: $(VENV)/run.stamp  ## export MODEL with each COND (and SIZE) into artifa
 
 test: $(VENV)/test.stamp  ## every test that needs no GPU
 	@$(BIN)/python -m pytest
+
+fuzz: $(VENV)/test.stamp  ## ten times as many fuzzed inputs as `make test`, from another seed
+	@CNPP_TRT_FUZZ=10 CNPP_TRT_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest tests/fuzz
+
+reliability: $(VENV)/test.stamp  ## fuzz, flip bits, kill, signal; writes docs/reliability.md (FLAGS="--only fuzz")
+	@PYTHONPATH=tests $(BIN)/python -m reliability $(FLAGS)
 
 test-gpu: $(VENV)/test.stamp  ## tests on an NVIDIA GPU; without one they skip and say so
 	@$(BIN)/python -m pytest tests/gpu -rs

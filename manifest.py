@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from .schema import Meta, SchemaError, builtins, convert, decode, require_known_keys
+from .schema import Meta, SchemaError, builtins, convert_closed, decode
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -220,8 +220,7 @@ class Manifest:
 
     @classmethod
     def _checked(cls, content: dict[str, Any]) -> "Manifest":
-        manifest = convert(content, cls)
-        require_known_keys(content, builtins(manifest))
+        manifest = convert_closed(content, cls)
         # What the manifest points at must be listed too: nothing else is ever read.
         examples = {c["image"] for c in manifest.conditions.values() if "image" in c}
         missing = ({g.file for g in manifest.graphs.values()} | examples) - manifest.files.keys()

@@ -61,22 +61,25 @@ def builtins(record: Any) -> Any:
     return msgspec.to_builtins(record)
 
 
-def require_known_keys(given: Any, kept: Any, at: str = "$") -> None:
-    """Closes records that are no `Record`, dataclasses and TypedDicts: msgspec drops keys that they have not.
+def convert_closed(value: Any, kind: type[T]) -> T:
+    """`convert` for what is made of TypedDicts and dataclasses, of which msgspec drops the keys that they do not have.
 
-    Args:
-        given: the JSON that a record was made from.
-        kept: that record's `builtins`.
-    Raises: SchemaError naming a key that was dropped.
+    Raises: SchemaError, also for an unknown key.
     """
+    record = convert(value, kind)
+    _require_known(value, builtins(record), "$")
+    return record
+
+
+def _require_known(given: Any, known: Any, where: str) -> None:
     if isinstance(given, dict):
         for key, value in given.items():
-            if key not in kept:
-                raise SchemaError(f"it has a key that is not known, {printable(repr(key), 80)} at {at}")
-            require_known_keys(value, kept[key], f"{at}.{printable(key, 40)}")
+            if key not in known:
+                raise SchemaError(f"Object contains unknown field `{printable(key, 40)}` - at `{where}`")
+            _require_known(value, known[key], f"{where}.{printable(key, 40)}")
     elif isinstance(given, list | tuple):
-        for i, (value, counterpart) in enumerate(zip(given, kept, strict=True)):
-            require_known_keys(value, counterpart, f"{at}[{i}]")
+        for i, (value, of_known) in enumerate(zip(given, known, strict=True)):
+            _require_known(value, of_known, f"{where}[{i}]")
 
 
 def to_json(record: Any, indent: int | None = 1) -> str:
@@ -135,10 +138,10 @@ __all__ = [
     "SchemaError",
     "builtins",
     "convert",
+    "convert_closed",
     "decode",
     "finite",
     "read_bounded",
     "read_object",
-    "require_known_keys",
     "to_json",
 ]

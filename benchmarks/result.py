@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..files import replace_file
 from ..messages import printable
 from ..places import results
-from ..schema import Meta, SchemaError, convert, decode, read_bounded, to_json
+from ..schema import Meta, SchemaError, convert, convert_closed, decode, read_bounded, to_json
 from . import records
 from .environment import environment
 from .records import Text
@@ -94,7 +94,7 @@ def read_result(path: Path) -> Result:
     except SchemaError as e:
         raise UserError(f"{shown} is no whole result: {e}: measure again with this version") from None
     try:
-        data = _closed(content["data"], convert(content["data"], RECORDS[result.kind]), "$")
+        data = convert_closed(content["data"], RECORDS[result.kind])
     except SchemaError as e:
         text = str(e).replace("`$", "`data", 1)
         raise UserError(f"{shown} is no whole result: {text}: measure again with this version") from None
@@ -106,22 +106,6 @@ def read_result(path: Path) -> Result:
         data=_plain(data),
         environment=_plain(result.environment),
     )
-
-
-def _closed(given: Any, known: Any, where: str) -> Any:
-    """`known`, where it holds all of `given`: of a TypedDict, msgspec leaves out keys that it does not have.
-
-    Raises: SchemaError that names the first unknown key.
-    """
-    if isinstance(given, dict):
-        for key, value in given.items():
-            if key not in known:
-                raise SchemaError(f"Object contains unknown field `{printable(key, 40)}` - at `{where}`")
-            _closed(value, known[key], f"{where}.{printable(key, 40)}")
-    elif isinstance(given, list):
-        for i, (value, of_known) in enumerate(zip(given, known, strict=True)):
-            _closed(value, of_known, f"{where}[{i}]")
-    return known
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import CnppError, UserError
 from ..messages import one_line, printable
-from ..schema import SchemaError, convert, read_bounded
+from ..schema import SchemaError, convert_closed, read_bounded
 
 MAX_BYTES = 1 << 30
 MAX_LINE = 1 << 20
@@ -60,7 +60,7 @@ def read_records(folder: Path, header: Mapping[str, Any], kind: Any = dict[str, 
         for number, line in enumerate(lines[1:], 2):
             record = _parse(path, number, line)
             try:
-                merged[convert(record, kind)["id"]] = record
+                merged[convert_closed(record, kind)["id"]] = record
             except SchemaError as e:
                 raise _damaged(path, number, f" ({e})") from None
     return merged

@@ -26,7 +26,7 @@ from ..doctor import installed
 from ..errors import BackendError, BundleError
 from ..files import PARTIAL, Busy, exclusive, new_partial_folder, remove_folder, sha256_of
 from ..manifest import GraphName, Sha256
-from ..schema import Meta, Record, SchemaError, builtins, convert, decode, read_bounded, require_known_keys, to_json
+from ..schema import Meta, Record, SchemaError, decode, read_bounded, to_json
 from .builder import REVISION, Built, Profile, Range, Settings
 from .flavor import Flavor, installed_flavors
 from .fusion import FusionReport
@@ -360,8 +360,7 @@ def _read(record: Path) -> Plan | None:
     """The plan of a record; None where the record is none, or is not that of its folder."""
     try:
         content = decode(read_bounded(record, _MAX_RECORD), dict[str, Any])
-        found = convert(content, _Record)
-        require_known_keys(content, builtins(found))
+        found = convert_closed(content, _Record)
     except (OSError, SchemaError):
         return None
     rows = [row for profile in found.key.profiles for row in profile.values()]

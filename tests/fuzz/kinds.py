@@ -1,0 +1,24 @@
+"""Every kind of fuzzed input, by name."""
+
+from . import bundles, checkpoints, commands, measurements, pictures
+from .kind import Maker
+
+KINDS: dict[str, Maker] = {
+    "manifest": bundles.manifest,
+    "recipe": bundles.recipe,
+    "tokenizer": bundles.tokenizer,
+    "plan": bundles.plan,
+    "scheduler": bundles.scheduler,
+    "config": checkpoints.config,
+    "weights": checkpoints.weights,
+    "adapter": checkpoints.adapter,
+    "metadata": pictures.metadata,
+    "image": pictures.image,
+    "prompt": pictures.prompt,
+    "result": measurements.result,
+    "records": measurements.records,
+    "dataset": measurements.dataset,
+    "thresholds": measurements.thresholds,
+    "arguments": commands.arguments,
+    "command": commands.command,
+}
