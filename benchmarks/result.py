@@ -17,7 +17,7 @@ from .environment import environment
 from .records import Text
 
 FORMAT = 1
-Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "whole"]
+Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "whole", "reliability"]
 RECORDS: dict[str, Any] = {
     "bench": records.Bench,
     "waterfall": records.Waterfall,
@@ -25,6 +25,7 @@ RECORDS: dict[str, Any] = {
     "consistency": records.Consistency,
     "plans": records.Plans,
     "whole": records.Whole,
+    "reliability": records.Reliability,
 }
 """What `data` is, by kind."""
 

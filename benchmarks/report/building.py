@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from ..records import PlanRow, Plans, Whole
+from ..records import Attempts, PlanRow, Plans, Reliability, Whole
 from ..result import Result
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
@@ -79,6 +79,33 @@ def pictures(result: Whole) -> Table:
         for p in result["pictures"]
     ]
     return make_table(columns, rows)
+
+
+def attempts(result: Reliability) -> Table:
+    """Every part, a row for each kind of attempt."""
+    columns = (
+        Column("tried to break", "text"),
+        Column("by", "text"),
+        Column("attempts"),
+        Column("ended", "note"),
+        Column("wrong", "note"),
+        Column("seconds"),
+    )
+    rows = [_attempts_row(part["title"], row) for part in result["parts"] for row in part["rows"]]
+    return make_table(columns, rows)
+
+
+def _attempts_row(title: str, row: Attempts) -> tuple[str, ...]:
+    if row["reason"]:
+        return (title, row["what"], "0", f"not measured: {row['reason']}", ABSENT, ABSENT)
+    return (
+        title,
+        row["what"],
+        f"{row['tried']:,}",
+        ", ".join(f"{count:,} {name}" for name, count in row["outcomes"].items() if count),
+        ", ".join(f"{count:,} {name}" for name, count in row["wrong"].items()),
+        f"{row['seconds']:.0f}",
+    )
 
 
 def environment(result: Result) -> Table:

@@ -20,6 +20,7 @@ TITLES = {
     "consistency": "Consistency",
     "plans": "Plans",
     "whole": "A whole model",
+    "reliability": "Reliability",
 }
 _LEADS = {
     "bench": "A whole request, from prompt and control image to pixels, warm; the contenders in turn.",
@@ -29,6 +30,7 @@ _LEADS = {
     "measures it; 95 % bootstrap intervals over prompts.",
     "plans": "Every plan built anew.",
     "whole": "Every command that a model takes, from its repositories to plans and pictures.",
+    "reliability": "What was tried to break it, and what came of that.",
 }
 _LEAD = (
     "cnpp-trt runs ControlNet++ as ONNX graphs and TensorRT plans, without PyTorch. This page shows what was measured "
@@ -323,6 +325,8 @@ def _reasons(kind: str, data: Any) -> Iterator[tuple[str, str]]:
         yield from ((t["title"], t["reason"]) for t in data["techniques"])
     elif kind == "parity":
         yield from data["unavailable"].items()
+    elif kind == "reliability":
+        yield from ((row["what"], row["reason"]) for part in data["parts"] for row in part["rows"])
 
 
 def _environment(loaded: Sequence[Loaded]) -> Section:

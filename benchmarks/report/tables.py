@@ -31,6 +31,7 @@ TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
     },
     "plans": {"plans": building.plans},
     "whole": {"stages": building.stages, "pictures": building.pictures},
+    "reliability": {"attempts": building.attempts},
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from cnpp_trt.benchmarks.records import (
+    Attempts,
     Bench,
     Case,
     ConditionScores,
@@ -19,6 +20,8 @@ from cnpp_trt.benchmarks.records import (
     PictureRow,
     PlanRow,
     Plans,
+    Reliability,
+    ReliabilityPart,
     StageRow,
     Technique,
     Timed,
@@ -330,6 +333,22 @@ def make_whole() -> Whole:
     return Whole(model="sd15", width=512, height=512, steps=2, stages=stages, pictures=pictures)
 
 
+def make_reliability() -> Reliability:
+    row = Attempts(
+        what="manifest",
+        tried=400,
+        outcomes={"refused": 300, "accepted": 100},
+        wrong={"tracebacks": 0},
+        seconds=9.5,
+        reason="",
+    )
+    left_out = Attempts(what="SIGKILL", tried=0, outcomes={}, wrong={}, seconds=0.0, reason="there is no module for it")
+    part = ReliabilityPart(
+        name="fuzz", title="Fuzzed inputs", command="make reliability", measured="2026-03-01", rows=[row, left_out]
+    )
+    return Reliability(parts=[part])
+
+
 def make_all() -> list[Result]:
     return [
         make_result("bench", make_bench(), "full-size, seg, cpu"),
@@ -338,4 +357,5 @@ def make_all() -> list[Result]:
         make_result("consistency", make_consistency(), "miniature, onnxruntime-cpu"),
         make_result("plans", make_plans(), "full-size, tensorrt-rtx"),
         make_result("whole", make_whole(), "sd15, every condition"),
+        make_result("reliability", make_reliability(), "tiny"),
     ]

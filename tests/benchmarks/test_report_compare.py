@@ -106,7 +106,7 @@ def test_values_stand_side_by_side() -> None:
     assert values["verdict"] == ("met", "1 missed") and values["unet, relative L2"] == ("2.4e-6", "2.4e-6")
 
 
-@pytest.mark.parametrize("kind", ["bench", "waterfall", "parity", "consistency", "plans", "whole"])
+@pytest.mark.parametrize("kind", ["bench", "waterfall", "parity", "consistency", "plans", "whole", "reliability"])
 def test_every_kind_compares_with_itself(kind: str, tmp_path: Path, command: Any) -> None:
     result = next(r for r in sample.make_all() if r.kind == kind)
     for name in ("a", "b"):

@@ -38,6 +38,38 @@ def manifest(place: Place) -> Kind:
     return Kind(documents(json.loads(valid)), attempt, difference(encode(json.loads(valid))))
 
 
+class OtherPicture(Exception):
+    """A damaged bundle drew, and drew something else."""
+
+
+def bit(place: Place) -> Kind:
+    """One flipped bit anywhere in a bundle, and a picture drawn from it: the same one, or a refusal."""
+    folder = Path(shutil.copytree(place.bundle, place.folder / "bundle"))
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+    valid = {file: file.read_bytes() for file in files}
+    control = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+    def draw() -> bytes:
+        request = Request("a red house", controls=(Control("seg", control),), num_inference_steps=2, seed=1)
+        return Pipeline.open(folder, "onnxruntime-cpu", threads=1)(request).images.tobytes()
+
+    undamaged = draw()
+
+    def attempt(example: tuple[Path, int]) -> None:
+        file, position = example
+        content = bytearray(valid[file])
+        content[position // 8] ^= 1 << position % 8
+        put(file, bytes(content))
+        try:
+            if draw() != undamaged:
+                raise OtherPicture
+        finally:
+            put(file, valid[file])
+
+    bits = st.one_of([st.tuples(st.just(file), st.integers(0, 8 * len(valid[file]) - 1)) for file in files])
+    return Kind(bits, attempt, lambda e: f"bit {e[1]} of {e[0].relative_to(folder)}")
+
+
 def _sealed(content: bytes) -> bytes:
     try:
         document = json.loads(content)

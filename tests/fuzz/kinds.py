@@ -5,6 +5,7 @@ from .kind import Maker
 
 KINDS: dict[str, Maker] = {
     "manifest": bundles.manifest,
+    "bit": bundles.bit,
     "recipe": bundles.recipe,
     "tokenizer": bundles.tokenizer,
     "plan": bundles.plan,

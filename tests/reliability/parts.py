@@ -1,0 +1,172 @@
+"""The parts of the program. Each takes a place and a share of its usual count, and gives a row for each kind of attempt."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cnpp_trt.benchmarks.records import Attempts
+from cnpp_trt.runtime.pipeline import Pipeline
+from fuzz.run import Outcome, fuzz
+
+SEED = 1
+# So that there are over 10,000 without the last two, which are parts of their own.
+COUNTS = {
+    "manifest": 600, "recipe": 500, "tokenizer": 800, "plan": 800, "scheduler": 1_200, "config": 500, "weights": 500,
+    "adapter": 500, "metadata": 900, "image": 1_500, "prompt": 1_000, "result": 900, "records": 800, "dataset": 800,
+    "thresholds": 900, "arguments": 700,
+}  # fmt: skip
+# Bytes a request may add to the memory of a process that draws one after the other: the allocator's own noise.
+GROWTH = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Place:
+    """Attributes:
+    folder: for what a part writes.
+    bundle, checkpoint: of the tiny model, with `seg` and `depth`; only read.
+    share: of the usual counts.
+    """
+
+    folder: Path
+    bundle: Path
+    checkpoint: Path
+    share: float = 1.0
+
+    def count(self, usual: int) -> int:
+        return max(1, round(usual * self.share))
+
+
+@dataclass(frozen=True)
+class Part:
+    title: str
+    measure: Callable[[Place], Iterator[Attempts]]
+
+
+# ---- what the fuzzers of this repository do
+
+
+def fuzzed(place: Place) -> Iterator[Attempts]:
+    for kind, usual in COUNTS.items():
+        yield _fuzz_row(kind, _fuzz(kind, usual, place))
+
+
+def commands(place: Place) -> Iterator[Attempts]:
+    yield _fuzz_row("the installed command, a process each", _fuzz("command", 300, place))
+
+
+def bits(place: Place) -> Iterator[Attempts]:
+    outcome = _fuzz("bit", 1_000, place)
+    row = _fuzz_row("a flipped bit of a bundle, then a picture", outcome)
+    other = sum(f.what.startswith("OtherPicture") for f in outcome.failures)
+    row["outcomes"] = {"refused": outcome.refused, "drew the same picture": outcome.accepted}
+    row["wrong"] = {"drew another picture": other, "other": len(outcome.failures) - other}
+    yield row
+
+
+def _fuzz(kind: str, usual: int, place: Place) -> Outcome:
+    outcome = fuzz(kind, SEED, place.count(usual), place.bundle, place.checkpoint)
+    if outcome.failures:
+        print(outcome.text(), flush=True)
+    return outcome
+
+
+def _fuzz_row(what: str, outcome: Outcome) -> Attempts:
+    found = Counter(_sort(f.what) for f in outcome.failures)
+    names = ("tracebacks", "hangs", "raw control characters", "other")
+    return Attempts(
+        what=what,
+        tried=outcome.inputs,
+        outcomes={"refused in one line": outcome.refused, "accepted": outcome.accepted},
+        wrong={name: found[name] for name in names if name != "other" or found[name]},
+        seconds=outcome.seconds,
+        reason="",
+    )
+
+
+def _sort(what: str) -> str:
+    if "hang" in what:
+        return "hangs"
+    if "control characters" in what:
+        return "raw control characters"
+    return "tracebacks" if " at " in what else "other"
+
+
+# ---- what other test modules measure: adapters to each
+#
+# `reliability_bundle.kills(command, moments, folder)` and `reliability_process.signals(command, moments, folder)` give
+# how many attempts ended in each way; the ways in `WRONG` of the module are wrong ones.
+
+
+def kills(place: Place) -> Iterator[Attempts]:
+    for command in ("export", "build"):
+        yield _provided(
+            "reliability_bundle",
+            f"SIGKILL at a random moment of `{command}`",
+            "kills",
+            command,
+            place.count(100),
+            place,
+        )
+
+
+def signals(place: Place) -> Iterator[Attempts]:
+    for command in ("run", "export", "build", "bench"):
+        yield _provided(
+            "reliability_process", f"SIGINT or SIGTERM at a random moment of `{command}`", "signals", command,
+            place.count(50), place,
+        )  # fmt: skip
+
+
+def _provided(module: str, what: str, name: str, command: str, moments: int, place: Place) -> Attempts:
+    try:
+        measured_by: Any = import_module(module)
+    except ModuleNotFoundError as e:
+        if e.name != module:
+            raise
+        return Attempts(what=what, tried=0, outcomes={}, wrong={}, seconds=0.0, reason=f"there is no tests/{module}.py")
+    start = time.perf_counter()
+    found: Mapping[str, int] = getattr(measured_by, name)(command, moments, place.folder)
+    return Attempts(
+        what=what,
+        tried=sum(found.values()),
+        outcomes={way: count for way, count in found.items() if way not in measured_by.WRONG},
+        wrong={way: found.get(way, 0) for way in measured_by.WRONG},
+        seconds=time.perf_counter() - start,
+        reason="",
+    )
+
+
+def requests(place: Place) -> Iterator[Attempts]:
+    what = "mixed requests in one process"
+    try:
+        measured_by: Any = import_module("reliability_requests")
+    except ModuleNotFoundError:
+        reason = "there is no tests/reliability_requests.py"
+        yield Attempts(what=what, tried=0, outcomes={}, wrong={}, seconds=0.0, reason=reason)
+        return
+    start = time.perf_counter()
+    count = place.count(500)
+    done = measured_by.mixed_requests(Pipeline.open(place.bundle, "onnxruntime-cpu", threads=1), count, SEED)
+    growth = done.growth()
+    yield Attempts(
+        what=f"{what}: memory grows by {growth / 1024:.1f} KiB a request in the second half",
+        tried=count,
+        outcomes=dict(done.outcomes),
+        wrong={"memory that grows": int(growth > GROWTH)},
+        seconds=time.perf_counter() - start,
+        reason="",
+    )
+
+
+PARTS = {
+    "fuzz": Part("Files, pictures, prompts, arguments", fuzzed),
+    "command": Part("The real command", commands),
+    "bits": Part("A bundle's bytes", bits),
+    "kills": Part("A killed process", kills),
+    "signals": Part("An interrupted process", signals),
+    "requests": Part("A long-lived process", requests),
+}
