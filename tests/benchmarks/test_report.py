@@ -255,7 +255,8 @@ def test_every_reason_is_gathered(written: Path) -> None:
         t for t in Page((written / "report.html").read_text("utf-8")).tables if t[0] == ["what", "why", "of"]
     )
     assert [row[0] for row in gathered[1:]] == [
-        "optimum, OpenVINO, fp32", "CUDA graph per engine", "whole loop as one CUDA graph", "TensorRT plans", "lpips"
+        "optimum, OpenVINO, fp32", "CUDA graph per engine", "whole loop as one CUDA graph", "TensorRT plans", "lpips",
+        "SIGKILL",
     ]  # fmt: skip
 
 

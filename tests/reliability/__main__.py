@@ -15,6 +15,7 @@ from cnpp_trt.benchmarks.report.readme import RESULTS
 from cnpp_trt.benchmarks.result import Result, read_result
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
+from cnpp_trt.files import replace_file
 from fixture_cache import exported
 
 from .page import page_of
@@ -40,7 +41,7 @@ def main() -> int:
             data = Reliability(parts=[known[part] for part in PARTS if part in known])
             result = Result.of("reliability", "tiny, random weights", "make reliability", data)
             result.write(options.result)
-            options.page.write_text(page_of(read_result(options.result)), "utf-8")
+            replace_file(options.page, page_of(read_result(options.result)))
     wrong = [
         f"{row['what']}: {count} {way}"
         for name in chosen

@@ -27,9 +27,8 @@ def page_of(result: Result) -> str:
         wrong.update(row["wrong"])
     tried = sum(row["tried"] for row in rows)
     summary = ", ".join(f"{count:,} {way}" for way, count in wrong.items())
-    lines = [
-        f"{tried:,} attempts in {sum(row['seconds'] for row in rows) / 60:.0f} minutes: {summary or 'nothing measured'}."
-    ]
+    minutes = sum(row["seconds"] for row in rows) / 60
+    lines = [f"{tried:,} attempts in {minutes:.0f} minutes: {summary or 'nothing measured'}."]
     if missing := [row["what"] for row in rows if row["reason"]]:
         lines.append(f"Not measured: {', '.join(map(escape, missing))}.")
     again = [

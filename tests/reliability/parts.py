@@ -1,4 +1,4 @@
-"""The parts of the program. Each takes a place and a share of its usual count, and gives a row for each kind of attempt."""
+"""The parts of the program. Each gives a row for each kind of attempt, as it is measured."""
 
 import time
 from collections import Counter
@@ -127,7 +127,7 @@ def _provided(module: str, what: str, name: str, command: str, moments: int, pla
     except ModuleNotFoundError as e:
         if e.name != module:
             raise
-        return Attempts(what=what, tried=0, outcomes={}, wrong={}, seconds=0.0, reason=f"there is no tests/{module}.py")
+        return _left_out(what, module)
     start = time.perf_counter()
     found: Mapping[str, int] = getattr(measured_by, name)(command, moments, place.folder)
     return Attempts(
@@ -140,13 +140,16 @@ def _provided(module: str, what: str, name: str, command: str, moments: int, pla
     )
 
 
+def _left_out(what: str, module: str) -> Attempts:
+    return Attempts(what=what, tried=0, outcomes={}, wrong={}, seconds=0.0, reason=f"there is no tests/{module}.py")
+
+
 def requests(place: Place) -> Iterator[Attempts]:
     what = "mixed requests in one process"
     try:
         measured_by: Any = import_module("reliability_requests")
     except ModuleNotFoundError:
-        reason = "there is no tests/reliability_requests.py"
-        yield Attempts(what=what, tried=0, outcomes={}, wrong={}, seconds=0.0, reason=reason)
+        yield _left_out(what, "reliability_requests")
         return
     start = time.perf_counter()
     count = place.count(500)
