@@ -1,5 +1,6 @@
 """`cnpp-trt bench`: who competes, on which bundles, and what comes out of it."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,7 @@ def _contest(
 
 def _command(bundle: Bundle, settings: Settings) -> str:
     """What measures this again; without paths, which would tell of the machine that it was measured on."""
-    options = [f"--model {bundle.manifest.model}", f"--cond {settings.condition}"]
+    options = [f"--model {shlex.quote(bundle.manifest.model)}", f"--cond {settings.condition}"]
     options += [f"--size {w}x{h}" for w, h in settings.sizes]
     options += [f"--images {','.join(map(str, settings.images))}", f"--steps {','.join(map(str, settings.steps))}"]
     options += [f"--scheduler {settings.scheduler}"] if settings.scheduler else []

@@ -187,9 +187,9 @@ def command_of(study: Study, data: Path | None) -> str:
     """
     m, p, (_, *others) = study.deployed.bundle.manifest, study.protocol, study.sides
     backend, bf16, _ = study.deployed.backend.name.partition("-bf16")
-    words = ["cnpp-trt consistency --model", m.model, "--precision", "bf16" if bf16 else m.precision]
+    words = ["cnpp-trt consistency --model", shlex.quote(m.model), "--precision", "bf16" if bf16 else m.precision]
     words += ["--backend", backend, *(f"--cond {condition}" for condition in study.conditions)]
-    words += [f"--against {side.name}" for side in others]
+    words += [f"--against {shlex.quote(side.name)}" for side in others]
     if data is not None:
         words += ["--data", shlex.quote(data.resolve().name)]
     if p.negative_prompt != protocol_of(m).negative_prompt:

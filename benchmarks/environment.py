@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..doctor import PACKAGES, installed
+from ..messages import printable
 
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap", "clocks.sm", "clocks.mem", "clocks.max.sm",
                "power.limit", "power.draw", "temperature.gpu")  # fmt: skip
@@ -49,9 +50,10 @@ def gpu_state() -> dict[str, str] | None:
 
 
 def gpu_memory_used() -> int | None:
-    """Bytes in use on the first GPU, by whomever; None without one."""
-    used = _nvidia_smi("memory.used")
-    return None if used is None else int(used["memory.used"].split()[0]) * 2**20
+    """Bytes in use on the first GPU, by whomever; None without one, or where its driver does not say."""
+    used = _nvidia_smi("memory.used") or {}
+    number = used.get("memory.used", "").split()[:1]  # `[N/A]` where the driver does not know it
+    return int(number[0]) * 2**20 if number and number[0].isdecimal() else None
 
 
 def memory_bytes() -> int:
@@ -90,7 +92,7 @@ def _nvidia_smi(*fields: str) -> dict[str, str] | None:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return dict(zip(fields, (value.strip() for value in answer.stdout.strip().split(",")), strict=False))
+    return dict(zip(fields, map(printable, answer.stdout.strip().split(",")), strict=False))
 
 
 def _git(*arguments: str) -> str:

@@ -1,6 +1,7 @@
 """`cnpp-trt bench`, `parity`, `consistency` and `report`: parse, call one function, print."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,7 +124,9 @@ def parity_command(
     found = parity.measure(deployed, checkpoint, conditions, allowed, images=images, half=half, steps=steps, report=say)
     m, name = deployed.bundle.manifest, deployed.backend.name
     asked = precision or m.precision
-    command = f"cnpp-trt parity --model {m.model} --precision {asked} --backend {name.removesuffix('-bf16')}"
+    command = (
+        f"cnpp-trt parity --model {shlex.quote(m.model)} --precision {asked} --backend {name.removesuffix('-bf16')}"
+    )
     command += "".join(f" --cond {c}" for c in conditions if conditions != own) + f" --images {images}"
     result = Result.of("parity", f"{m.model}, {found['precision']} on {name}", command, found, threads)
     path = out or default_path("parity", f"{deployed.bundle.folder.name}-{name}")
