@@ -26,7 +26,7 @@ from ..doctor import installed
 from ..errors import BackendError, BundleError
 from ..files import PARTIAL, Busy, exclusive, new_partial_folder, remove_folder, sha256_of
 from ..manifest import GraphName, Sha256
-from ..schema import Meta, Record, SchemaError, decode, read_bounded, to_json
+from ..schema import Meta, Record, SchemaError, convert_closed, decode, read_bounded, to_json
 from .builder import REVISION, Built, Profile, Range, Settings
 from .flavor import Flavor, installed_flavors
 from .fusion import FusionReport

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
@@ -258,23 +257,10 @@ class Checkpoint:
 
         Raises: UserError
         """
-        from ..runtime.tokenizer import Tokenizer
-        from ..runtime.tokenizer_files import CLIP_LENGTH
+        from .tokenizer_files import check_tokenizer
 
-        tokenizer, what = self._plain_tokenizer(), f"the tokenizer {self.places.component('tokenizer').origin}"
-        largest, rows = max(tokenizer.get_vocab().values(), default=0), self.setting("text_encoder", "vocab_size")
-        if largest >= rows:
-            raise UserError(
-                f"{what} has the token {largest}, the text encoder {rows} rows: they do not belong together"
-            )
-        with TemporaryDirectory() as folder:
-            try:
-                tokenizer.save_pretrained(folder)
-                length = Tokenizer(Path(folder)).model_max_length
-            except Exception as e:  # whatever its files make of it
-                raise UserError(f"{what} is none of CLIP's: {one_line(e)}") from e
-        if length != CLIP_LENGTH:
-            raise UserError(f"{what} has the model_max_length {length}: only {CLIP_LENGTH} can be exported")
+        what = f"the tokenizer {self.places.component('tokenizer').origin}"
+        check_tokenizer(self._plain_tokenizer(), self.setting("text_encoder", "vocab_size"), what)
 
     def _load(self, component: str, dtype: "torch.dtype") -> "nn.Module":
         from .weights import load_weights
@@ -348,22 +334,9 @@ class Checkpoint:
             fuse(module, self.places.loras, component)
 
     def _plain_tokenizer(self) -> Any:
-        from transformers import CLIPTokenizer
+        from .tokenizer_files import load_tokenizer
 
-        place = self.places.component("tokenizer")
-        if not (place.has("vocab.json") and place.has("merges.txt")) and not place.has("tokenizer.json"):
-            raise UserError(
-                f"{self.recipe.model} has no tokenizer: there is no {place.origin}/vocab.json and merges.txt"
-            )
-        objects = ("vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-        folder = place.local((*objects, "merges.txt", "added_tokens.json"))
-        for name in (*objects, "added_tokens.json"):
-            if place.has(name):
-                read_object(folder / name)
-        try:
-            return CLIPTokenizer.from_pretrained(folder)
-        except Exception as e:  # whatever transformers and tokenizers raise, the user needs one line
-            raise UserError(f"the tokenizer {place.origin} cannot be used: {one_line(e)}") from e
+        return load_tokenizer(self.places.component("tokenizer"), self.recipe.model)
 
     def _require_configs(self) -> None:
         """Raises: UserError for what cannot be exported, as far as configs tell."""

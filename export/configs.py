@@ -207,6 +207,8 @@ def checked(kind: str, config: Mapping[str, Any], what: str) -> dict[str, Any]:
         typed = msgspec.to_builtins(convert(known, schema))
     except SchemaError as e:
         raise UserError(f"the config.json of {what} cannot be used: {e}; is it an SD-1.x model's?") from None
+    if (end := typed.get("eos_token_id", 0)) >= typed.get("vocab_size", end + 1):
+        raise UserError(f"{what} has eos_token_id {end}, but only {typed['vocab_size']} tokens: check its config.json")
     fixed = {key: config[key] for key in _FIXED[kind] if key in config}
     names = {key: config[key] for key in ("_class_name", "architectures") if key in config}
     return {**names, **fixed, **typed}

@@ -96,6 +96,7 @@ CONTROLNET = "controlnet/seg/config.json"
         (TEXT, {"vocab_size": 2**40}, "vocab_size"),
         (TEXT, {"max_position_embeddings": 248}, "max_position_embeddings 248: only 77"),
         (TEXT, {"hidden_act": "exec"}, "hidden_act"),
+        (TEXT, {"eos_token_id": 600}, "eos_token_id 600, but only 600 tokens"),
         (TEXT, {"architectures": 5}, "has a 5 as its text encoder"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 50}, "model_max_length 50: only 77"),
         ("tokenizer/vocab.json", {"zebra": 99999}, "has the token 99999, the text encoder 600 rows"),
