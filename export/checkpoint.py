@@ -237,7 +237,7 @@ class Checkpoint:
     def check_weights(self, components: Iterable[str]) -> None:
         """Looks at the names and shapes of weights, which takes no time, before what takes minutes begins.
 
-        Their numbers are looked at too, which reads the files once: about 1 s a gigabyte, which a digest of the same
+        Their numbers are looked at too, which reads the files once: under 1 s a gigabyte, which a digest of the same
         files has brought into memory.
 
         Args:
@@ -257,7 +257,7 @@ class Checkpoint:
 
         Raises: UserError
         """
-        from .tokenizer_files import check_tokenizer
+        from .clip_tokenizer import check_tokenizer
 
         what = f"the tokenizer {self.places.component('tokenizer').origin}"
         check_tokenizer(self._plain_tokenizer(), self.setting("text_encoder", "vocab_size"), what)
@@ -334,7 +334,7 @@ class Checkpoint:
             fuse(module, self.places.loras, component)
 
     def _plain_tokenizer(self) -> Any:
-        from .tokenizer_files import load_tokenizer
+        from .clip_tokenizer import load_tokenizer
 
         return load_tokenizer(self.places.component("tokenizer"), self.recipe.model)
 

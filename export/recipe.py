@@ -172,6 +172,7 @@ class Places:
         self._recipe = recipe
         self._finder = Finder(report)
         self._report = report
+        self._without_variant: list[Source] = []  # of which it was said
         self._embedded = EMBEDDED.get(recipe.model)
         self._named = MODELS.get(recipe.model)
         self.model = self._find_model()
@@ -259,8 +260,15 @@ class Places:
     def controlnet_weights(self, condition: str) -> tuple[Path, ...]:
         source = self.controlnet(condition)
         variant = self._recipe.variant
+        if variant is None or source.file:
+            return source.weights()
+        if source.has_variant(variant):
+            return source.weights(variant)
         # A variant of the base model need not be one of the ControlNet.
-        return source.weights(variant if variant and not source.file and source.has_variant(variant) else None)
+        if source not in self._without_variant:
+            self._without_variant.append(source)
+            self._report(f"the ControlNet {source.origin} has no {variant} weights: others are taken")
+        return source.weights()
 
     def palette(self, condition: str) -> str:
         """What colours the condition's ControlNet reads: `ade20k` or `coco-stuff`."""

@@ -97,7 +97,7 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
 
 
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:
-    """Whether every number is one. Reads all of them: about 1 s a gigabyte from memory.
+    """Whether every number is one. Reads all of them: 0.3 s a gigabyte in float32 and 0.8 s in float16 from memory.
 
     Raises: UserError that names a weight with NaN or Inf; `what` says whose it is.
     """

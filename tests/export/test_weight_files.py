@@ -10,8 +10,11 @@ import diffusers
 import pytest
 import torch
 import transformers
+from cnpp_trt.benchmarks.random_models.extractors import make_extractor, photo
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
+from cnpp_trt.export.extractors import open_extractor
+from cnpp_trt.export.sources import Finder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -298,3 +301,53 @@ def test_quantized_weights(folder):
     state = load_file(file)
     save_file({**state, "conv_in.weight": state["conv_in.weight"].to(torch.int8)}, file)
     assert "conv_in.weight as int8: quantized weights cannot be exported" in refused(folder)
+
+
+# The hub, and extractors
+
+
+def test_an_index_in_the_hubs_cache(hub_home, tmp_path, monkeypatch):
+    """Beside the shards of an earlier save, as the hub's list of files has them all."""
+    home = tmp_path / "hub"
+    repository = "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    shutil.copytree(
+        hub_home / "hub" / repository, home / repository, ignore=shutil.ignore_patterns("*.bin", "*.fp16.*")
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home))
+    (place,) = home.glob("*/snapshots/*/unet")
+    state = take(place)
+    save_shards(other(state), place, numbered("diffusion_pytorch_model"), 3)
+    weight_map = save_shards(state, place, numbered("diffusion_pytorch_model"))
+    write_index(place / "diffusion_pytorch_model.safetensors.index.json", weight_map)
+    checkpoint = Checkpoint("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    assert_same(checkpoint.unet(torch.float32).state_dict(), theirs(place.parent, "unet"))
+    assert len(checkpoint.places.weights("unet")) == 2
+    (place / weight_map["conv_in.bias"]).unlink()
+    with pytest.raises(UserError, match=r"lacks diffusion_pytorch_model-0000\d-of-00002.safetensors"):
+        Checkpoint("stable-diffusion-v1-5/stable-diffusion-v1-5").fingerprint()
+
+
+@pytest.mark.parametrize("condition", ["seg", "depth"])
+def test_an_extractor_in_shards(tmp_path, condition):
+    """As transformers saves it, beside the shards of an earlier save."""
+    folder = make_extractor(condition, tmp_path / condition, tiny=True)
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    network = getattr(transformers, architecture).from_pretrained(folder)
+    image = torch.from_numpy(photo(64, 64))[None]
+    expected = open_extractor(condition, Finder().find(folder), 64, 64)(image)
+    (file,) = folder.glob("*model.*")
+    file.unlink()
+    network.save_pretrained(folder, max_shard_size="20KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    save_shards(other(dict(network.state_dict())), folder, numbered("model"), 2)
+    assert torch.equal(open_extractor(condition, Finder().find(folder), 64, 64)(image), expected)
+
+
+def test_a_controlnet_without_the_variant_comes_without(folder):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+    lines: list[str] = []
+    checkpoint = Checkpoint(str(folder), variant="fp16", report=lines.append)
+    for _ in range(2):
+        checkpoint.controlnet_fingerprint("canny")
+    assert lines == [f"the ControlNet {folder}/controlnet/canny has no fp16 weights: others are taken"]
