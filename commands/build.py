@@ -9,9 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import places
 from ..bundle import Bundle
 from ..conditions import CONDITIONS
 from ..errors import CnppError, UserError
+from ..files import require_writable
+from ..install import EXPORT_MODULES, cannot_import
 from .options import (
     Config,
     ControlNets,
@@ -21,13 +24,17 @@ from .options import (
     Loras,
     Model,
     Parts,
-    Plans,
+    PlanStorePath,
     Vae,
     Variant,
+    read_conditions,
     read_counts,
     read_pairs,
+    read_precision,
     read_size,
     say,
+    show,
+    user_path,
 )
 
 
@@ -49,25 +56,27 @@ def export_command(
     config: Config = None,
     precision: Annotated[str, typer.Option(help="fp32 (CPU) or fp16 (TensorRT).")] = "fp32",
     size: Annotated[str | None, typer.Option(help="512 or WxH, in pixels. Default: the model's own.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The bundle's folder. Default: under CNPP_TRT_HOME.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The bundle's folder. Default: under CNPP_TRT_HOME.", callback=user_path),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Checkpoint → bundle of ONNX graphs, each compared with PyTorch. A bundle that exists gains new conditions."""
     parts = Parts(controlnet, vae, lora, embedding, extractor, variant, config)
-    bundle = _export(model, parts, cond, precision, size, out)
+    bundle = _export(model, parts, read_conditions(cond), precision, size, out)
     if as_json:
-        print(
-            json.dumps({"bundle": str(bundle.folder), "digest": bundle.digest, **json.loads(bundle.manifest.dumps())})
-        )
+        print(json.dumps({"bundle": str(bundle.folder), **json.loads(bundle.manifest.dumps())}))
     else:
-        print(bundle.folder)
+        show(str(bundle.folder))
 
 
 def build_command(
     cond: Annotated[list[str], typer.Option(help=f"Repeatable: {', '.join(CONDITIONS)}, or all.")],
     model: Model = "miniature",
     bundle: Annotated[
-        Path | None, typer.Option(help="Build from this bundle; no checkpoint and no PyTorch are needed.")
+        Path | None,
+        typer.Option(help="Build from this bundle; no checkpoint and no PyTorch are needed.", callback=user_path),
     ] = None,
     controlnet: ControlNets = None,
     vae: Vae = None,
@@ -82,7 +91,10 @@ def build_command(
     flavor: Annotated[str, typer.Option(help="auto, tensorrt (needs the GPU) or tensorrt-rtx (builds anywhere).")] = (
         "auto"
     ),
-    images: Annotated[str, typer.Option(help="Images per prompt, as in 1, 1-4 or 1,4: a profile each.")] = "1",
+    images: Annotated[
+        str,
+        typer.Option("--num-images", "-n", "--images", help="Images per prompt, as in 1, 1-4 or 1,4: a profile each."),
+    ] = "1",
     prompt_chunks: Annotated[
         str, typer.Option(help="Chunks of 77 tokens a prompt may have, as in 1, 1-3 or 1,2: a profile each.")
     ] = "1",
@@ -96,11 +108,11 @@ def build_command(
     check: Annotated[
         bool, typer.Option("--check", help="Compare every graph with PyTorch after the build, as `parity` does.")
     ] = False,
-    out: Plans = None,
+    plans: PlanStorePath = None,
     as_json: Json = False,
 ) -> None:
     """Bundle → TensorRT plans, and what was fused in each. Exports the fp16 bundle first where it is missing."""
-    from ..engines.build import Engines, Sizes, build_engines, guided_by_default
+    from ..engines.build import MAX_IMAGES, Engines, Sizes, build_engines, guided_by_default
     from ..engines.builder import Settings
     from ..engines.describe import engines_json, engines_table
     from ..engines.flavor import load_flavor
@@ -108,8 +120,15 @@ def build_command(
 
     if bundle is not None and size:
         raise UserError("--size goes with --model: a bundle has its one size")
-    settings, counts = Settings(optimization_level), read_counts(images)
+    if optimization_level is not None and not 0 <= optimization_level <= 5:
+        raise UserError(f"--optimization-level is TensorRT's, 0 to 5, not {optimization_level}")
+    settings, counts = Settings(optimization_level), read_counts(images, most=MAX_IMAGES)
     chunks = read_counts(prompt_chunks, "--prompt-chunks")
+    asked_conditions = read_conditions(cond)
+    for text in size or ():
+        read_size(text)
+    store = PlanStore(plans)
+    require_writable(store.root, "--plans")
     loaded = load_flavor(flavor)
     loaded.target()  # whether it can build here at all is known before anything is exported
     sizes_given: list[str | None] = [*size] if size else [None]
@@ -117,7 +136,7 @@ def build_command(
     bundles = (
         [Bundle.open(bundle)]
         if bundle is not None
-        else [_export(model, parts, cond, "fp16", s, None) for s in sizes_given]
+        else [_export(model, parts, asked_conditions, "fp16", s, None) for s in sizes_given]
     )
     # Before anything is built: what a check needs may be missing.
     checks = [_check_of(opened, model, bundle is None, controlnet) for opened in bundles] if check else []
@@ -125,21 +144,21 @@ def build_command(
     found: list[Any] = []
     with _progress_bar() as progress:
         for i, opened in enumerate(bundles):
-            conditions = list(opened.manifest.conditions) if cond == ["all"] else cond
+            conditions = list(opened.manifest.conditions) if asked_conditions == ["all"] else asked_conditions
             asked = tuple(g for g, wanted in ((True, guided or both), (False, unguided or both)) if wanted)
             sizes = Sizes(counts, asked or (guided_by_default(opened),), dynamic, chunks)
-            made.append(build_engines(opened, conditions, loaded, PlanStore(out), sizes, settings, say, progress))
-            found.append(checks[i](conditions, sizes, out, say) if check else None)
+            made.append(build_engines(opened, conditions, loaded, store, sizes, settings, say, progress))
+            found.append(checks[i](conditions, sizes, plans, say) if check else None)
     if as_json:
         rows = [engines_json(e) | ({"check": f} if f else {}) for e, f in zip(made, found, strict=True)]
         print(json.dumps(rows))
     else:
         for opened, engines, outcome in zip(bundles, made, found, strict=True):
-            print(f"{opened.folder}\n{engines_table(engines)}\nin {PlanStore(out).root}")
+            show(f"{opened.folder}\n{engines_table(engines)}\nin {store.root}")
             if outcome:
                 from ..benchmarks.check import describe_check
 
-                print(f"\n{describe_check(outcome, opened.manifest.precision)}")
+                show(f"\n{describe_check(outcome, opened.manifest.precision)}")
     failures = [line for outcome in found if outcome for line in outcome["missed"]]
     for line in failures:
         say(f"missed: {line}")
@@ -159,7 +178,7 @@ def _check_of(bundle: Bundle, model: str, is_models: bool, controlnet: list[str]
     try:
         from ..benchmarks.check import check_plans
     except ModuleNotFoundError as e:
-        raise CnppError(f"--check needs {e.name}: pip install 'cnpp-trt[export,cpu]'") from None
+        raise CnppError(cannot_import("--check", e, *EXPORT_MODULES)) from None
     given = model if is_models or model != "miniature" else None  # a bundle names its embedded model itself
     return partial(check_plans, bundle, checkpoint_of(bundle, given, read_pairs(controlnet or [])))
 
@@ -167,11 +186,14 @@ def _check_of(bundle: Bundle, model: str, is_models: bool, controlnet: list[str]
 def _export(
     model: str, parts: Parts, conditions: list[str], precision: str, size: str | None, out: Path | None
 ) -> Bundle:
-    from ..export.exporter import export_model
+    from ..export.exporter import PRECISIONS, export_model
 
+    read = read_precision(precision, PRECISIONS) or precision
+    pixels = read_size(size)
+    require_writable(places.bundles() if out is None else out.absolute().parent)
     checkpoint = parts.checkpoint(model)
     wanted = checkpoint.places.conditions if conditions == ["all"] else conditions
-    return export_model(checkpoint, wanted, precision, read_size(size), out, say)
+    return export_model(checkpoint, wanted, read, pixels, out, say)
 
 
 @contextmanager

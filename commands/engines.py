@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
-from .options import Json, say
-
-Store = Annotated[Path | None, typer.Option("--out", help="The plan store. Default: under CNPP_TRT_HOME.")]
+from ..messages import printable
+from .options import Json, PlanStorePath, say, show, user_path
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +21,7 @@ def register(app: typer.Typer) -> None:
     engines.command("prune")(engines_prune)
 
 
-def engines_list(store: Store = None, as_json: Json = False) -> None:
+def engines_list(store: PlanStorePath = None, as_json: Json = False) -> None:
     """Every plan of the store."""
     from ..engines.describe import plan_json, plans_table
     from ..engines.store import PlanStore
@@ -32,14 +31,14 @@ def engines_list(store: Store = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([plan_json(plan) for plan in plans]))
     elif plans:
-        print(plans_table(plans))
+        show(plans_table(plans))
     else:
-        say(f"no plans in {opened.root}: make some with `cnpp-trt build --cond …`")
+        say(f"no plans in {opened.root}: make some with `cnpp-trt build --cond seg`")
 
 
 def engines_inspect(
     name: Annotated[str, typer.Argument(help="A plan's folder name, or the start of it, as in `unet`.")],
-    store: Store = None,
+    store: PlanStorePath = None,
     as_json: Json = False,
 ) -> None:
     """Everything about a plan: what it is for, its sizes, its memory, what was fused and what not, its digest."""
@@ -49,26 +48,26 @@ def engines_inspect(
     opened = PlanStore(store)
     plans = [plan for plan in opened.plans() if plan.folder.name.startswith(name)]
     if not plans:
-        raise UserError(f"no plan {name!r} in {opened.root}: see `cnpp-trt engines list`")
+        raise UserError(f"no plan {printable(repr(name), 80)} in {opened.root}: see `cnpp-trt engines list`")
     if as_json:
         print(json.dumps([{**plan_json(plan), "damage": plan.damage()} for plan in plans]))
     else:
-        print("\n\n".join(map(plan_details, plans)))
+        show("\n\n".join(map(plan_details, plans)))
 
 
 def engines_capability(
-    onnx: Annotated[Path, typer.Argument(help="An ONNX file, as in BUNDLE/unet.onnx.")],
+    onnx: Annotated[Path, typer.Argument(help="An ONNX file, as in BUNDLE/unet.onnx.", callback=user_path)],
     flavor: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
 ) -> None:
     """What of a graph TensorRT can parse, and what not, as Polygraphy finds it."""
     from ..engines.capability import capability
     from ..engines.flavor import load_flavor
 
-    print(capability(load_flavor(flavor), onnx))
+    show(capability(load_flavor(flavor), onnx))
 
 
 def engines_prune(
-    store: Store = None,
+    store: PlanStorePath = None,
     unused: Annotated[bool, typer.Option("--unused", help="Also those of no bundle under CNPP_TRT_HOME.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,

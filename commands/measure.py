@@ -7,6 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import CnppError, UserError
+from ..files import require_writable, require_writable_file
+from ..install import EXPORT_MODULES, cannot_import
+from ..places import results as results_folder
 from .options import (
     BackendName,
     BundleFolder,
@@ -14,13 +18,18 @@ from .options import (
     Json,
     Plans,
     Precision,
+    ResultsFolder,
     SourceControlNets,
     SourceModel,
+    Threads,
     deployment,
+    read_conditions,
     read_counts,
     read_pairs,
     read_size,
     say,
+    show,
+    user_path,
 )
 
 
@@ -37,7 +46,8 @@ def bench_command(
         str | None, typer.Option(help="As for `export`. With --bundle, the checkpoint that it was exported from.")
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="Measure this bundle. Default: the model's, exported where missing.")
+        Path | None,
+        typer.Option(help="Measure this bundle. Default: the model's, exported where missing.", callback=user_path),
     ] = None,
     controlnet: SourceControlNets = None,
     cond: Annotated[str, typer.Option(help="The condition.")] = "seg",
@@ -45,15 +55,20 @@ def bench_command(
         list[str] | None,
         typer.Option(help="512 or WxH, in pixels; repeatable. Default: the model's own, and 1.5 times it."),
     ] = None,
-    images: Annotated[str, typer.Option(help="Images per prompt, as in 1 or 1-4.")] = "1-4",
-    steps: Annotated[str, typer.Option(help="Denoising steps; up to 8 are LCM without guidance.")] = "20,4,50",
+    images: Annotated[
+        str, typer.Option("--num-images", "-n", "--images", help="Images per prompt, as in 1 or 1-4.")
+    ] = "1-4",
+    steps: Annotated[
+        str,
+        typer.Option("--steps", "-s", "--num-inference-steps", help="As in 20,4; up to 8 are LCM without guidance."),
+    ] = "20,4,50",
     scheduler: Annotated[str | None, typer.Option(help="For any number of steps. Default: the model's.")] = None,
     contender: Annotated[list[str] | None, typer.Option(help="Who takes part; repeatable. Default: all.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: every physical core.")] = None,
+    threads: Threads = None,
     rounds: Annotated[int, typer.Option(help="Of the base case; the others have a quarter of it.")] = 20,
     seconds: Annotated[float, typer.Option(help="After which a case has no further round, once it has 3.")] = 60.0,
     waterfall: Annotated[bool, typer.Option(help="Measure each of the runtime's techniques too.")] = True,
-    out: Annotated[Path | None, typer.Option(help="The folder of the results. Default: under CNPP_TRT_HOME.")] = None,
+    out: ResultsFolder = None,
     as_json: Json = False,
 ) -> None:
     """How fast, beside PyTorch: the first of sizes, images and steps is the base case, each other one varies it."""
@@ -71,12 +86,13 @@ def bench_command(
         rounds=rounds,
         seconds=seconds,
     )
+    require_writable(out or results_folder())
     results = bench.run(model, bundle, read_pairs(controlnet or []), settings, out, waterfall, say)
     if as_json:
         print(json.dumps({str(path): result.data for path, result in results.items()}))
         return
     for path, result in results.items():
-        print(f"{markdown_of(result)}\n\n{path}")
+        show(f"{markdown_of(result)}\n\n{path}")
 
 
 def parity_command(
@@ -88,15 +104,23 @@ def parity_command(
     precision: Precision = None,
     backend: BackendName = "auto",
     plans: Plans = None,
-    images: Annotated[int, typer.Option(min=1, help="Images of each condition.")] = 8,
+    images: Annotated[int, typer.Option("--num-images", "-n", "--images", min=1, help="Images of each condition.")] = 8,
     half: Annotated[
         int | None,
         typer.Option(min=0, help="So many of them in PyTorch's fp16 too. Default: all on a GPU; on a CPU 1, if small."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. Default: the model's, or 20.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: every physical core.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", "-s", "--num-inference-steps", min=1, max=1000, help="Denoising steps. Default: the model's."
+        ),
+    ] = None,
+    threads: Threads = None,
     thresholds: Annotated[Path | None, typer.Option(help="A TOML file like benchmarks/thresholds.toml.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The result's file. Default: under CNPP_TRT_HOME.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The result's file. Default: in ./cnpp-trt-results.", callback=user_path),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """How close to PyTorch: every graph, every step, and the images. Exit status 1 where a threshold is missed."""
@@ -104,7 +128,6 @@ def parity_command(
     from ..benchmarks.report.tables import markdown_of
     from ..benchmarks.result import Result, default_path
     from ..benchmarks.verdict import read_thresholds
-    from ..errors import CnppError
     from ..export.reopen import checkpoint_of
 
     try:
@@ -112,11 +135,15 @@ def parity_command(
 
         from ..benchmarks import parity
     except ModuleNotFoundError as e:
-        raise CnppError(f"parity needs {e.name}: pip install 'cnpp-trt[bench,export]'") from None
+        raise CnppError(cannot_import("parity", e, *EXPORT_MODULES, "skimage")) from None
+    if out is None:
+        require_writable(results_folder())
+    else:
+        require_writable_file(out)
     folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
     deployed = open_pipeline(folder)
     own = list(deployed.bundle.manifest.conditions)
-    conditions = own if not cond or cond == ["all"] else list(dict.fromkeys(cond))
+    conditions = read_conditions(cond, own)
     checkpoint = checkpoint_of(deployed.bundle, model, read_pairs(controlnet or []))
     allowed = read_thresholds(parity.precision_of(deployed), thresholds)
     if threads is not None:
@@ -136,7 +163,7 @@ def parity_command(
         del shown["heatmaps"]  # they are in the file
         print(json.dumps(shown))
     else:
-        print(f"{markdown_of(result)}\n\n{conclusion(found)}\n\n{path}")
+        show(f"{markdown_of(result)}\n\n{conclusion(found)}\n\n{path}")
     for line in found["missed"]:
         say(f"missed: {line}")
     if found["missed"]:
@@ -152,7 +179,7 @@ def consistency_command(
     precision: Precision = None,
     backend: BackendName = "auto",
     plans: Plans = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: every physical core.")] = None,
+    threads: Threads = None,
     against: Annotated[
         list[str] | None,
         typer.Option(help="pytorch, pytorch-fp16, a bundle's folder, or a model with a bundle; repeatable."),
@@ -161,15 +188,26 @@ def consistency_command(
         Path | None, typer.Option(help="A folder with prompts.jsonl. Default: fresh scenes of the embedded models.")
     ] = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="So many. Default: all of --data, or 64 scenes.")] = None,
-    images: Annotated[int, typer.Option(min=1, max=16, help="Images per prompt.")] = 4,
+    images: Annotated[
+        int, typer.Option("--num-images", "-n", "--images", min=1, max=16, help="Images per prompt.")
+    ] = 4,
     negative_prompt: Annotated[
         str | None, typer.Option(help="Default: the paper's, or none for an embedded model.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps. Default: an embedded model's, or the paper's 20.")
+        int | None,
+        typer.Option(
+            "--steps",
+            "-s",
+            "--num-inference-steps",
+            min=1,
+            max=1000,
+            help="Denoising steps. Default: an embedded model's, or the paper's 20.",
+        ),
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Default: an embedded model's, or the paper's 7.5.")
+        float | None,
+        typer.Option("--guidance-scale", "--cfg-scale", help="Default: an embedded model's, or the paper's 7.5."),
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Default: the model's, or unipc.")] = None,
     shard: Annotated[str, typer.Option(help="As in 2/4: this process draws every fourth prompt, from the 2nd.")] = (
@@ -180,7 +218,7 @@ def consistency_command(
     clip_score: Annotated[
         str | None, typer.Option(help="A CLIP model; the paper's is openai/clip-vit-base-patch16.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder of the records. Default: under CNPP_TRT_HOME.")] = None,
+    out: ResultsFolder = None,
     as_json: Json = False,
 ) -> None:
     """How well images follow their condition, over many prompts, beside PyTorch's. Interrupted, it goes on."""
@@ -190,22 +228,21 @@ def consistency_command(
     from ..benchmarks.report.tables import markdown_of
     from ..benchmarks.result import Result, default_path
     from ..benchmarks.shards import Shard
-    from ..errors import CnppError, UserError
-    from ..places import results
 
     own_shard = Shard.parse(shard)
     if fresh and own_shard.of > 1:
         raise UserError("--fresh would remove what other shards draw: choose a new folder with --out instead")
+    require_writable(out or results_folder())
     folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
     deployed = open_pipeline(folder)
     m, name = deployed.bundle.manifest, f"{deployed.bundle.folder.resolve().name}-{deployed.backend.name}"
-    conditions = list(m.conditions) if not cond or cond == ["all"] else list(dict.fromkeys(cond))
+    conditions = read_conditions(cond, list(m.conditions))
     fid_metric, clip_metric = None, None
     if fid is not None or clip_score is not None:  # before anything is drawn: what they need may be missing
         try:
             from ..benchmarks.quality import ClipScore, Fid
         except ModuleNotFoundError as e:
-            raise CnppError(f"FID and CLIP score need {e.name}: pip install 'cnpp-trt[quality]'") from None
+            raise CnppError(cannot_import("FID and CLIP score", e, "torchmetrics", "torch_fidelity")) from None
         fid_metric = Fid(fid, (m.width, m.height)) if fid is not None else None
         clip_metric = ClipScore(clip_score) if clip_score is not None else None
     study = consistency.Study(
@@ -217,7 +254,7 @@ def consistency_command(
         open_data(deployed, conditions, data, prompts),
         conditions,
         consistency.protocol_of(m, images, negative_prompt, steps, guidance_scale, scheduler),
-        out or results() / "consistency" / name,
+        out or results_folder() / "consistency" / name,
         keep_pictures=fid_metric is not None or clip_metric is not None,
     )
     if fresh:
@@ -233,14 +270,15 @@ def consistency_command(
         del shown["sheets"]  # they are in the file
         print(json.dumps(shown))
     else:
-        print(f"{markdown_of(result)}\n\n{path}")
+        show(f"{markdown_of(result)}\n\n{path}")
 
 
 def report_command(
     results: Annotated[
-        list[Path] | None, typer.Argument(help="Results or folders of them. Default: those under CNPP_TRT_HOME.")
+        list[Path] | None,
+        typer.Argument(help="Results or folders of them. Default: ./cnpp-trt-results.", callback=user_path),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="A folder. Default: CNPP_TRT_HOME/report.")] = None,
+    out: ResultsFolder = None,
     compare: Annotated[
         bool | None,
         typer.Option("--compare/--no-compare", help="What moved from the first to the second. Default: for two alike."),
@@ -253,4 +291,5 @@ def report_command(
     """Results → one HTML page and its Markdown twin; of two results of one kind and title, what moved beyond noise."""
     from ..benchmarks.report.command import run_report
 
+    require_writable(out or results_folder())
     run_report(results or [], out, compare, readme, as_json)

@@ -63,8 +63,20 @@ VramBudget = Annotated[
     str | None,
     typer.Option(help="Device memory that weights, activations and buffers may take, as in 6GiB. With TensorRT."),
 ]
-Plans = Annotated[Path | None, typer.Option(help="The plan store. Default: under CNPP_TRT_HOME.", callback=user_path)]
+Plans = Annotated[
+    Path | None,
+    typer.Option("--plans", help="The plan store. Default: under CNPP_TRT_HOME.", callback=user_path),
+]
+# As earlier versions called it, where nothing else is written.
+PlanStorePath = Annotated[
+    Path | None,
+    typer.Option("--plans", "--out", help="The plan store. Default: under CNPP_TRT_HOME.", callback=user_path),
+]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: every physical core.")]
+ResultsFolder = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="A folder. Default: ./cnpp-trt-results.", callback=user_path),
+]
 SourceModel = Annotated[
     str | None, typer.Option(help="As for `run`. With --bundle, the checkpoint that it was exported from.")
 ]

@@ -2,17 +2,15 @@
 
 import copy
 import json
-import re
 import secrets
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..files import require_writable
-from ..messages import printable, unknown_choice
+from ..messages import printable
 from ..places import runs
 from .options import (
     BackendName,
@@ -22,12 +20,17 @@ from .options import (
     Model,
     Plans,
     Precision,
+    Threads,
     VramBudget,
     deployment,
     read_bytes,
+    read_conditions,
     read_size,
+    require_choice,
     say,
+    show,
     split_precision,
+    user_path,
 )
 from .progress import drawing
 
@@ -48,21 +51,6 @@ cnpp-trt run --cond seg --image map.png -p "a red house by a lake" -n 4
 cnpp-trt run --cond depth --cond canny --extract --image photo.jpg --resize-mode crop -s 30
 
 cnpp-trt run --repeat cnpp-trt-runs/run-0001/image-0.png"""
-
-# Fields of `Request` and `Control` as the command calls them.
-_OPTIONS = {
-    "num_inference_steps": "--steps",
-    "num_images_per_prompt": "--num-images",
-    "guidance_scale": "--guidance-scale",
-    "controlnet_conditioning_scale": "--control-scale",
-    "control_guidance_start": "--control-start",
-    "control_guidance_end": "--control-end",
-    "negative_prompt": "--negative-prompt",
-    "clip_skip": "--clip-skip",
-    "strength": "--strength",
-    "prompt": "--prompt",
-    "seed": "--seed",
-}
 
 
 def register(app: typer.Typer) -> None:
@@ -99,7 +87,8 @@ def run_command(
         ),
     ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="Control image of each --cond. Default: the model's example.")
+        list[Path] | None,
+        typer.Option(help="Control image of each --cond. Default: the model's example.", callback=user_path),
     ] = None,
     extract: Annotated[
         bool, typer.Option("--extract", help="The images are photos: extract the conditions first.")
@@ -137,29 +126,36 @@ def run_command(
     ] = None,
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images of this prompt, 1 to 16.")] = 1,
     images: Annotated[int | None, typer.Option("--images", hidden=True)] = None,
-    init_image: Annotated[Path | None, typer.Option(help="Begin with this image instead of noise alone.")] = None,
+    init_image: Annotated[
+        Path | None, typer.Option(help="Begin with this image instead of noise alone.", callback=user_path)
+    ] = None,
     strength: Annotated[
         float | None, typer.Option(help="With --init-image: how much of it is drawn anew, above 0 to 1. Default: 0.8.")
     ] = None,
     backend: BackendName = "auto",
     plans: Plans = None,
     vram_budget: VramBudget = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: every physical core.")] = None,
+    threads: Threads = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Pictures go into a new folder in here. Default: ./cnpp-trt-runs."),
+        typer.Option(
+            "--out", "-o", help="Pictures go into a new folder in here. Default: ./cnpp-trt-runs.", callback=user_path
+        ),
     ] = None,
-    repeat: Annotated[Path | None, typer.Option(help="Repeat a picture from its own metadata.")] = None,
+    repeat: Annotated[
+        Path | None, typer.Option(help="Repeat a picture from its own metadata.", callback=user_path)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Draw pictures that follow a condition, and a sheet that shows how well they do."""
     from ..runtime import run as running
+    from ..runtime.backends.choose import BACKENDS
     from ..runtime.scheduler_names import read_scheduler
 
     out = out or runs()
     budget = read_bytes(vram_budget) if vram_budget is not None else None
     of_openvino = split_precision(precision)[1]
-    _require_backend(backend)
+    require_choice("backend", backend, BACKENDS)
     if repeat is not None:
         from ..runtime.repeat import repeat as draw_again
 
@@ -175,8 +171,6 @@ def run_command(
     # Whatever can be known to be wrong is, before a bundle is looked for.
     if strength is not None and init_image is None:
         raise UserError("--strength says how much of an initial image is drawn anew: give one with --init-image FILE")
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads must be a whole number above 0, not {threads}")
     read_size(size)
     given = {
         "prompt": prompt,
@@ -215,19 +209,10 @@ def run_command(
     _print_drawn(drawn, as_json, {}, said=len(asked.notes))
 
 
-def _require_backend(backend: str) -> None:
-    from ..runtime.backends.choose import BACKENDS
-
-    if backend not in BACKENDS:
-        raise unknown_choice("backend", backend, BACKENDS)
-
-
 def _resize_mode(text: str) -> Any:
     from ..runtime.fitting import RESIZE_MODES
 
-    if text not in RESIZE_MODES:
-        raise unknown_choice("--resize-mode", text, RESIZE_MODES)
-    return text
+    return require_choice("--resize-mode", text, RESIZE_MODES)
 
 
 def _require_values(fields: dict[str, Any], conditions: list[str], several: tuple[list[float] | None, ...]) -> None:
@@ -236,21 +221,16 @@ def _require_values(fields: dict[str, Any], conditions: list[str], several: tupl
 
     from ..runtime.request import Control, Request
 
-    if unknown := next((c for c in conditions if c not in CONDITIONS and c != "all"), None):
-        raise unknown_choice("condition", unknown, [*CONDITIONS, "all"])
+    read_conditions(conditions)
     if "all" in conditions and len(conditions) > 1:
         raise UserError("--cond all stands for every condition of the bundle: give no other --cond beside it")
     nothing = np.zeros((16, 16, 3), np.uint8)
     scales, starts, ends = (values or [default] for values, default in zip(several, (1.0, 0.0, 1.0), strict=True))
     longest = max(len(scales), len(starts), len(ends))
-    try:
-        Request(**fields)
-        for i in range(longest):
-            values = [each[i] if i < len(each) else each[0] for each in (scales, starts, ends)]
-            Control("seg", nothing, *values)
-    except UserError as e:
-        names = "|".join(sorted(_OPTIONS, key=len, reverse=True))
-        raise UserError(re.sub(rf"(?<![-\w])({names})\b", lambda m: _OPTIONS[m[1]], str(e))) from None
+    Request(**fields)
+    for i in range(longest):
+        values = [each[i] if i < len(each) else each[0] for each in (scales, starts, ends)]
+        Control("seg", nothing, *values)
 
 
 def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any], said: int = 0) -> None:
@@ -272,7 +252,7 @@ def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any], said: int = 0
         graded = (f"{s} ({s.grade})" if s.grade else str(s) for s in scores)
         say(f"consistency {condition}: {', '.join(graded)}")
     for path in (*drawn.images, *([drawn.sheet] if drawn.sheet else [])):
-        print(path)
+        show(str(path))
 
 
 def _summary(request: dict[str, Any]) -> str:
