@@ -55,7 +55,8 @@ class SamplerTable:
             schedule, where it is not quite 0 and init_noise_sigma).
         input_scale: the first model input is input_scale · x; those of later steps come out of the matrices.
         uses_noise: [N], whether the step adds fresh noise. Draw it only where it does: a draw advances the generator.
-        x0_limit: what the prediction of x0 is clamped to on both sides; the largest float32 where nothing is clipped.
+        x0_limit: what the prediction of x0 is clamped to, in both directions; the largest float32 where a table does
+            not clip.
     """
 
     timesteps: npt.NDArray[np.float32]
