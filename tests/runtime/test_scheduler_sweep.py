@@ -24,7 +24,7 @@ ROUNDING = 2e-6
 
 @dataclass
 class Sweep:
-    """compared: schedules. refused: how many cnpp-trt refuses, by message. undefined: NaN in diffusers. wrong: a line each."""
+    """Counts of schedules; `refused` by message, `undefined` where diffusers has NaN, `wrong` with a line each."""
 
     compared: int = 0
     steps: int = 0
