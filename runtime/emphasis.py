@@ -18,6 +18,9 @@ Spans = list[tuple[str, float]]
 
 ROUND, SQUARE = 1.1, 1 / 1.1
 MAX_WEIGHT = 100.0
+NO_MEAN = 4
+"""A mean of so many roundings, relative to the mean magnitude, is none. That of CLIP's results is a tenth or so."""
+
 MAX_NESTING = 64
 """Brackets that may be open at once: so the time to read a prompt is proportional to its length."""
 
@@ -144,7 +147,8 @@ def emphasize(embeds: NDArray[np.floating], weights: NDArray[np.float32]) -> NDA
     """The text encoder's result [P,T,D] with every token's vector times its weight [P,T], in the type it has.
 
     A row is scaled afterwards so that its mean is what it was: the web UI's emphasis "Original"
-    (`modules/sd_emphasis.py`), there and here for each chunk of 77 tokens alone. Rows of weights 1 are left alone.
+    (`modules/sd_emphasis.py`), there and here for each chunk of 77 tokens alone. Rows of weights 1 are left alone, and
+    a mean that is rounding alone is not restored: its factor would be noise.
 
     Raises: UserError where the weights cancel each other, so that no factor restores the mean.
     """
@@ -152,8 +156,11 @@ def emphasize(embeds: NDArray[np.floating], weights: NDArray[np.float32]) -> NDA
     for row in np.flatnonzero((weights != 1).any(axis=1)):
         z = embeds[row].astype(np.float32)
         weighted = z * weights[row, :, None]
+        mean, spread = z.mean(dtype=np.float64), np.abs(z).mean(dtype=np.float64)
         with np.errstate(all="ignore"):
-            scaled = (weighted * (z.mean(dtype=np.float64) / weighted.mean(dtype=np.float64))).astype(embeds.dtype)
+            scaled = weighted.astype(embeds.dtype)
+            if abs(mean) > NO_MEAN * np.finfo(embeds.dtype).eps * spread:
+                scaled = (weighted * (mean / weighted.mean(dtype=np.float64))).astype(embeds.dtype)
         if np.isfinite(z).all() and not np.isfinite(scaled).all():
             raise UserError("the weights in the prompt cancel each other: bring them closer to 1")
         found[row] = scaled
@@ -204,7 +211,8 @@ def _merged(spans: list[tuple[str | None, float]]) -> list[Spans]:
     for text, weight in (span for part in merged for span in part):
         if not abs(weight) <= MAX_WEIGHT:
             raise UserError(
-                f"brackets give {printable(text, 40)!r} in the prompt the weight {weight:.4g}: at most {MAX_WEIGHT:g}"
+                f"brackets give {printable(repr(text), 40)} in the prompt the weight {weight:.4g}: "
+                f"at most {MAX_WEIGHT:g}"
             )
     return [[(text, weight) for text, weight in part if text] for part in merged]
 

@@ -107,4 +107,4 @@ def _embeddings(readings: dict[str, Reading], known: dict[str, int]) -> list[str
 
 
 def _quoted(text: str, limit: int = 60) -> str:
-    return repr(printable(text, limit))
+    return printable(repr(text), limit)

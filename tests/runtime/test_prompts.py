@@ -11,10 +11,13 @@ import torch
 import transformers
 from cnpp_trt import Control, Pipeline, Request, Result
 from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint, make_unet
+from cnpp_trt.benchmarks.random_models.lora import make_embedding
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.runtime.guidance import guidance_embedding
+from cnpp_trt.runtime.prompts import read_prompts
+from cnpp_trt.runtime.tokenizer import Tokenizer
 from PIL import Image
 
 LONG = ", ".join(f"a red house number {i}" for i in range(12))
@@ -195,6 +198,120 @@ def test_clip_skip_beyond_the_layers(tiny, request_of):
         tiny.pipeline(request_of("", clip_skip=2))
     with pytest.raises(UserError, match="clip_skip"):
         request_of("", clip_skip=-1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Pipeline]:
+    """A checkpoint whose text encoder's results have a mean, as a trained one's have, and its pipeline."""
+    folder = tmp_path_factory.mktemp("trained")
+    checkpoint = make_checkpoint(folder / "checkpoint", tiny=True)
+    encoder = transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
+    torch.nn.init.normal_(encoder.final_layer_norm.bias, 0.3, 0.1, generator=torch.Generator().manual_seed(0))
+    encoder.save_pretrained(checkpoint / "text_encoder")
+    export_bundle(Checkpoint(str(checkpoint)), ["seg"], folder / "bundle")
+    return checkpoint, Pipeline.open(folder / "bundle", threads=1)
+
+
+def weighted(embeds: torch.Tensor, weights: dict[int, float]) -> torch.Tensor:
+    """[1,77,D] with the vectors at these positions multiplied, and the mean restored."""
+    factors = torch.ones(embeds.shape[1])
+    for position, weight in weights.items():
+        factors[position] = weight
+    found = embeds * factors[None, :, None]
+    return found * (embeds.mean() / found.mean())
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("clip_skip", [0, 1])
+def test_emphasis(trained, request_of, clip_skip, images):
+    """In both prompts, each with its own mean: what diffusers draws from its own embeddings, weighted."""
+    request = request_of(
+        "a (red:1.4) house",
+        negative_prompt="[blur] x",
+        prompt_weights=True,
+        clip_skip=clip_skip,
+        num_images_per_prompt=images,
+    )
+    checkpoint, drawing = trained
+    pipeline = diffusers_pipeline(checkpoint, "seg", diffusers.DDIMScheduler)
+    # Tokens are single bytes, and position 0 is the start.
+    prompt = weighted(encode_by_diffusers(pipeline, ["a red house"], clip_skip), dict.fromkeys((2, 3, 4), 1.4))
+    negative = weighted(encode_by_diffusers(pipeline, ["blur x"], 0), dict.fromkeys((1, 2, 3, 4), 1 / 1.1))
+    found = drawing(request)
+    assert found.notes == ()
+    assert_same(found, reference(checkpoint, request, prompt_embeds=prompt, negative_prompt_embeds=negative))
+
+
+def test_emphasis_in_long_prompts_is_of_each_chunk(trained, request_of):
+    request = request_of("house BREAK (red:1.4)", prompt_weights=True, long_prompt=True)
+    checkpoint, drawing = trained
+    pipeline = diffusers_pipeline(checkpoint, "seg", diffusers.DDIMScheduler)
+    house, red, empty = (encode_by_diffusers(pipeline, [text], 0) for text in ("house", "red", ""))
+    prompt = torch.cat([house, weighted(red, dict.fromkeys((1, 2, 3), 1.4))], 1)
+    negative = torch.cat([empty, empty], 1)
+    expected = reference(checkpoint, request, prompt_embeds=prompt, negative_prompt_embeds=negative)
+    assert_same(drawing(request), expected)
+
+
+def test_weights_are_no_cached_prompt(tiny, request_of):
+    def draw(prompt: str, **fields: Any) -> np.ndarray:
+        return tiny.pipeline(request_of(prompt, **fields)).images
+
+    plain = draw("one more house")
+    heavy = draw("one more (house:1.5)", prompt_weights=True)
+    assert not np.array_equal(plain, heavy)
+    np.testing.assert_array_equal(draw("one more (house:1.0)", prompt_weights=True), plain)
+    np.testing.assert_array_equal(draw("one more (house:1.5)", prompt_weights=True), heavy)
+    np.testing.assert_array_equal(draw("one more house", prompt_weights=True), plain)
+
+
+def test_emphasis_that_is_not_asked_for_is_noted(tiny, request_of):
+    def notes(prompt: str, **fields: Any) -> str:
+        return " | ".join(tiny.pipeline(request_of(prompt, num_inference_steps=1, **fields)).notes)
+
+    found = notes("a (red:1.4) house")
+    assert found == "'(red:1.4)' in the prompt is read literally: --prompt-weights reads it as emphasis"
+    assert "'((fog))' in the negative prompt" in notes("a house", negative_prompt="((fog))")
+    assert notes("a (red) house") == notes("a (red:1.4) house", prompt_weights=True) == ""
+    for fields in ({}, {"prompt_weights": True}):
+        found = notes("a house <lora:pixel:0.8>", **fields)
+        assert "'<lora:pixel:0.8>' in the prompt is read literally" in found and "--lora" in found
+    assert "\x1b" not in notes("a <lora:\x1b[31mred:1> house")
+
+
+@pytest.mark.parametrize("name", ["prompt_weights", "clip_skip_negative", "long_prompt"])
+@pytest.mark.parametrize("value", [1, None, "yes", "\x1b[31m"])
+def test_switches_are_true_or_false(request_of, name, value):
+    with pytest.raises(UserError, match=f"{name} must be True or False") as refused:
+        request_of("", **{name: value})
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("prompt", [None, 1, b"red", ["red"]])
+def test_prompts_of_other_types(prompt):
+    with pytest.raises(UserError, match="prompt must be a string"):
+        Request(prompt)
+
+
+def test_too_many_chunks_are_refused(tiny, request_of):
+    with pytest.raises(UserError, match="the prompt takes 1001 chunks of tokens, more than 100: shorten it"):
+        tiny.pipeline(request_of("BREAK x " * 1000, long_prompt=True))
+
+
+def test_the_embeddings_of_a_bundle_are_told(tiny_checkpoint, request_of, tmp_path):
+    """Which a prompt uses, and the words of the others."""
+    files = [make_embedding(tmp_path / f"{w}.bin", 32, token=w, vectors=n) for w, n in (("<w>", 2), ("Wx", 1))]
+    checkpoint = Checkpoint(str(tiny_checkpoint), embeddings=[str(file) for file in files])
+    checkpoint.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    tokenizer = Tokenizer(tmp_path / "tokenizer", {"<w>": 2, "Wx": 1})
+    for prompt, negative, expected in (
+        ("a <w>", "wx", ["embeddings in the negative prompt: 'Wx' (1 vector)", "… prompt: '<w>' (2 vectors)"]),
+        ("a <W> <w>", "", ["embeddings in the prompt: '<w>' (2 vectors)", "embeddings in no prompt: 'Wx'"]),
+        ("a house", "", ["embeddings in no prompt: '<w>', 'Wx'"]),
+    ):
+        notes: list[str] = []
+        read_prompts(tokenizer, request_of(prompt, negative_prompt=negative), True, notes)
+        assert notes == [line.replace("…", "embeddings in the") for line in expected]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.7, 8.0])

@@ -1,6 +1,7 @@
 """The tokenizer against transformers' CLIPTokenizer, on a small vocabulary of the real kind (byte-level BPE)."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -380,3 +381,145 @@ def test_samplers_noise_and_tokenizer_import_no_pytorch():
         "import cnpp_trt.runtime.noise, cnpp_trt.runtime.schedulers, cnpp_trt.runtime.tokenizer"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Prompts and files from outside
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 99_999,
+        "a" + " " * 99_998 + "b",
+        "x" * 100_000,
+        "\x00" * 1000 + "red",
+        "red\x00house",
+        "\u202e\u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd",
+        "<cat>" * 20_000,
+        "cafe\u0301" * 10_000,
+        "(" * 40 + "\u200b" * 50_000,
+        "\U0001f3e0" * 50_000,
+    ],
+    ids=range(10),
+)
+@pytest.mark.timeout(60)
+def test_long_and_strange_prompts(tokenizer_with, clip_with, text):
+    """A quadratic rule would take minutes; the timeout ends the test then."""
+    assert tokenizer_with.read(text, weighted=True).ids.shape == (1, 77)
+    chunks = tokenizer_with.encode_long(text)
+    if "<cat>" not in text:
+        assert [i for row in chunks.tolist() for i in row[1 : row.index(526)]] == text_ids(clip_with, text)
+
+
+@pytest.mark.parametrize("dropped", [0, 1, 2])
+def test_emphasis_shares_its_weight_with_every_vector(tokenizer_with, clip_with, dropped):
+    """Of a word that stays with its chunk, and of one that is cut off with the prompt."""
+    before = "red " * (72 + dropped)
+    ids = clip_with.convert_tokens_to_ids([*["red</w>"] * (72 + dropped), *named("<cat>")])
+    short = tokenizer_with.read(f"{before}(<cat>:1.5)", weighted=True)
+    assert short.ids.tolist() == [framed(clip_with, ids[:75])]
+    assert short.weights[0, : 73 + dropped].tolist() == [1.0] * (73 + dropped)
+    assert short.weights[0, 73 + dropped :].tolist() == [1.5] * (3 - dropped) + [1.0]
+    long = tokenizer_with.read(f"{before}(<cat>:1.5)", weighted=True, long=True)
+    assert [row[row != 1].tolist() for row in long.weights] == ([[1.5] * 3] if not dropped else [[], [1.5] * 3])
+    assert long.dropped == ""
+
+
+def test_weights_go_with_what_follows_the_last_comma(tokenizer):
+    text = f"{commas(60, of=70)} (red red red red red red red:0.5) [house]"
+    reading = tokenizer.read(text, weighted=True, long=True)
+    assert lengths(tokenizer, text.translate(str.maketrans("", "", "()[]:.05"))) == [60, 18]
+    expected = [1.0] * 10 + [0.5] * 7 + [1 / 1.1]
+    np.testing.assert_allclose(reading.weights[1, 1:19], expected, rtol=1e-6)
+    assert (reading.weights[0] == 1).all()
+    assert (reading.weights[1, 19:] == 1).all()
+
+
+def test_break_begins_a_chunk_in_long_weighted_prompts(tokenizer, clip):
+    red, house = clip.convert_tokens_to_ids(["red</w>", "house</w>"])
+    reading = tokenizer.read("(red:1.2) BREAK [house]", weighted=True, long=True)
+    assert reading.ids.tolist() == [framed(clip, [red]), framed(clip, [house])]
+    np.testing.assert_allclose(reading.weights[:, 1], [1.2, 1 / 1.1], rtol=1e-6)
+
+
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    10**30,
+    "",
+    "x" * 2000,
+    "\x1b[31m",
+    [],
+    {},
+    [[]],
+    {"Regex": "(a*)*$"},
+    {"type": "Nonsense"},
+    [1, "a"],
+]
+
+
+def changed(value: object, rng: random.Random) -> object:
+    """One value somewhere in a JSON document replaced, or dropped."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        if rng.random() < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: changed(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        i = rng.randrange(len(value))
+        return [*value[:i], changed(value[i], rng), *value[i + 1 :]]
+    return rng.choice(VALUES)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_damaged_files_are_refused_in_one_line_or_harmless(clip_with, tmp_path, name):
+    clip_with.save_pretrained(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    for i in range(400):
+        content = bytearray(whole)
+        if i % 2:
+            content = bytearray(json.dumps(changed(json.loads(whole), rng)).encode())
+        else:
+            for _ in range(rng.randint(1, 3)):
+                content[rng.randrange(len(content))] = rng.randrange(256)
+            content = content[: rng.choice([len(content), len(content), rng.randrange(len(content))])]
+        (tmp_path / name).write_bytes(content)
+        try:
+            tokenizer = Tokenizer(tmp_path, EMBEDDINGS, vocabulary=len(clip_with))
+            for text in ("a red <cat> house, 12 é", "(red:1.2) BREAK house " * 30):
+                reading = tokenizer.read(text, long=True, weighted=True)
+                assert reading.ids.min() >= 0 and reading.ids.max() < len(clip_with)
+        except BundleError as error:
+            refused += 1
+            assert str(error).isprintable() and len(str(error)) < 600
+    assert refused > 100
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_files_that_are_none(clip_with, tmp_path, name):
+    clip_with.save_pretrained(tmp_path)
+    for link in ("/dev/zero", "/dev/null", str(tmp_path)):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to(link)
+        with pytest.raises(BundleError, match="cannot be read") as error:
+            Tokenizer(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("vectors", [0, -1, 76, 10**12])
+def test_an_embedding_of_too_many_vectors(clip_with, tmp_path, vectors):
+    clip_with.save_pretrained(tmp_path)
+    with pytest.raises(BundleError, match="vectors: export the bundle anew"):
+        Tokenizer(tmp_path, {"<cat>": vectors})
+
+
+def test_an_embedding_that_is_a_piece_of_ordinary_words(clip_with, tmp_path):
+    clip_with.save_pretrained(tmp_path)
+    with pytest.raises(BundleError, match="knows 're' as no embedding"):
+        Tokenizer(tmp_path, {"re": 1})
