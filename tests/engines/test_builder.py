@@ -111,6 +111,7 @@ def test_a_real_text_encoder(real: Bundle, rtx: Flavor, engine_log: list[str], s
     length, width = 77, spec.outputs[0].shape[-1]
     wanted = [2, 2, 6] if sizes.dynamic else [2, 2, 2, 6, 6, 6]
     assert tensors(engine_log[0])["input_ids"] == ("Int64", [(n, length) for n in wanted])
+    assert tensors(engine_log[0])["clip_skip"] == ("Int64", [(n,) for n in wanted])
     assert tensors(engine_log[0])["prompt_embeds"][0] == "Half"
     stored = sum(np.prod(t.dims) for t in onnx.load(real.folder / spec.file).graph.initializer if len(t.dims) > 1)
     assert len(bytes(built.plan)) > 2 * stored > 2 * width * width

@@ -96,6 +96,7 @@ wanted = [
     request(init_image=IMAGES[2], strength=0.61, steps=5, num_images_per_prompt=2, guidance_scale=2.0),
     request(prompt="a house " * 15, long_prompt=True),
     request(prompt="a house " * 14, negative_prompt="fog", long_prompt=True, clip_skip=1),
+    request(prompt="a house (again:1.3) BREAK red", long_prompt=True, prompt_weights=True, clip_skip=1),
 ]
 for each in wanted:
     assert same(cpu(each), pipeline(each)), each
