@@ -36,7 +36,14 @@ from .progress import drawing
 
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
-    "Prompt": ("prompt", "negative_prompt", "long_prompt", "clip_skip"),
+    "Prompt": (
+        "prompt",
+        "negative_prompt",
+        "prompt_weights",
+        "long_prompt",
+        "clip_skip",
+        "clip_skip_negative",
+    ),
     "Control": ("cond", "image", "extract", "resize_mode", "control_scale", "control_start", "control_end"),
     "Sampling": ("steps", "scheduler", "guidance_scale", "seed", "num_images", "init_image", "strength"),
     "Runtime": ("backend", "plans", "vram_budget", "threads"),
@@ -71,6 +78,10 @@ def run_command(
     precision: Precision = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Default: the example's.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What not to draw; counts with guidance only.")] = "",
+    prompt_weights: Annotated[
+        bool,
+        typer.Option("--prompt-weights", help="Read (word), (word:1.4) and [word] as emphasis, as AUTOMATIC1111 does."),
+    ] = False,
     long_prompt: Annotated[
         bool, typer.Option("--long-prompt", help="Read more than 77 tokens, in chunks as AUTOMATIC1111 does.")
     ] = False,
@@ -80,6 +91,10 @@ def run_command(
             help="Leave out so many of the text encoder's last layers, as diffusers counts: AUTOMATIC1111's 2 is 1."
         ),
     ] = 0,
+    clip_skip_negative: Annotated[
+        bool,
+        typer.Option("--clip-skip-negative", help="Skip layers for the negative prompt too, as AUTOMATIC1111 does."),
+    ] = False,
     cond: Annotated[
         list[str] | None,
         typer.Option(
@@ -184,6 +199,8 @@ def run_command(
         "negative_prompt": negative_prompt,
         "num_images_per_prompt": num_images if images is None else images,
         "clip_skip": clip_skip,
+        "clip_skip_negative": clip_skip_negative,
+        "prompt_weights": prompt_weights,
         "long_prompt": long_prompt,
     }
     fields |= {name: value for name, value in given.items() if value is not None}

@@ -85,7 +85,9 @@ class RequestRecord(Record):
     controls: Annotated[tuple[ControlRecord, ...], Meta(max_length=MAX_CONTROLS)]
     strength: Annotated[float, Meta(gt=0, le=1)] = 0.8
     clip_skip: Annotated[int, Meta(ge=0, le=1000)] = 0
+    clip_skip_negative: bool = False
     long_prompt: bool = False
+    prompt_weights: bool = False
     init_image: _Image | None = None
 
     def __post_init__(self) -> None:
