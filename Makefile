@@ -15,11 +15,15 @@ TORCH_INDEX ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-export CNPP_TRT_HOME ?= $(CURDIR)/artifacts
+# pip's exit status counts, not that of what shortens its output.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 
 # onnxruntime and onnxruntime-gpu break each other, so exactly one of the extras is ever installed.
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt
+# A first install takes minutes: every package is named when its turn comes.
+NAMED := | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing collected packages.*/  unpacking/p'
 # Pinned on the command line too: pip would else take a newer build, and with it gigabytes of CUDA packages.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
@@ -41,7 +45,7 @@ run: bundle  ## export the bundle where it is missing, then draw MODEL's example
 		$(BIN)/cnpp-trt run --model "$(MODEL)" --cond "$$condition" --precision fp32 $(SIZED) $(STEPPED) || exit $$?; \
 	done
 
-bundle: $(VENV)/run.stamp  ## export MODEL with each COND (and SIZE) into artifacts/bundles
+bundle: $(VENV)/run.stamp  ## export MODEL with each COND (and SIZE) into CNPP_TRT_HOME, or the user's cache folder
 	$(BIN)/cnpp-trt export --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)
 
 test: $(VENV)/test.stamp  ## every test that needs no GPU
@@ -78,8 +82,8 @@ consistency: $(VENV)/bench.stamp  ## how well pictures follow their condition, b
 report: $(VENV)/bench.stamp  ## one page of all that was measured, and its Markdown twin
 	$(BIN)/cnpp-trt report
 
-clean:  ## remove artifacts, build outputs and caches (not .venv)
-	rm -rf artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove pictures, results, build outputs and caches (not .venv, not bundles and plans)
+	rm -rf cnpp-trt-runs cnpp-trt-results build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
@@ -90,27 +94,27 @@ help:  ## this list
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing cnpp-trt[$(DEVICE),export] into $(VENV)"
-	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	@$(PIP) --editable '.[$(DEVICE),export]'
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH) $(NAMED)
+	@$(PIP) --editable '.[$(DEVICE),export]' $(NAMED)
 	@touch $@
 
 # TensorRT-RTX builds plans on any machine. TensorRT itself is in the extra of GPU machines.
 $(VENV)/engines.stamp: $(VENV)/run.stamp
 	@echo "installing cnpp-trt[rtx] into $(VENV)"
-	@$(PIP) --editable '.[$(DEVICE),export,rtx]'
+	@$(PIP) --editable '.[$(DEVICE),export,rtx]' $(NAMED)
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/run.stamp
 	@echo "installing cnpp-trt[openvino,bench] into $(VENV)"
-	@$(PIP) --editable '.[$(DEVICE),export,openvino,bench]'
+	@$(PIP) --editable '.[$(DEVICE),export,openvino,bench]' $(NAMED)
 	@touch $@
 
-# Two extractors are compared with controlnet-aux', which gets by without its dependencies: its torchvision would have to
-# be of the very build of torch that is here.
+# Compared with are two extractors of controlnet-aux and the tokenizer of open_clip_torch, which get by without their
+# dependencies: their torchvision would have to be of the very build of torch that is here.
 # mypy knows a package by its folder's name, which a clone may have changed: the link has the right one.
 $(VENV)/test.stamp: $(VENV)/run.stamp
 	@echo "installing cnpp-trt[rtx,test,lint] into $(VENV)"
-	@$(PIP) --editable '.[$(DEVICE),export,rtx,test,lint]'
-	@$(PIP) --no-deps controlnet-aux
+	@$(PIP) --editable '.[$(DEVICE),export,rtx,test,lint]' $(NAMED)
+	@$(PIP) --no-deps controlnet-aux open_clip_torch ftfy wcwidth $(NAMED)
 	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/cnpp_trt
 	@touch $@

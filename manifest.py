@@ -215,8 +215,13 @@ class Manifest:
 
     def _content(self) -> dict[str, Any]:
         # There and back: a number that is whole is written as its type has it, so that what is read has this digest.
-        content: dict[str, Any] = builtins(Manifest._checked(builtins(self)))
-        return content
+        content = builtins(self)
+        config = content["scheduler_config"]
+        if config.get("lambda_min_clipped") == -math.inf:
+            # DPMSolverMultistepScheduler's default, which clips nothing. JSON has no such number.
+            content["scheduler_config"] = {key: config[key] for key in config if key != "lambda_min_clipped"}
+        checked: dict[str, Any] = builtins(Manifest._checked(content))
+        return checked
 
     @classmethod
     def _checked(cls, content: dict[str, Any]) -> "Manifest":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -215,16 +216,13 @@ def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -
 
 
 def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's, as JSON has it (RFC 8259), without the places of its machine.
+    """The checkpoint's, without the places of its machine.
 
-    Raises: UserError where a number in it is not finite.
+    Raises: UserError where a number in it is not finite, but for the one that stands for "no limit" (manifest.py).
     """
     config = {key: value for key, value in checkpoint.config("scheduler").items() if key != "_name_or_path"}
-    # What DPMSolverMultistepScheduler and others write for their default, which is to clip nothing.
-    if config.get("lambda_min_clipped") == -float("inf"):
-        del config["lambda_min_clipped"]
     for key, value in config.items():
-        if not finite(value):
+        if not finite(value) and (key, value) != ("lambda_min_clipped", -math.inf):
             place = checkpoint.places.component("scheduler").origin
             raise UserError(f"{place}/scheduler_config.json has {key} {value!r}, which is no finite number: correct it")
     return config
