@@ -107,7 +107,7 @@ class Study:
             self.deployed.bundle.require_condition(condition)
             if not can_extract(self.deployed.bundle, condition):
                 raise UserError(
-                    f"{self.deployed.bundle.folder} has no extractor for {condition!r} to judge images by: "
+                    f"{printable(self.deployed.bundle.folder)} has no extractor for {condition!r} to judge images by: "
                     "choose others with --cond"
                 )
 
@@ -142,7 +142,7 @@ class Study:
         for id_, record in found.items():
             if not _is_whole(record, self.protocol.images, CONDITIONS[condition].metric):
                 raise UserError(
-                    f"{self.place(side, condition)}: the record of {printable(repr(id_))} is not whole: "
+                    f"{printable(self.place(side, condition))}: the record of {printable(repr(id_))} is not whole: "
                     "start again with --fresh"
                 )
         return {id_: found[id_] for id_ in self.data.ids if id_ in found}
@@ -325,7 +325,9 @@ def read_pictures(
         images = [read_image(path).pixels for path in paths]
         for path, image, digest in zip(paths, images, found[id_]["pixels"][which], strict=True):
             if pixels_sha256(image) != digest:
-                raise UserError(f"{path} is not the picture that was judged: delete it to have it drawn again")
+                raise UserError(
+                    f"{printable(path)} is not the picture that was judged: delete it to have it drawn again"
+                )
         yield index, images
 
 
@@ -363,4 +365,6 @@ def _replace(path: Path, content: bytes) -> None:
     try:
         replace_file(path, content)
     except OSError as e:
-        raise CnppError(f"cannot write {path} ({e.strerror or e}): mend that and run again to go on") from None
+        raise CnppError(
+            f"cannot write {printable(path)} ({e.strerror or e}): mend that and run again to go on"
+        ) from None

@@ -151,18 +151,18 @@ class Folder:
             texts = read_bounded(self._path).split(b"\n")
         except FileNotFoundError:
             raise UserError(
-                f"there is no {self._path}: write one JSON object a line into it, as in "
+                f"there is no {printable(self._path)}: write one JSON object a line into it, as in "
                 '{"prompt": "a house by a lake", "condition": "17.png"}'
             ) from None
         except OSError as e:
-            raise UserError(f"cannot read {self._path}: {e.strerror or e}") from None
+            raise UserError(f"cannot read {printable(self._path)}: {e.strerror or e}") from None
         except SchemaError as e:
-            raise UserError(f"cannot read {self._path}: {e}") from None
+            raise UserError(f"cannot read {printable(self._path)}: {e}") from None
         if len(texts) > MAX_LINES:
-            raise UserError(f"{self._path} has {len(texts):,} lines, more than {MAX_LINES:,}")
+            raise UserError(f"{printable(self._path)} has {len(texts):,} lines, more than {MAX_LINES:,}")
         lines = [self._line(number, text) for number, text in enumerate(texts, 1) if text.strip()]
         if not lines:
-            raise UserError(f"{self._path} is empty: write one JSON object a line into it")
+            raise UserError(f"{printable(self._path)} is empty: write one JSON object a line into it")
         first: dict[str, int] = {}
         for line in lines:
             if line.id in first:
@@ -209,7 +209,7 @@ class Folder:
             )
 
     def _error(self, number: int, what: str) -> UserError:
-        return UserError(f"{self._path}, line {number}: {what}")
+        return UserError(f"{printable(self._path)}, line {number}: {what}")
 
 
 def read_segmentation(path: Path) -> NDArray[np.uint8]:
@@ -217,11 +217,11 @@ def read_segmentation(path: Path) -> NDArray[np.uint8]:
 
     Raises: UserError where it is not a PNG, or neither of the two.
     """
-    data = read_bytes(path)
-    pixels, kind = decode_image(data, str(path))
+    data, name = read_bytes(path), printable(path)
+    pixels, kind = decode_image(data, name)
     if kind != "PNG":
         raise UserError(
-            f"{path} is a {kind}: give a PNG; lossy compression changes labels, which cost ControlNet++ 8 points of "
+            f"{name} is a {kind}: give a PNG; lossy compression changes labels, which cost ControlNet++ 8 points of "
             "mIoU in the paper's first version"
         )
     with Image.open(io.BytesIO(data)) as image:
@@ -230,12 +230,12 @@ def read_segmentation(path: Path) -> NDArray[np.uint8]:
         try:
             return colors_from_labels(pixels[..., 0])
         except UserError as e:
-            raise UserError(f"{path}: {e} (0 = wall, 255 = unlabelled; ADE20K's own files count from 1)") from None
+            raise UserError(f"{name}: {e} (0 = wall, 255 = unlabelled; ADE20K's own files count from 1)") from None
     if mode in ("1", "I", "I;16", "LA"):
-        raise UserError(f"{path} has samples of mode {mode!r}: save labels as a PNG with one channel of 8 bits")
+        raise UserError(f"{name} has samples of mode {mode!r}: save labels as a PNG with one channel of 8 bits")
     inexact = labels_from_colors(pixels)[1]
     if inexact > MAX_INEXACT:
-        raise UserError(f"{inexact:.0%} of {path} is in none of ADE20K's colours: it is no segmentation map")
+        raise UserError(f"{inexact:.0%} of {name} is in none of ADE20K's colours: it is no segmentation map")
     return pixels
 
 

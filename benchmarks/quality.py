@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import CnppError, UserError
 from ..install import cannot_import, needs
-from ..messages import one_line
+from ..messages import one_line, printable
 from ..runtime.images import read_image, resize
 
 Picture = NDArray[np.uint8]
@@ -38,7 +38,7 @@ class Fid:
     def __init__(self, real: Path, size: tuple[int, int], network: nn.Module | None = None) -> None:
         self._files = sorted(p for p in real.rglob("*") if p.suffix.lower() in _SUFFIXES) if real.is_dir() else []
         if len(self._files) < 2:
-            raise UserError(f"--fid {real} holds {len(self._files)} images: give a folder of the real ones")
+            raise UserError(f"--fid {printable(real)} holds {len(self._files)} images: give a folder of the real ones")
         self._size = size
         with _packages("FID", "torchmetrics", "torch_fidelity"):
             from torchmetrics.image.fid import FrechetInceptionDistance

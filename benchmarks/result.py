@@ -67,7 +67,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, to_json(self))
         except OSError as e:
-            raise UserError(f"cannot write {path}: {e.strerror or e}") from None
+            raise UserError(f"cannot write {printable(path)}: {e.strerror or e}") from None
 
 
 def read_result(path: Path) -> Result:

@@ -92,10 +92,12 @@ def appending(folder: Path, shard: Shard, header: Mapping[str, Any]) -> Iterator
             yield append
     except Timeout:
         raise UserError(
-            f"another process appends to {path}: wait for it, or share the work with --shard 1/2, 2/2"
+            f"another process appends to {printable(path)}: wait for it, or share the work with --shard 1/2, 2/2"
         ) from None
     except OSError as e:
-        raise CnppError(f"cannot write {path} ({e.strerror or e}): mend that and run again to go on") from None
+        raise CnppError(
+            f"cannot write {printable(path)} ({e.strerror or e}): mend that and run again to go on"
+        ) from None
 
 
 def remove_records(folder: Path) -> None:
@@ -117,7 +119,7 @@ def _whole_lines(path: Path) -> list[bytes]:
         return read_bounded(path, MAX_BYTES).split(b"\n")[:-1]
     except (OSError, SchemaError) as e:
         reason = e.strerror if isinstance(e, OSError) else None
-        raise UserError(f"cannot read {path}: {reason or one_line(e)}") from None
+        raise UserError(f"cannot read {printable(path)}: {reason or one_line(e)}") from None
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _damaged(path: Path, number: int, why: str = "") -> UserError:
-    what, where = "line" if number > 1 else "file", f"{path}, line {number}"
+    what, where = "line" if number > 1 else "file", f"{printable(path)}, line {number}"
     return UserError(f"{where} is damaged{why}: delete the {what} to have it drawn again, or give --fresh")
 
 
@@ -150,5 +152,6 @@ def _require_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
             for name in names[:4]
         )
         raise UserError(
-            f"{path} was made with {differences}: choose another folder with --out, or start again with --fresh"
+            f"{printable(path)} was made with {differences}: "
+            "choose another folder with --out, or start again with --fresh"
         )

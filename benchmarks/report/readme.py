@@ -30,7 +30,7 @@ def write_readme(path: Path, results: Path = RESULTS) -> bool:
     try:
         filled = fill(text, results)
     except UserError as e:
-        raise UserError(f"{path}: {e}") from None
+        raise UserError(f"{printable(path)}: {e}") from None
     if filled != text:
         write_whole(path, filled.encode())
     return filled != text

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...files import replace_file
+from ...messages import printable
 from ...places import results
 from .document import Document
 from .markdown import write_markdown
@@ -33,4 +34,4 @@ def write_whole(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
     except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror or e}") from None
+        raise UserError(f"cannot write {printable(path)}: {e.strerror or e}") from None
