@@ -85,6 +85,7 @@ def recipe(place: Place) -> Kind:
     folder = Path(shutil.copytree(place.bundle, place.folder / "bundle"))
     file = folder / "manifest.json"
     document = json.loads(file.read_bytes())
+    checkpoint_of(Bundle.open(folder), str(place.checkpoint))
     texts = st.sampled_from([*STRINGS, "seg=x", "x:1e999", ":", "x:nan", "owner/name", str(place.checkpoint)])
 
     def attempt(example: tuple[bytes, str, str]) -> None:

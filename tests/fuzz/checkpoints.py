@@ -47,6 +47,7 @@ def config(place: Place) -> Kind:
         finally:
             put(folder / name, valid[name])
 
+    _look(folder, "unet")  # what is valid is accepted; and what is slow to import is no input's fault
     inputs = [st.tuples(st.just(name), documents(json.loads(content))) for name, content in valid.items()]
     return Kind(st.one_of(inputs), attempt, lambda e: f"{e[0]} {difference(encode(json.loads(valid[e[0]])))(e)}")
 
@@ -65,6 +66,8 @@ def weights(place: Place) -> Kind:
         finally:
             put(files[component], valid[component])
 
+    for component in valid:
+        _look(folder, component)
     inputs = [st.tuples(st.just(component), _safetensors(content)) for component, content in valid.items()]
     return Kind(st.one_of(inputs), attempt, lambda e: f"{e[0]} {difference(valid[e[0]])(e)}")
 

@@ -117,7 +117,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
         elif kind == "insert":
             changed[at:at] = draw(st.binary(max_size=16))
         elif kind == "zeros":
-            changed[at : at + length] = bytes(length)
+            changed[at : at + length] = bytes(len(changed[at : at + length]))
         elif kind == "repeat":
             changed[at:at] = changed[at : at + length] * draw(st.sampled_from([1, 3]))
     return bytes(changed)

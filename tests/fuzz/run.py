@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Seconds without a new input after which the process is killed: a hang that no signal ends.
-PATIENCE = 120
+PATIENCE = 180
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def page_of(result: Result) -> str:
     tried = sum(row["tried"] for row in rows)
     summary = ", ".join(f"{count:,} {way}" for way, count in wrong.items())
     minutes = sum(row["seconds"] for row in rows) / 60
-    lines = [f"{tried:,} attempts in {minutes:.0f} minutes: {summary or 'nothing measured'}."]
+    lines = [f"{tried:,} attempts in {minutes:.1f} minutes: {summary or 'nothing measured'}."]
     if missing := [row["what"] for row in rows if row["reason"]]:
         lines.append(f"Not measured: {', '.join(map(escape, missing))}.")
     again = [

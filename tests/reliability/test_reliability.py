@@ -69,7 +69,7 @@ def test_the_page_shows_what_went_wrong_and_what_was_not_measured() -> None:
     left_out = {"what": "kills", "tried": 0, "outcomes": {}, "wrong": {}, "seconds": 0.0, "reason": "no module"}
     part = {"name": "x", "title": "X", "command": "make x", "measured": "today", "rows": [row, left_out]}
     page = page_of(Result("reliability", "t", "c", {"parts": [part]}, {"cpu": "a processor"}, "today"))
-    assert "10 attempts in 1 minutes: 1 hangs." in page
+    assert "10 attempts in 1.0 minutes: 1 hangs." in page
     assert "Not measured: kills." in page
     assert "| X | a\\|b | 10 | 9 refused | 1 hangs | 60 |" in page
     assert "| X | kills | 0 | not measured: no module | – | – |" in page
