@@ -75,7 +75,7 @@ def _fuzz(kind: str, usual: int, place: Place) -> Outcome:
 
 
 def _fuzz_row(what: str, outcome: Outcome) -> Attempts:
-    found = Counter(_sort(f.what) for f in outcome.failures)
+    found = Counter(_sort(f.what, f.message) for f in outcome.failures)
     names = ("tracebacks", "hangs", "raw control characters", "other")
     return Attempts(
         what=what,
@@ -87,12 +87,13 @@ def _fuzz_row(what: str, outcome: Outcome) -> Attempts:
     )
 
 
-def _sort(what: str) -> str:
-    if "hang" in what:
+def _sort(what: str, message: str) -> str:
+    found = message if what.startswith("Wrong at ") else what  # what a command did, in words
+    if "hang" in found:
         return "hangs"
-    if "control characters" in what:
+    if "control characters" in found:
         return "raw control characters"
-    return "tracebacks" if " at " in what else "other"
+    return "tracebacks" if found.startswith("a traceback") or (" at " in what and found is what) else "other"
 
 
 # ---- what other test modules measure: adapters to each

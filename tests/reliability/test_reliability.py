@@ -48,18 +48,22 @@ def test_every_kind_of_input_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "way"),
+    ("what", "message", "way"),
     [
-        ("KeyError at runtime/loop.py:287", "tracebacks"),
-        ("hang", "hangs"),
-        ("raw control characters in a message", "raw control characters"),
-        ("raw control characters on a stream", "raw control characters"),
-        ("process ended with -11", "other"),
-        ("written outside", "other"),
+        ("KeyError at runtime/loop.py:287", "", "tracebacks"),
+        ("hang", "", "hangs"),
+        ("raw control characters in a message", "", "raw control characters"),
+        ("raw control characters on a stream", "", "raw control characters"),
+        ("process ended with -11", "", "other"),
+        ("written outside", "", "other"),
+        ("Wrong at commands.py:9", "a traceback: ValueError", "tracebacks"),
+        ("Wrong at commands.py:9", "a hang: no end after 60 s", "hangs"),
+        ("Wrong at commands.py:9", "raw control characters {'x'}", "raw control characters"),
+        ("Wrong at commands.py:9", "an error of 5000 characters at x", "other"),
     ],
 )
-def test_failures_are_counted_by_sort(what: str, way: str) -> None:
-    row = _fuzz_row("manifest", Outcome("manifest", 10, 6, 3, (Failure(what, "", ""),), 1.0))
+def test_failures_are_counted_by_sort(what: str, message: str, way: str) -> None:
+    row = _fuzz_row("manifest", Outcome("manifest", 10, 6, 3, (Failure(what, message, ""),), 1.0))
     assert row["wrong"] == {"tracebacks": 0, "hangs": 0, "raw control characters": 0} | {way: 1}
     assert row["outcomes"] == {"refused in one line": 6, "accepted": 3}
 
