@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reliability_bundle
 from cnpp_trt import Pipeline, Request, bundle, verified
 from cnpp_trt.bundle import (
     FORMAT,
@@ -504,10 +503,3 @@ def test_what_was_hashed_is_remembered(bundle_copy: Path, tmp_path: Path, monkey
     memo.parent.write_text("no folder")  # nothing can be remembered
     assert look() == [name]
     assert look() == [name]
-
-
-def test_flipped_bits_draw_no_other_picture(tiny: Any, tmp_path: Path) -> None:
-    outcome = reliability_bundle.flip_bits(tiny.bundle, 30, tmp_path)
-    assert outcome.silent == 0
-    assert outcome.refused + outcome.same == 30
-    assert outcome.refused > 20

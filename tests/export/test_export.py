@@ -25,6 +25,7 @@ from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.graphs import Geometry, base_graphs
 from cnpp_trt.export.onnx_graph import GraphSource, compare, export_graph
 from cnpp_trt.files import sha256_of
+from reliability_bundle import WRONG, kill_exports
 from torch import Tensor, nn
 
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
@@ -437,3 +438,9 @@ def test_progress_is_told(tiny_checkpoint, tmp_path, monkeypatch):
     assert [line.split(":")[0] for line in compared(told)] == ["update", "add_residuals", "hint_seg", "controlnet_seg"]
     assert all(re.search(r": \d+\.\d s, .*allowed 2e-05", line) for line in compared(told))
     assert re.search(r"bundle.*: seg in \d+\.\d s", told[-1])
+
+
+def test_exports_that_are_killed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """What they leave is whole or goes on with the next one, and nothing of it is there when one finishes."""
+    found = kill_exports(tiny_checkpoint, 3, tmp_path)
+    assert sum(found.values()) == 3 and not any(found[way] for way in WRONG), found

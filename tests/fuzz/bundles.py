@@ -1,5 +1,6 @@
 """Manifests, the recipes in them, tokenizers, plan records and scheduler configs."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,9 @@ from .mutations import NUMBERS, STRINGS, damaged, documents, encode
 
 def seal(document: dict[str, Any]) -> dict[str, Any]:
     """A manifest as somebody writes it who knows how its own digest is made: otherwise nothing else would be tried."""
-    return document
+    content = {key: value for key, value in document.items() if key not in ("format", "digest")}
+    text = json.dumps(content, separators=(",", ":"))
+    return {**document, "digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def manifest(place: Place) -> Kind:

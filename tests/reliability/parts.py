@@ -2,14 +2,18 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import reliability_bundle
 from cnpp_trt.benchmarks.records import Attempts
+from cnpp_trt.export.checkpoint import Checkpoint
+from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.runtime.pipeline import Pipeline
+from fixture_cache import exported
 from fuzz.run import Outcome, fuzz
 
 SEED = 1
@@ -98,20 +102,33 @@ def _sort(what: str, message: str) -> str:
 
 # ---- what other test modules measure: adapters to each
 #
-# `reliability_bundle.kills(command, moments, folder)` and `reliability_process.signals(command, moments, folder)` give
-# how many attempts ended in each way; the ways in `WRONG` of the module are wrong ones.
+# They give how many attempts ended in each way; the ways in `WRONG` of the module are wrong ones.
 
 
 def kills(place: Place) -> Iterator[Attempts]:
-    for command in ("export", "build"):
-        yield _provided(
-            "reliability_bundle",
-            f"SIGKILL at a random moment of `{command}`",
-            "kills",
-            command,
-            place.count(100),
-            place,
-        )
+    half = exported(
+        "tiny-fp16",
+        place.folder / "fp16",
+        lambda out: export_bundle(Checkpoint(str(place.checkpoint)), ["seg"], out, precision="fp16"),
+    )
+    for command, kill, source in (
+        ("export", reliability_bundle.kill_exports, place.checkpoint),
+        ("build", reliability_bundle.kill_builds, half),
+    ):
+        start = time.perf_counter()
+        found = kill(source, place.count(100), place.folder / command)
+        yield _ways(f"SIGKILL at a random moment of `{command}`", found, reliability_bundle.WRONG, start)
+
+
+def _ways(what: str, found: Mapping[str, int], wrong: Collection[str], start: float) -> Attempts:
+    return Attempts(
+        what=what,
+        tried=sum(found.values()),
+        outcomes={way: count for way, count in found.items() if way not in wrong},
+        wrong={way: found.get(way, 0) for way in wrong},
+        seconds=time.perf_counter() - start,
+        reason="",
+    )
 
 
 def signals(place: Place) -> Iterator[Attempts]:
