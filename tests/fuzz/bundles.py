@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from cnpp_trt.bundle import Bundle
+from cnpp_trt.errors import CnppError
 from cnpp_trt.runtime.pipeline import Pipeline
 from cnpp_trt.runtime.request import Control, Request
 from cnpp_trt.runtime.schedulers import SCHEDULERS, build_table
@@ -156,6 +157,8 @@ def plan(place: Place) -> Kind:
             found.damage()
         plans_table(plans)
         store.useless(installed_versions())
+        if not plans:
+            raise CnppError("the record is none")
 
     return Kind(documents(json.loads(valid)), attempt, difference(encode(json.loads(valid))))
 

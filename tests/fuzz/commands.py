@@ -9,6 +9,7 @@ from typing import Any
 import click
 import typer
 from cnpp_trt import cli
+from cnpp_trt.commands.app import app
 from cnpp_trt.errors import CnppError
 from hypothesis import strategies as st
 
@@ -40,7 +41,7 @@ def _commands() -> dict[tuple[str, ...], list[click.Parameter]]:
         if not getattr(command, "commands", {}):
             found[words] = list(command.params)
 
-    walk(typer.main.get_command(cli.app), ())
+    walk(typer.main.get_command(app), ())
     return found
 
 

@@ -9,6 +9,7 @@ from cnpp_trt.runtime import metadata as records
 from cnpp_trt.runtime import run as running
 from cnpp_trt.runtime.images import read_image
 from cnpp_trt.runtime.pipeline import Pipeline
+from cnpp_trt.runtime.repeat import repeat
 from cnpp_trt.runtime.request import Control, Request
 from cnpp_trt.runtime.tokenizer import Tokenizer
 from hypothesis import strategies as st
@@ -40,10 +41,10 @@ def metadata(place: Place) -> Kind:
             info = PngInfo()
             info.add_text(records.CHUNK, content.decode("latin-1", "replace"), zip=kind == "zip")
             Image.fromarray(pixels).save(file, "PNG", pnginfo=info)
-        found = records.read_record(file)["request"]
+        found = records.read_record(file).request
         records.a1111_parameters(records.read_record(file))
-        if found["num_inference_steps"] <= 4 and found["num_images_per_prompt"] <= 2 and len(found["prompt"]) < 1_000:
-            running.repeat(file, out, bundle=place.bundle, backend="onnxruntime-cpu", threads=1)
+        if found.num_inference_steps <= 4 and found.num_images_per_prompt <= 2 and len(found.prompt) < 1_000:
+            repeat(file, out, bundle=place.bundle, backend="onnxruntime-cpu", threads=1)
 
     inputs = st.one_of(
         st.tuples(st.just("text"), documents(document)),
