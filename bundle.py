@@ -19,8 +19,9 @@ from .conditions import CONDITIONS
 from .errors import BundleError, UserError
 from .files import sha256_of
 from .library import bundle_folder, export_command, find_bundle, model_name
-from .manifest import FORMAT, MANIFEST, MAX_BYTES, FileRecord, FormatMismatch, GraphSpec, Manifest, TensorSpec
+from .manifest import FORMAT, MAX_BYTES, FileRecord, FormatMismatch, GraphSpec, Manifest, TensorSpec
 from .messages import one_line, printable, some
+from .places import MANIFEST
 from .schema import SchemaError, read_bounded
 from .staging import lock_bundle, write_bundle
 from .verified import Verified

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, places
-from .bundle import MANIFEST
 from .gpu import Gpu, find_gpu
 from .install import found as can_import
 from .install import install_command
 from .messages import one_line
-from .places import home
+from .places import MANIFEST, home
 
 PACKAGES = (
     "numpy",

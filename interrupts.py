@@ -77,18 +77,20 @@ class Watch:
 
     def _watch(self) -> None:
         first = self._next()
+        if first is None:
+            return
         self._told.settimeout(GRACE)
         with suppress(TimeoutError):
             self._next()
         self._end(first)
 
-    def _next(self) -> int:
-        """The next of our signals. The thread ends when the other end is closed."""
+    def _next(self) -> int | None:
+        """The next of our signals; None when the other end is closed."""
         while True:
             got = self._told.recv(1)
             if not got:
                 self._told.close()
-                sys.exit()  # of this thread alone
+                return None
             if got[0] in _WORDS:
                 return got[0]
 

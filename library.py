@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .manifest import FORMAT, MANIFEST, MAX_BYTES, RecipeRecord
+from .manifest import FORMAT, MAX_BYTES, RecipeRecord
 from .messages import printable
-from .places import bundles
+from .places import MANIFEST, bundles
 from .schema import SchemaError, convert, decode, read_bounded
 
 _WEIGHTS = re.compile(r"\.(safetensors|ckpt|bin|pth?)(?=$|:)")

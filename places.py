@@ -10,6 +10,8 @@ from pathlib import Path
 from .errors import UserError
 
 VARIABLE = "CNPP_TRT_HOME"
+MANIFEST = "manifest.json"
+"""What makes a folder a bundle."""
 
 
 def home() -> Path:

@@ -21,7 +21,8 @@ from .files import (
     replace_file,
     sha256_of,
 )
-from .manifest import MANIFEST, FileName, FileRecord, GraphName, GraphSpec, Manifest, Sha256
+from .manifest import FileName, FileRecord, GraphName, GraphSpec, Manifest, Sha256
+from .places import MANIFEST
 from .schema import Meta, Record, SchemaError, decode, read_bounded, to_json
 
 _MAX_BYTES = 16 << 20

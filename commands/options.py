@@ -101,6 +101,8 @@ _OPTIONS = {
     "init_image": "--init-image",
     "clip_skip": "--clip-skip",
     "long_prompt": "--long-prompt",
+    "strength": "--strength",
+    "seed": "--seed",
 }
 
 

@@ -1,13 +1,11 @@
 """The bundle folder: what counts as one, what is refused, and what a writer leaves behind."""
 
 import errno
-import hashlib
 import json
 import math
 import os
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from cnpp_trt.export.recipe import Recipe
 from cnpp_trt.files import sha256_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from manifests import edit, signed
 
 
 def manifest(**fields: Any) -> Manifest:
@@ -45,21 +44,6 @@ def make(folder: Path, **files: str) -> Bundle:
         for name, text in files.items():
             (staging / name).write_text(text)
     return Bundle.open(folder)
-
-
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes what the manifest says, and its digest with it: what is refused then is what it says."""
-    path = folder / "manifest.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(signed(content))
-
-
-def signed(content: dict[str, Any]) -> str:
-    """The text of a manifest whose digest is right: SHA-256 of the JSON without it and the format, in shortest form."""
-    body = {key: value for key, value in content.items() if key not in ("format", "digest")}
-    text = json.dumps(body, separators=(",", ":"))
-    return json.dumps({**content, "digest": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def refused(folder: Path, *words: str) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import __version__
-from cnpp_trt.bundle import bundle_folder
+from cnpp_trt.bundle import FORMAT, bundle_folder
 from cnpp_trt.conditions import ADE20K_PALETTE, CONDITIONS
 from cnpp_trt.runtime.metadata import image_from_base64, read_record
 from cnpp_trt.runtime.schedulers import SCHEDULERS
+from manifests import edit
 from PIL import Image
 
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
@@ -190,7 +191,9 @@ def test_options_reach_the_request(command: Any, run: list[Any], seg: Path, tmp_
         "init_image": False,
         "strength": 0.8,
         "clip_skip": 0,
+        "clip_skip_negative": False,
         "long_prompt": False,
+        "prompt_weights": False,
     }
     keys = ("condition", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     assert [tuple(c[k] for k in keys) for c in controls] == [("seg", 0.5, 0.0, 0.9), ("depth", 0.5, 0.4, 0.9)]
@@ -230,12 +233,14 @@ def test_the_models_bundle_is_found_under_the_home(
 ) -> None:
     monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path / "home"))
     arguments = without(without(run, "--bundle"), "--out")
-    assert command(*arguments, "--model", "mine").status == 2
-    link = bundle_folder("mine", "fp32", *model.size)
+    name = model.pipeline.bundle.manifest.model
+    assert command(*arguments, "--model", name).status == 2
+    link = bundle_folder("however it is called", "fp32", *model.size)
     link.parent.mkdir(parents=True)
     link.symlink_to(model.bundle)
     monkeypatch.chdir(tmp_path)
-    outcome = command(*arguments, "--model", "mine")
+    assert command(*arguments, "--model", "however it is called").status == 2
+    outcome = command(*arguments, "--model", name)
     assert outcome.status == 0, outcome.err
     assert outcome.out.startswith(str(Path("cnpp-trt-runs") / "run-0001"))
     assert (tmp_path / "cnpp-trt-runs" / "run-0001" / "image-0.png").is_file()
@@ -331,9 +336,7 @@ def test_repeat_on_another_bundle_says_so(
         opened.resize(tiny.size, Image.Resampling.NEAREST).save(tmp_path / "small.png")
     arguments = ["run", "--bundle", tiny.bundle, "--cond", "seg", "--image", tmp_path / "small.png", "--steps", 1]
     assert command(*arguments, "--out", tmp_path / "out").status == 0
-    manifest = json.loads((bundle_copy / "manifest.json").read_text())
-    manifest["files"]["vae_encoder.onnx"]["sha256"] = "0" * 64
-    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    edit(bundle_copy, lambda m: m["files"]["vae_encoder.onnx"].update(sha256="0" * 64))
     picture = tmp_path / "out" / "run-0001" / "image-0.png"
     outcome = command("run", "--repeat", picture, "--bundle", bundle_copy, "--out", tmp_path / "out")
     assert outcome.status == 0, outcome.err
@@ -457,7 +460,7 @@ def test_threads_and_sizes(refused: Any, run: list[Any]) -> None:
 
 
 def test_outputs_that_cannot_be_written(refused: Any, run: list[Any], seg: Path) -> None:
-    assert "is a file; give a folder" in refused(*without(run, "--out"), "--out", seg)
+    assert f"{seg} is no folder" in refused(*without(run, "--out"), "--out", seg)
     assert "choose another --out" in refused(*without(run, "--out"), "--out", "/proc/nowhere")
 
 
@@ -540,7 +543,7 @@ def damage(bundle: Path, kind: str) -> str:
         (bundle / "unet.onnx.data").unlink()
         return "unet.onnx.data is missing"
     if kind == "another version":
-        manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 99'))
+        manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
         return "manifest format 99"
     if kind == "half a manifest":
         manifest.write_text(manifest.read_text()[:300])

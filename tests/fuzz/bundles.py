@@ -1,10 +1,8 @@
 """Manifests, the recipes in them, tokenizers, plan records and scheduler configs."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from cnpp_trt.bundle import Bundle
@@ -14,16 +12,10 @@ from cnpp_trt.runtime.request import Control, Request
 from cnpp_trt.runtime.schedulers import SCHEDULERS, build_table
 from cnpp_trt.runtime.tokenizer import Tokenizer
 from hypothesis import strategies as st
+from manifests import signed
 
 from .kind import Kind, Place, difference, put
 from .mutations import NUMBERS, STRINGS, damaged, documents, encode
-
-
-def seal(document: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as somebody writes it who knows how its own digest is made: otherwise nothing else would be tried."""
-    content = {key: value for key, value in document.items() if key not in ("format", "digest")}
-    text = json.dumps(content, separators=(",", ":"))
-    return {**document, "digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def manifest(place: Place) -> Kind:
@@ -77,7 +69,7 @@ def bit(place: Place) -> Kind:
 def _sealed(content: bytes) -> bytes:
     try:
         document = json.loads(content)
-        return encode(seal(document)) if isinstance(document, dict) else content
+        return signed(document).encode() if isinstance(document, dict) else content
     except (ValueError, RecursionError):
         return content
 
@@ -98,7 +90,7 @@ def recipe(place: Place) -> Kind:
             changed = json.loads(content)
         except (ValueError, RecursionError):
             changed = text
-        put(file, encode(seal({**document, "recipe": changed})))
+        put(file, signed({**document, "recipe": changed}).encode())
         bundle = Bundle.open(folder)
         checkpoint_of(bundle, model or None, {"seg": text} if text else None)
 
