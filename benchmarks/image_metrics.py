@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from ..errors import CnppError
-from ..install import cannot_import
+from ..install import cannot_import, found, needs
 from ..messages import one_line
 
 Picture = NDArray[np.uint8]
@@ -44,6 +44,8 @@ class Lpips:
     """
 
     def __init__(self) -> None:
+        if not found("torchvision"):
+            raise CnppError(needs("LPIPS", "torchvision", "torchmetrics"))
         try:
             from torch.hub import get_dir
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity

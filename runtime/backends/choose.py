@@ -81,17 +81,22 @@ def open_backend(
         if not isinstance(gpu, Gpu):
             raise UserError(f"a vram budget is for a GPU: {gpu}: leave it out to draw on the CPU")
         return tensorrt(), f"on {gpu.name}"
-    reasons = [f"on {gpu.name}" if isinstance(gpu, Gpu) else gpu]
-    candidates = ["tensorrt", "onnxruntime-cuda"] if isinstance(gpu, Gpu) else []
-    for candidate in (*candidates, "onnxruntime-cpu"):
-        try:
-            return makers[candidate](), "; ".join(reasons)
-        except BackendError as e:
-            reasons.append(f"not {candidate}: {e}")
-            # Whoever has no ONNX Runtime is told how to get it, unless the other backend for CPUs is there.
-            if candidate == "onnxruntime-cpu" and not found("openvino"):
-                raise
-    return openvino(), "; ".join(reasons)
+    reasons: list[str] = []
+    if isinstance(gpu, Gpu):
+        for candidate in ("tensorrt", "onnxruntime-cuda"):
+            try:
+                return makers[candidate](), "; ".join([f"on {gpu.name}", *reasons])
+            except BackendError as e:
+                reasons.append(f"not {candidate}: {e}")
+    else:
+        reasons.append(gpu)
+    try:
+        return onnxruntime_cpu(), "; ".join(reasons)
+    except BackendError as e:
+        # Whoever has no ONNX Runtime is told how to get it, unless the other backend for CPUs is there.
+        if not found("openvino"):
+            raise
+        return openvino(), "; ".join([*reasons, f"not onnxruntime-cpu: {e}"])
 
 
 def preferred_precisions(backend: str) -> tuple[str, ...]:

@@ -190,7 +190,7 @@ def test_records_hold_what_was_drawn(study, canny):
     (row,) = found["conditions"]
     assert (row["metric"], row["prompts"], row["images"]) == ("F1", PROMPTS, 2 * PROMPTS)
     assert row["scores"]["deployed"]["low"] <= row["scores"]["deployed"]["value"] <= row["scores"]["deployed"]["high"]
-    assert found["sides"] == {"deployed": "checkpoint, fp32 on onnxruntime-cpu"}
+    assert found["sides"] == {"deployed": f"{canny[1].bundle.manifest.model}, fp32 on onnxruntime-cpu"}
     (sheet,) = found["sheets"]
     assert len(sheet["png"]) <= 102_400
     picture = Image.open(io.BytesIO(base64.b64decode(sheet["png"])))
@@ -246,7 +246,7 @@ def test_other_data_and_bundles_are_refused(study, tmp_path, canny):
     prompts.write_text(prompts.read_text().replace("3 blocks", "4 blocks"))
     with pytest.raises(UserError, match="was made with data '"):
         draw(replace(made, data=Folder(prompts.parent, canny[1], ["canny"])), Shard())
-    other = Bundle(canny[1].bundle.folder, replace(canny[1].bundle.manifest, files={}))
+    other = Bundle(canny[1].bundle.folder, replace(canny[1].bundle.manifest, base="another"))
     deployed = Pipeline(other, canny[1].backend)
     with pytest.raises(UserError, match=r"drawn by .* judged by "):
         draw(replace(made, deployed=deployed, sides=[deployed_side(deployed)]), Shard())
@@ -359,16 +359,17 @@ def arguments(canny, photos, tmp_path):
     return make
 
 
-def result_of(home: Path) -> dict[str, Any]:
-    (path,) = (home / "results").glob("consistency-*.json")
+def result_of(folder: Path) -> dict[str, Any]:
+    (path,) = (folder / "cnpp-trt-results").glob("consistency-*.json")
     return json.loads(path.read_text())
 
 
-def test_killed_and_resumed_is_the_same(command, arguments, photos, tmp_path, monkeypatch):
+def test_killed_and_resumed_is_the_same(command, arguments, canny, photos, tmp_path, monkeypatch):
     data = photos(30)
     home = tmp_path / "home"
     environment = {**os.environ, "CNPP_TRT_HOME": str(home)}
     monkeypatch.setenv("CNPP_TRT_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
     records = tmp_path / "killed" / "deployed" / "canny" / "records-1of1.jsonl"
     process = subprocess.Popen([SCRIPT, *arguments(data, "killed")], env=environment, stderr=subprocess.PIPE)
     try:
@@ -381,17 +382,17 @@ def test_killed_and_resumed_is_the_same(command, arguments, photos, tmp_path, mo
         process.communicate()
     done = records.read_bytes().count(b"\n") - 1
     assert 5 <= done < 30, "the process was killed too late to see anything"
-    assert not home.exists()  # no result of a part
+    assert not (tmp_path / "cnpp-trt-results").exists()  # no result of a part
     with records.open("ab") as file:
         file.write(b'{"id": "photo 2')  # and in the middle of a line
 
     resumed = command(*arguments(data, "killed", "--json"))
     assert resumed.status == 0, resumed.err
     assert f"deployed, canny: {30 - done} of {30 - done} prompts" in resumed.err
-    after_kill = json.dumps(result_of(home)["data"])
+    after_kill = json.dumps(result_of(tmp_path)["data"])
     uninterrupted = command(*arguments(data, "uninterrupted"))
     assert uninterrupted.status == 0, uninterrupted.err
-    result = result_of(home)
+    result = result_of(tmp_path)
     assert json.dumps(result["data"]) == after_kill
     shown = json.loads(resumed.out)
     assert {k: v for k, v in shown.items() if k != "result"} == {
@@ -399,8 +400,9 @@ def test_killed_and_resumed_is_the_same(command, arguments, photos, tmp_path, mo
     }
     assert "| canny | F1 ↑ | 30 | 60 |" in uninterrupted.out
     assert str(tmp_path) not in json.dumps(result)
+    name = canny[1].bundle.manifest.model
     assert result["command"] == (
-        "cnpp-trt consistency --model checkpoint --precision fp32 --backend onnxruntime-cpu --cond canny "
+        f"cnpp-trt consistency --model {name} --precision fp32 --backend onnxruntime-cpu --cond canny "
         "--data photos --prompts 30 --images 2 --steps 2 --guidance-scale 7.5 --scheduler unipc"
     )
 
@@ -421,7 +423,7 @@ def test_the_command_refuses(refused, arguments, photos, tmp_path):
 
 
 def test_the_miniature_by_default(miniature, command, tmp_path, monkeypatch):
-    monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     fixed = ["consistency", "--bundle", miniature.bundle, "--backend", "onnxruntime-cpu", "--prompts", 2, "--images", 1]
     outcome = command(*fixed, "--steps", 4, "--against", "pytorch")
     assert outcome.status == 0, outcome.err

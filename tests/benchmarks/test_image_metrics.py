@@ -9,6 +9,7 @@ import pytest
 import torch
 from cnpp_trt.benchmarks.image_metrics import Lpips, difference_map, max_difference, png, psnr, ssim
 from cnpp_trt.errors import CnppError
+from hints import hint
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from torchmetrics.functional.image import peak_signal_noise_ratio as torch_psnr
@@ -67,7 +68,7 @@ def test_ssim_is_the_formula(levels):
 def test_lpips_says_what_it_needs():
     if importlib.util.find_spec("torchvision"):
         pytest.skip("torchvision is installed: whether LPIPS works depends on a download")
-    with pytest.raises(CnppError, match=r"pip install .cnpp-trt\[quality\]"):
+    with pytest.raises(CnppError, match=f"LPIPS needs torchvision, which is not installed: {hint('quality')}"):
         Lpips()
 
 

@@ -9,6 +9,7 @@ import torch
 from cnpp_trt.benchmarks import machine
 from cnpp_trt.errors import CnppError
 from cnpp_trt.runtime.loop import Structure
+from hints import hint
 
 
 @pytest.fixture
@@ -87,5 +88,5 @@ def test_what_is_missing_is_told_in_one_line(monkeypatch):
         with pytest.raises(CnppError, match=r"^cannot measure .*: PyTorch \S+ finds no CUDA device$"):
             machine.measure_machine("gpu", None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(CnppError, match="PyTorch is not installed: pip install"):
+    with pytest.raises(CnppError, match=f"measuring the machine needs torch, which is not installed: {hint('export')}"):
         machine.bandwidth(1, "cpu")

@@ -431,7 +431,7 @@ def test_one_missed_threshold_of_a_file(tiny, command, arguments, tmp_path):
         (["--cond", "canny"], "has no condition 'canny'"),
         (["--cond", "sketch"], "unknown condition 'sketch'"),
         (["--backend", "cuda"], "unknown backend 'cuda'"),
-        (["--precision", "bf16"], "has no precision 'bf16'"),
+        (["--precision", "bf16"], "bf16 is a precision of the backend openvino"),
         (["--images", "0"], "--images"),
         (["--thresholds", "nowhere.toml"], "cannot read the thresholds nowhere.toml"),
         (["--size", "big"], "cannot read size 'big'"),

@@ -16,6 +16,7 @@ from cnpp_trt.benchmarks.quality import ClipScore, Fid
 from cnpp_trt.benchmarks.shards import Shard
 from cnpp_trt.benchmarks.sides import deployed_side
 from cnpp_trt.errors import CnppError, UserError
+from hints import hint
 from PIL import Image
 from scipy.linalg import sqrtm
 from torch import nn
@@ -161,9 +162,7 @@ def test_quality_of_a_study(canny, photos, tmp_path, real, clip):
 
 def test_what_is_missing_is_one_line(real, monkeypatch, tmp_path):
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
-    with pytest.raises(
-        CnppError, match=r"FID needs torchmetrics and torch-fidelity: pip install 'cnpp-trt\[quality\]'"
-    ):
+    with pytest.raises(CnppError, match=f"FID needs torch_fidelity, which is not installed: {hint('quality')}"):
         Fid(real(pictures(2, 0)), SIZE)
     with pytest.raises(
         CnppError, match=r"CLIP score needs the weights of .*nowhere, which transformers downloads"
@@ -173,6 +172,6 @@ def test_what_is_missing_is_one_line(real, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     for name in [name for name in sys.modules if name.startswith("torchmetrics.")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(CnppError, match=r"CLIP score needs torchmetrics.*pip install 'cnpp-trt\[quality\]'") as e:
+    with pytest.raises(CnppError, match=f"CLIP score needs torchmetrics.*{hint('quality')}") as e:
         ClipScore("openai/clip-vit-base-patch16")
     assert "\n" not in str(e.value)

@@ -280,7 +280,7 @@ def test_where_pictures_cannot_go_is_known_before_drawing(refused: Any, run: lis
     start = time.monotonic()
     run[run.index("--steps") + 1] = 1000
     assert "cannot write to /proc/nope" in refused(*run, "-o", "/proc/nope")
-    assert "is a file; give a folder" in refused(*run, "-o", tmp_path / "depth.png")
+    assert "depth.png is no folder" in refused(*run, "-o", tmp_path / "depth.png")
     assert time.monotonic() - start < 5  # a thousand steps take longer
     assert sorted(p.name for p in tmp_path.iterdir()) == ["depth.png"]
 

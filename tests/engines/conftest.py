@@ -81,7 +81,9 @@ def product() -> Callable[..., Path]:
 def write_small_bundle(folder: Path, seed: int = 0, guidance_scale: float | None = None) -> Bundle:
     """A bundle with `seg` and `depth` whose graphs are a matrix product each: plans of it build in no time."""
     defaults = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    manifest = Manifest("small", f"base-{seed}", "fp16", 64, 64, 4, 8, 2, {"prediction_type": "epsilon"}, defaults)
+    manifest = Manifest(
+        "small", f"base-{seed}", "fp16", 64, 64, 4, 8, 2, {"prediction_type": "epsilon"}, defaults=defaults
+    )
     manifest.conditions = {"seg": {"controlnet": "1"}, "depth": {"controlnet": "2"}}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with write_bundle(folder, manifest) as staging:

@@ -293,7 +293,9 @@ def test_a_damaged_graph_is_refused_before_it_is_built(
         path.write_bytes(content)
     with pytest.raises(BundleError) as refused:
         make(small, ["seg"], store)
-    assert str(refused.value) == f"{path} changed since the export: export the bundle again"
+    assert str(refused.value) == (
+        f"{path.parent} is damaged: {path.name} changed since the export; export the bundle again"
+    )
     assert "unet" not in {onnx.stem for onnx, _, _ in builds}
     assert list(store.root.glob("*unet-*/*")) == []
     assert "unet" not in {plan.key.graph for plan in store.plans()}

@@ -1,5 +1,6 @@
 """`cnpp-trt build` and `cnpp-trt engines` as users have them, on the real TensorRT-RTX."""
 
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from cnpp_trt.engines.flavor import Flavor
 from cnpp_trt.engines.store import ENGINE, RECORD, PlanStore
 from cnpp_trt.errors import BackendError
 from cnpp_trt.files import PARTIAL
+from hints import hint
 
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 GRAPHS = {"unet", "update", "hint_seg", "controlnet_seg", "extractor_seg"}
@@ -161,16 +163,16 @@ def test_a_damaged_plan_is_built_again(command: Any, build: list[Any], store: Pl
         (["--flavor", "cuda"], "unknown flavor 'cuda': choose from auto, tensorrt, tensorrt-rtx"),
         (["--size", "128"], "--size goes with --model: a bundle has its one size"),
         (["--images", "0"], "plans are for 1 to 16 images, not 0"),
-        (["--images", "17"], "plans are for 1 to 16 images, not 17"),
-        (["--images", "many"], "cannot read --images 'many': give 1, 1-4 or 1,4"),
-        (["--images", "1-"], "cannot read --images '1-': give 1, 1-4 or 1,4"),
-        (["--images", "-1"], "cannot read --images '-1': give 1, 1-4 or 1,4"),
-        (["--images", ""], "cannot read --images '': give 1, 1-4 or 1,4"),
-        (["--images", "4-1"], "plans are for 1 to 16 images, not none"),
-        (["--images", "1,,2"], "cannot read --images '1,,2': give 1, 1-4 or 1,4"),
-        (["--images", "1-99999999999"], "cannot read --images '1-99999999999': give 1, 1-4 or 1,4"),
-        (["--optimization-level", "6"], "optimization level 6 cannot be used: 0 to 5"),
-        (["--optimization-level", "-1"], "optimization level -1 cannot be used: 0 to 5"),
+        (["--images", "17"], "cannot read --num-images '17': give 1, 1-4 or 1,4, up to 16"),
+        (["--images", "many"], "cannot read --num-images 'many': give 1, 1-4 or 1,4"),
+        (["--images", "1-"], "cannot read --num-images '1-': give 1, 1-4 or 1,4"),
+        (["--images", "-1"], "cannot read --num-images '-1': give 1, 1-4 or 1,4"),
+        (["--images", ""], "cannot read --num-images '': give 1, 1-4 or 1,4"),
+        (["--images", "4-1"], "cannot read --num-images '4-1': give 1, 1-4 or 1,4"),
+        (["--images", "1,,2"], "cannot read --num-images '1,,2': give 1, 1-4 or 1,4"),
+        (["--images", "1-99999999999"], "cannot read --num-images '1-99999999999': give 1, 1-4 or 1,4"),
+        (["--optimization-level", "6"], "--optimization-level is TensorRT's, 0 to 5, not 6"),
+        (["--optimization-level", "-1"], "--optimization-level is TensorRT's, 0 to 5, not -1"),
         (["--cond", "canny"], "has no condition 'canny', only seg, depth"),
         (["--cond", "frob"], "unknown condition 'frob'"),
         (["--frobnicate"], "see `cnpp-trt --help`"),
@@ -207,7 +209,9 @@ def test_a_damaged_bundle(refused: Any, build: list[Any], small: Bundle, store: 
     path.write_bytes(content)
     outcome = command(*build)
     assert (outcome.status, outcome.out) == (2, "")
-    assert outcome.err.splitlines()[-1] == f"error: {path} changed since the export: export the bundle again"
+    assert outcome.err.splitlines()[-1] == (
+        f"error: {path.parent} is damaged: {path.name} changed since the export; export the bundle again"
+    )
     assert "unet" not in {p.key.graph for p in store.plans()}
 
 
@@ -225,7 +229,7 @@ def test_an_fp32_bundle(refused: Any, build: list[Any], small: Bundle, store: Pl
 @pytest.mark.usefixtures("rtx")
 def test_a_store_that_is_a_file(refused: Any, build: list[Any], store: PlanStore) -> None:
     store.root.write_text("mine")
-    assert refused(*build).startswith(f"cannot write {store.root}")
+    assert refused(*build).startswith(f"cannot write to {store.root}")
     assert store.root.read_text() == "mine"
 
 
@@ -236,7 +240,7 @@ def test_a_flavor_that_is_not_installed(
     build[build.index("tensorrt-rtx")] = "tensorrt"
     outcome = command(*build)
     assert (outcome.status, outcome.out) == (1, "")
-    assert outcome.err == "error: tensorrt is not installed: pip install 'cnpp-trt[gpu]'\n"
+    assert re.fullmatch(rf"error: tensorrt needs tensorrt, which is not installed: .*{hint('gpu')}\n", outcome.err)
     assert left(store.root) == set()
 
 
@@ -291,7 +295,7 @@ def test_stopped_while_building(real: Bundle, store: PlanStore, kind: signal.Sig
     assert process.returncode == status, err
     assert out == ""
     *graphs, last = err.splitlines()
-    assert last == f"{word}: nothing half-made is left"
+    assert last == word
     assert all(g.partition(":")[0] in real.manifest.graphs for g in graphs)
     done = store.plans()
     assert 1 <= len(done) < len(real.manifest.graphs)
@@ -329,7 +333,8 @@ def test_capability(command: Any, refused: Any, small: Bundle, tmp_path: Path, m
     assert f"no ONNX file {tmp_path / 'none.onnx'}" in refused("engines", "capability", tmp_path / "none.onnx")
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     without = command("engines", "capability", small.folder / "unet.onnx")
-    assert (without.status, without.err) == (1, "error: polygraphy is not installed: pip install polygraphy\n")
+    said = rf"error: engines capability needs polygraphy, which is not installed: {hint('rtx')}\n"
+    assert without.status == 1 and re.fullmatch(said, without.err), without.err
 
 
 @pytest.mark.parametrize("arguments", [["frob"], ["list", "--frob"], ["inspect"], ["prune", "unet"]])
@@ -351,7 +356,7 @@ def test_list(command: Any, plans: PlanStore, rtx: Flavor) -> None:
 def test_list_of_nothing(command: Any, store: PlanStore) -> None:
     outcome = command("engines", "list", "--out", store.root)
     assert (outcome.status, outcome.out) == (0, "")
-    assert outcome.err == f"no plans in {store.root}: make some with `cnpp-trt build --cond …`\n"
+    assert outcome.err == f"no plans in {store.root}: make some with `cnpp-trt build --cond seg`\n"
     assert command("engines", "list", "--out", store.root, "--json").out == "[]\n"
     assert not store.root.exists()
 
@@ -405,15 +410,19 @@ def test_inspect_of_an_unknown_plan(refused: Any, plans: PlanStore) -> None:
     assert "no plan 'nope'" in refused("engines", "inspect", "nope", "--out", plans.root, "--json")
 
 
-def edit_version(folder: Path) -> None:
+def edit_version(folder: Path) -> Path:
+    """A plan of another version, in a folder that is called after its key as every plan is."""
     record = json.loads((folder / RECORD).read_text())
     record["key"]["version"] = "0.9"
     (folder / RECORD).write_text(json.dumps(record))
+    digest = hashlib.sha256(json.dumps(record["key"], sort_keys=True).encode()).hexdigest()
+    return folder.rename(folder.with_name(f"{record['key']['graph']}-{digest[:16]}"))
 
 
 def test_prune(command: Any, plans: PlanStore, rtx: Flavor) -> None:
     by_graph = {p.key.graph: p for p in plans.plans()}
     edit_version(by_graph["unet"].folder)
+    by_graph = {p.key.graph: p for p in plans.plans()}
     os.truncate(by_graph["update"].engine, 10)
     partial = plans.root / f".hint_seg-0{PARTIAL}x"
     partial.mkdir()

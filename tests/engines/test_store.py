@@ -324,7 +324,7 @@ ENGINE_DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "longer": (lambda p: p.write_bytes(CONTENT + b"x"), f"{len(CONTENT) + 1} bytes", "is damaged"),
     "emptied": (lambda p: p.write_bytes(b""), "has 0 bytes", "is damaged"),
     "missing": (Path.unlink, "is missing", "No such file or directory"),
-    "a folder": (lambda p: (p.unlink(), p.mkdir()), "bytes instead of", "is damaged"),
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "bytes instead of", "cannot read"),
 }
 
 

@@ -1,4 +1,4 @@
-"""checkpoint → bundle: what it writes, that it is checked, and that nothing half-made is ever left."""
+"""checkpoint → bundle: what it writes, that it is checked, and what an end before its time leaves."""
 
 import json
 import os
@@ -331,20 +331,26 @@ def exporting(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[subprocess.Pope
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "line"),
-    [
-        (signal.SIGTERM, 143, "terminated: nothing half-made is left\n"),
-        (signal.SIGINT, 130, "interrupted: nothing half-made is left\n"),
-    ],
+    ("kind", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_interrupted(exporting, tmp_path, kind, status, line):
+def test_interrupted(exporting, tiny, tmp_path, kind, status, word):
+    """The graphs that are finished are kept, which is said, and the next export goes on from them."""
     exporting.send_signal(kind)
     out, err = exporting.communicate(timeout=120)
     assert exporting.returncode == status
     # What was under way before the signal was served may still be told.
-    assert [e for e in err.splitlines(keepends=True) if "PyTorch" not in e and not compared([e])] == [line]
+    said = [e for e in err.splitlines() if "PyTorch" not in e and not compared([e])]
+    kept = re.fullmatch(r"interrupted: (\d+) of (\d+) graphs are kept; the same command goes on from there", said[0])
+    assert kept and said[1:] == [word], err
     assert out == ""
-    assert left(tmp_path / "bundles") == []
+    (partial,) = left(tmp_path / "bundles")
+    assert partial.startswith(".b.partial-")
+    told: list[str] = []
+    bundle = export_bundle(Checkpoint(str(tiny.checkpoint)), ["seg"], tmp_path / "bundles" / "b", report=told.append)
+    assert f"{kept[1]} of {kept[2]} graphs are there from an interrupted export, which goes on" in told
+    assert len(compared([f"{line}\n" for line in told])) == int(kept[2]) - int(kept[1])
+    assert bundle.verify() > 0
+    assert left(tmp_path / "bundles") == ["b"]
 
 
 def test_killed(exporting, tiny, tmp_path):
