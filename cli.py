@@ -27,8 +27,10 @@ def main() -> NoReturn:
     if watch.signum is not None:
         _remove_unfinished()
         status = watch.ended()
-    else:
-        watch.close()
+        _drop_unwritable_stdout()
+        # At once: what libraries do when a process ends may take seconds, in which a second signal would kill it.
+        os._exit(status)
+    watch.close()
     _drop_unwritable_stdout()
     sys.exit(status)
 

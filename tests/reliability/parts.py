@@ -4,11 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import reliability_bundle
+import reliability_process
+import reliability_requests
 from cnpp_trt.benchmarks.records import Attempts
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
@@ -106,18 +106,32 @@ def _sort(what: str, message: str) -> str:
 
 
 def kills(place: Place) -> Iterator[Attempts]:
-    half = exported(
-        "tiny-fp16",
-        place.folder / "fp16",
-        lambda out: export_bundle(Checkpoint(str(place.checkpoint)), ["seg"], out, precision="fp16"),
-    )
     for command, kill, source in (
         ("export", reliability_bundle.kill_exports, place.checkpoint),
-        ("build", reliability_bundle.kill_builds, half),
+        ("build", reliability_bundle.kill_builds, _half(place)),
     ):
         start = time.perf_counter()
         found = kill(source, place.count(100), place.folder / command)
         yield _ways(f"SIGKILL at a random moment of `{command}`", found, reliability_bundle.WRONG, start)
+
+
+def signals(place: Place) -> Iterator[Attempts]:
+    for command in ("run", "export", "build", "bench"):
+        folder = place.folder / f"signals-{command}"
+        line = reliability_process.commands(place.bundle, _half(place), place.checkpoint, folder)[command]
+        start = time.perf_counter()
+        found = reliability_process.interrupt(line, place.count(50), folder)
+        what = f"SIGINT or SIGTERM at a random moment of `{command}`"
+        yield _ways(what, found, reliability_process.WRONG, start)
+
+
+def _half(place: Place) -> Path:
+    """The tiny model's fp16 bundle."""
+    folder = place.folder / "fp16"
+    if folder.is_dir():
+        return folder
+    checkpoint = Checkpoint(str(place.checkpoint))
+    return exported("tiny-fp16", folder, lambda out: export_bundle(checkpoint, ["seg"], out, precision="fp16"))
 
 
 def _ways(what: str, found: Mapping[str, int], wrong: Collection[str], start: float) -> Attempts:
@@ -131,47 +145,11 @@ def _ways(what: str, found: Mapping[str, int], wrong: Collection[str], start: fl
     )
 
 
-def signals(place: Place) -> Iterator[Attempts]:
-    for command in ("run", "export", "build", "bench"):
-        yield _provided(
-            "reliability_process", f"SIGINT or SIGTERM at a random moment of `{command}`", "signals", command,
-            place.count(50), place,
-        )  # fmt: skip
-
-
-def _provided(module: str, what: str, name: str, command: str, moments: int, place: Place) -> Attempts:
-    try:
-        measured_by: Any = import_module(module)
-    except ModuleNotFoundError as e:
-        if e.name != module:
-            raise
-        return _left_out(what, module)
-    start = time.perf_counter()
-    found: Mapping[str, int] = getattr(measured_by, name)(command, moments, place.folder)
-    return Attempts(
-        what=what,
-        tried=sum(found.values()),
-        outcomes={way: count for way, count in found.items() if way not in measured_by.WRONG},
-        wrong={way: found.get(way, 0) for way in measured_by.WRONG},
-        seconds=time.perf_counter() - start,
-        reason="",
-    )
-
-
-def _left_out(what: str, module: str) -> Attempts:
-    return Attempts(what=what, tried=0, outcomes={}, wrong={}, seconds=0.0, reason=f"there is no tests/{module}.py")
-
-
 def requests(place: Place) -> Iterator[Attempts]:
     what = "mixed requests in one process"
-    try:
-        measured_by: Any = import_module("reliability_requests")
-    except ModuleNotFoundError:
-        yield _left_out(what, "reliability_requests")
-        return
     start = time.perf_counter()
     count = place.count(500)
-    done = measured_by.mixed_requests(Pipeline.open(place.bundle, "onnxruntime-cpu", threads=1), count, SEED)
+    done = reliability_requests.mixed_requests(Pipeline.open(place.bundle, "onnxruntime-cpu", threads=1), count, SEED)
     growth = done.growth()
     yield Attempts(
         what=f"{what}: memory grows by {growth / 1024:.1f} KiB a request in the second half",
