@@ -37,7 +37,7 @@ def commands(bundle: Path, half: Path, checkpoint: Path, folder: Path) -> dict[s
         "export": ["export", "--model", checkpoint, "--cond", "seg", "--out", folder / "exports" / "bundle"],
         "build": ["build", "--bundle", half, "--cond", "seg", "--flavor", "tensorrt-rtx", "--plans", folder / "plans"],
         "bench": [
-            "bench", "--bundle", bundle, "--model", checkpoint, "--contender", "pytorch-eager", "--contender",
+            "bench", "--bundle", bundle, "--model", checkpoint, "--contender", "pytorch", "--contender",
             "onnxruntime-cpu", "--rounds", 1, "--seconds", 1, "--steps", 2, "--num-images", 1, "--size", 64,
             "--no-waterfall", "--out", folder / "results",
         ],
