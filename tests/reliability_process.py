@@ -17,6 +17,7 @@ from PIL import Image
 
 LIMIT = 5.0
 """Seconds in which a command must have ended after a signal."""
+LATEST = 12.0
 # What of the outcomes is wrong.
 WRONG = ("a traceback", "not one line", "another exit status", "longer than 5 s", "left files", "left processes",
          "the next one failed")  # fmt: skip
@@ -38,7 +39,7 @@ def commands(bundle: Path, half: Path, checkpoint: Path, folder: Path) -> dict[s
         "build": ["build", "--bundle", half, "--cond", "seg", "--flavor", "tensorrt-rtx", "--plans", folder / "plans"],
         "bench": [
             "bench", "--bundle", bundle, "--model", checkpoint, "--contender", "pytorch", "--contender",
-            "onnxruntime-cpu", "--rounds", 1, "--seconds", 1, "--steps", 2, "--num-images", 1, "--size", 64,
+            "onnxruntime-cpu", "--rounds", 1, "--seconds", 1, "--steps", 2, "--num-images", 1,
             "--no-waterfall", "--out", folder / "results",
         ],
     }  # fmt: skip
@@ -49,6 +50,8 @@ def interrupt(line: Sequence[str], moments: int, folder: Path, seed: int = 0) ->
     """SIGINT or SIGTERM at random moments of a command, every fourth time twice, and what became of each.
 
     Args: folder: of all that it writes; CNPP_TRT_HOME is in it too.
+
+    A moment is within the command's own time, and within its first `LATEST` seconds.
     """
     env = {**os.environ, "CNPP_TRT_HOME": str(folder / "home")}
     start = time.monotonic()
@@ -56,7 +59,7 @@ def interrupt(line: Sequence[str], moments: int, folder: Path, seed: int = 0) ->
     whole, found, chosen = time.monotonic() - start, Counter[str](), random.Random(seed)
     for i in range(moments):
         _clear(folder)
-        found[_one(line, env, folder, chosen.uniform(0.1, whole), chosen.choice([2, 15]), i % 4 == 3)] += 1
+        found[_one(line, env, folder, chosen.uniform(0.1, min(whole, LATEST)), chosen.choice([2, 15]), i % 4 == 3)] += 1
     ended = subprocess.run(line, capture_output=True, env=env, timeout=900, cwd=folder)
     if ended.returncode:
         found[WRONG[6]] += 1
