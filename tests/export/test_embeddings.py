@@ -308,7 +308,8 @@ def test_words_that_contain_each_other(tiny_checkpoint, tmp_path_factory, data):
 def test_a_tokenizer_with_more_words_than_the_text_encoder(tmp_path, checkpoint_copy, text_encoder):
     """Their ids would be read from beyond its table."""
     text_encoder.resize_token_embeddings(500)
+    text_encoder.config.eos_token_id = 499  # which is looked at first
     text_encoder.save_pretrained(checkpoint_copy / "text_encoder")
-    with pytest.raises(UserError, match="has the id 513, but its text encoder knows 500 tokens"):
+    with pytest.raises(UserError, match="has the token 513, the text encoder 500 rows: they do not belong together"):
         export_bundle(Checkpoint(str(checkpoint_copy)), ["seg"], tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
