@@ -104,19 +104,23 @@ def read_tokenizer(path: Path, vocabulary: int | None = None) -> tokenizers.Toke
         _check_patterns([found.normalizer, found.pre_tokenizer, found.post_processor, found.decoder])
     except SchemaError as error:
         raise BundleError(f"{path} is not a tokenizer ({error}): export the bundle anew") from None
-    highest = max(*found.model.vocab.values(), *(token.id for token in found.added_tokens), 0)
-    if vocabulary is not None and highest >= vocabulary:
-        raise BundleError(
-            f"{path} has the id {highest}, but the text encoder knows {vocabulary} tokens: export the bundle anew"
-        )
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        # The library gives added tokens ids of its own where those in the file do not follow the vocabulary's.
+        added = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
+        highest = max(*found.model.vocab.values(), *added.values(), *tokenizer.encode("").ids, 0)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library raises Exception itself, and Rust panics are no Exception
         raise BundleError(f"{path} is not a tokenizer ({one_line(error)}): export the bundle anew") from None
+    if moved := [token.content for token in found.added_tokens if added.get(token.content) != token.id]:
+        raise BundleError(f"{path} has no such id for {printable(repr(moved[0]), 60)}: export the bundle anew")
+    if vocabulary is not None and highest >= vocabulary:
+        raise BundleError(
+            f"{path} has the id {highest}, but the text encoder knows {vocabulary} tokens: export the bundle anew"
+        )
     return tokenizer
 
 

@@ -41,7 +41,10 @@ CONDITION = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 PIXELS = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 # What the first pictures did not record.
-LATER = {"strength": 0.6, "clip_skip": 1, "long_prompt": True, "init_image": image_to_base64(CONDITION)}
+LATER = {
+    "strength": 0.6, "clip_skip": 1, "clip_skip_negative": True, "long_prompt": True, "prompt_weights": True,
+    "init_image": image_to_base64(CONDITION),
+}  # fmt: skip
 
 
 def record(**request: Any) -> dict[str, Any]:
@@ -157,7 +160,8 @@ def test_record_round_trips_through_a_file(tmp_path: Path) -> None:
         later = {name: written["request"].pop(name) for name in LATER}
         assert written == source
         # diffusers' defaults: no clip skip, and image-to-image's strength.
-        assert later == {"strength": 0.8, "clip_skip": 0, "long_prompt": False, "init_image": None}
+        flags = dict.fromkeys(("clip_skip_negative", "long_prompt", "prompt_weights"), False)
+        assert later == {"strength": 0.8, "clip_skip": 0, "init_image": None, **flags}
         assert image.text["parameters"].startswith("Zoë and 猫")
         assert hashlib.sha256(image.tobytes()).hexdigest() == back.pixels_sha256
 

@@ -501,6 +501,30 @@ def test_damaged_files_are_refused_in_one_line_or_harmless(clip_with, tmp_path, 
     assert refused > 100
 
 
+@pytest.mark.parametrize("frame", ["cls", "sep"])
+@pytest.mark.parametrize("beyond", [527, 2**32 - 1])
+def test_a_frame_beyond_the_text_encoders_table(tmp_path, frame, beyond):
+    """The start and end that the post processor adds have ids of their own, beside the vocabulary's."""
+    clip = write_clip(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"][frame][1] = beyond
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=f"has the id {beyond}, but the text encoder knows 527 tokens"):
+        Tokenizer(tmp_path, vocabulary=len(clip))
+
+
+def test_ids_that_the_library_gives_anew(clip_with, tmp_path):
+    """A vocabulary that lost a token: the embeddings' ids would be those of other vectors."""
+    clip_with.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    del content["model"]["vocab"]["Ġ</w>"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="has no such id for"):
+        Tokenizer(tmp_path, EMBEDDINGS, vocabulary=len(clip_with))
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_files_that_are_none(clip_with, tmp_path, name):
     clip_with.save_pretrained(tmp_path)
