@@ -12,6 +12,7 @@ export leaves either the old bundle or none (staging.py). Where bundles are and 
 """
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class Bundle:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise BundleError(f"no bundle at {printable(folder)}: make one with `cnpp-trt export`")
+            raise BundleError(f"no bundle at {printable(folder)}: make one with {_export(folder)}")
         manifest = _read_manifest(folder)
         root = Path(os.path.realpath(folder))
         for name, entry in manifest.files.items():
@@ -157,13 +158,17 @@ class Bundle:
             )
 
 
+def _export(folder: Path) -> str:
+    return f"`cnpp-trt export --cond seg --out {printable(shlex.quote(str(folder)), 1000)}`"
+
+
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         return Manifest.loads(read_bounded(path, MAX_BYTES))
     except FileNotFoundError:
         raise BundleError(
-            f"{printable(folder)} is no bundle: it has no {MANIFEST}; make one with `cnpp-trt export --out {folder}`"
+            f"{printable(folder)} is no bundle: it has no {MANIFEST}; make one with {_export(folder)}"
         ) from None
     except FormatMismatch as e:
         raise BundleError(

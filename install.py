@@ -117,9 +117,14 @@ def _requirement(extras: str) -> str:
         text = distribution("cnpp-trt").read_text("direct_url.json")
     except PackageNotFoundError:
         text = None
-    url = json.loads(text)["url"] if text else None
-    if url is None:
+    if not text:
         return shlex.quote(f"cnpp-trt[{extras}]")
-    if url.startswith("file:"):
+    record = json.loads(text)
+    url = record["url"]
+    if vcs := record.get("vcs_info"):
+        url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    elif url.startswith("file:"):
         return shlex.quote(f"{url2pathname(urlparse(url).path)}[{extras}]")
+    if subdirectory := record.get("subdirectory"):
+        url += f"#subdirectory={subdirectory}"
     return shlex.quote(f"cnpp-trt[{extras}] @ {url}")

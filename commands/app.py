@@ -9,7 +9,7 @@ import typer
 from .. import __version__
 from ..bundle import Bundle
 from . import build, engines, measure, run
-from .options import Json, show
+from .options import Json, show, user_path
 
 app = typer.Typer(
     help="ControlNet++ as ONNX graphs and TensorRT engines, and a runtime without PyTorch.",
@@ -37,7 +37,9 @@ for commands in (build, engines, run, measure):
 
 
 @app.command()
-def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], as_json: Json = False) -> None:
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", callback=user_path)], as_json: Json = False
+) -> None:
     """Read every byte of a bundle and compare it with the manifest's digests."""
     opened = Bundle.open(bundle)
     size = opened.verify()

@@ -116,7 +116,9 @@ def parity_command(
         ),
     ] = None,
     threads: Threads = None,
-    thresholds: Annotated[Path | None, typer.Option(help="A TOML file like benchmarks/thresholds.toml.")] = None,
+    thresholds: Annotated[
+        Path | None, typer.Option(help="A TOML file like benchmarks/thresholds.toml.", callback=user_path)
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The result's file. Default: in ./cnpp-trt-results.", callback=user_path),
@@ -185,7 +187,10 @@ def consistency_command(
         typer.Option(help="pytorch, pytorch-fp16, a bundle's folder, or a model with a bundle; repeatable."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder with prompts.jsonl. Default: fresh scenes of the embedded models.")
+        Path | None,
+        typer.Option(
+            help="A folder with prompts.jsonl. Default: fresh scenes of the embedded models.", callback=user_path
+        ),
     ] = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="So many. Default: all of --data, or 64 scenes.")] = None,
     images: Annotated[
@@ -214,7 +219,9 @@ def consistency_command(
         "1/1"
     ),
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier records instead of going on.")] = False,
-    fid: Annotated[Path | None, typer.Option(help="A folder of real images: compute the FID to them.")] = None,
+    fid: Annotated[
+        Path | None, typer.Option(help="A folder of real images: compute the FID to them.", callback=user_path)
+    ] = None,
     clip_score: Annotated[
         str | None, typer.Option(help="A CLIP model; the paper's is openai/clip-vit-base-patch16.")
     ] = None,
@@ -284,7 +291,8 @@ def report_command(
         typer.Option("--compare/--no-compare", help="What moved from the first to the second. Default: for two alike."),
     ] = None,
     readme: Annotated[
-        Path | None, typer.Option(help="Write this file's tables anew from the results in the repository.")
+        Path | None,
+        typer.Option(help="Write this file's tables anew from the results in the repository.", callback=user_path),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,6 +1,7 @@
 """One ONNX graph → one serialized plan, in three steps: network, config, plan."""
 
 import re
+import shlex
 import sys
 import threading
 import time
@@ -123,7 +124,7 @@ def _network(flavor: Flavor, onnx: Path, builder: Any, log: Any) -> tuple[Any, A
         ) or _last(log)
         raise BackendError(
             f"{flavor.name} {flavor.version} cannot parse {onnx}: {reasons}; "
-            f"what it can: `cnpp-trt engines capability {onnx} --flavor {flavor.name}`"
+            f"what it can: `cnpp-trt engines capability {shlex.quote(str(onnx))} --flavor {flavor.name}`"
         )
     return network, parser
 

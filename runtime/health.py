@@ -1,5 +1,7 @@
 """No black picture in silence: what was drawn is finite, or the error names where it stopped being so."""
 
+import shlex
+
 import numpy as np
 
 from ..bundle import Bundle
@@ -25,10 +27,12 @@ def require_finite(program: Program, values: Values, backend: Backend, bundle: B
         program.decoder("vae_decoder_fp32").launch()
         if np.isfinite(backend.download(program.workspace.magnitudes)[steps, 0]):
             return ["the decoder overflowed fp16: the latents were decoded again in fp32"]
-    raise BackendError(f"the decoder's image is not finite ({bundle.manifest.precision}): {_ADVICE}")
+    raise BackendError(f"the decoder's image is not finite ({bundle.manifest.precision}): {advice(bundle)}")
 
 
-_ADVICE = "check the weights with `cnpp-trt verify`, or use a fp32 bundle"
+def advice(bundle: Bundle) -> str:
+    """What to do where the weights or their precision may be what is wrong."""
+    return f"check the weights with `cnpp-trt verify {shlex.quote(str(bundle.folder))}`, or use a fp32 bundle"
 
 
 def _blame(program: Program, values: Values, backend: Backend, bad: int, bundle: Bundle) -> str:
@@ -36,7 +40,8 @@ def _blame(program: Program, values: Values, backend: Backend, bad: int, bundle:
     program.fill(values)
     for step in (program.text, *program.hints):
         if tensor := _first_bad(step, backend):
-            return f"{step.graph} gives values that are not finite in {tensor} ({bundle.manifest.precision}): {_ADVICE}"
+            what = f"{step.graph} gives values that are not finite in {tensor} ({bundle.manifest.precision})"
+            return f"{what}: {advice(bundle)}"
     steps = program.structure.steps
     for step in program.denoise:
         if step.index is None or step.index > bad:
@@ -45,7 +50,7 @@ def _blame(program: Program, values: Values, backend: Backend, bad: int, bundle:
         # The step before had a finite state, but the model input that it made of it may have overflowed.
         if step.index >= bad - 1 and (tensor := _first_bad(step, backend)):
             what = f"{step.graph} gives values that are not finite in {tensor} ({bundle.manifest.precision})"
-            return f"step {step.index + 1} of {steps}: {what}: {_ADVICE}"
+            return f"step {step.index + 1} of {steps}: {what}: {advice(bundle)}"
     where = f"step {bad + 1} of {steps}"
     return f"{where} gave values that are not finite once, and not when it was run again: is the GPU's memory sound?"
 

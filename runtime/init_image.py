@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BackendError, UserError
 from .backends.interface import Backend, aligned
+from .health import advice
 from .images import resize
 from .request import Request
 
@@ -61,10 +62,7 @@ def encode_init_image(
         found = _encode(bundle, backend, twin, image, noise, images)
         if np.isfinite(found).all():
             return found, ["the encoder overflowed fp16: the initial image was encoded again in fp32"]
-    raise BackendError(
-        f"the encoder's latents are not finite ({bundle.manifest.precision}): check the weights with "
-        "`cnpp-trt verify`, or use a fp32 bundle"
-    )
+    raise BackendError(f"the encoder's latents are not finite ({bundle.manifest.precision}): {advice(bundle)}")
 
 
 def encoder_bytes(bundle: Bundle) -> int:

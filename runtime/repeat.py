@@ -84,7 +84,7 @@ def find_recorded(made_with: BundleRecord, name: str) -> Path:
             return folder
     # What follows was written by whoever made the picture: it is quoted for the shell that it may be pasted into.
     model = shlex.quote(printable(made_with.model))
-    command = f"cnpp-trt export --model {model} --precision {made_with.precision} --size {size[0]}x{size[1]} --cond …"
+    command = f"cnpp-trt export --model {model} --precision {made_with.precision} --size {size[0]}x{size[1]} --cond all"
     raise UserError(
         f"no bundle {printable(repr(wanted))}, which drew {name}, under {root}: make one with `{command}`, "
         "or give another with --bundle"

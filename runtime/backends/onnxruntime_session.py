@@ -1,5 +1,6 @@
 """A graph in ONNX Runtime, bound by address: what its CPU and CUDA backends share."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Session:
         except Exception as e:  # ONNX Runtime's exceptions share no base class
             raise BundleError(
                 f"ONNX Runtime cannot load {path} ({' '.join(str(e).split())[:200]}): "
-                f"check the bundle with `cnpp-trt verify {bundle.folder}`"
+                f"check the bundle with `cnpp-trt verify {shlex.quote(str(bundle.folder))}`"
             ) from e
         self._name = graph
         self._device = device

@@ -1,5 +1,6 @@
 """The backend `openvino`: the bundle's ONNX graphs in OpenVINO on the CPU, on NumPy arrays that are shared with it."""
 
+import shlex
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +57,7 @@ class OpenVino(HostMemory):
             except Exception as e:  # OpenVINO's exceptions share no base class
                 raise BundleError(
                     f"OpenVINO cannot load {path} ({_line(e)[:200]}): "
-                    f"check the bundle with `cnpp-trt verify {self._bundle.folder}`"
+                    f"check the bundle with `cnpp-trt verify {shlex.quote(str(self._bundle.folder))}`"
                 ) from e
             self._graphs[graph] = _Graph(self, graph, spec, model)
         return self._graphs[graph]

@@ -1,6 +1,7 @@
 """The backend `tensorrt`: plans of either flavour, all on one stream, recorded as one CUDA graph."""
 
 import os
+import shlex
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,9 +142,13 @@ class TensorRt(Cuda):
         here = f"{flavor.name} {flavor.version} on {self.gpu.name} ({self.gpu.sm})"
         built = ", ".join(sorted({f"{plan.key.version} for {plan.key.target}" for plan in others}))
         what = f"no plan of {graph} for {here}" + (f", only for {built}" if built else "")
-        m = self._bundle.manifest
-        conditions = "".join(f" --cond {condition}" for condition in m.conditions)
-        return f"{what}: make them with `cnpp-trt build --bundle {self._bundle.folder}{conditions}`"
+        return f"{what}: make them with `{_build(self._bundle)}`"
+
+
+def _build(bundle: Bundle) -> str:
+    """The command that builds plans of every condition of a bundle."""
+    conditions = "".join(f" --cond {condition}" for condition in bundle.manifest.conditions)
+    return f"cnpp-trt build --bundle {shlex.quote(str(bundle.folder))}{conditions}"
 
 
 class _Graph:
@@ -164,8 +169,8 @@ class _Graph:
                 return _Launch(self._backend, self._name, context, buffers)
         sizes = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if shape)
         raise BackendError(
-            f"no plan of {self._name} takes {sizes[:200]}: build one with `cnpp-trt build --bundle {bundle.folder} "
-            "--images N --both --prompt-chunks N …`"
+            f"no plan of {self._name} takes {sizes[:200]}: build one that does, as in "
+            f"`{_build(bundle)} --num-images 1-4 --both --prompt-chunks 1-3`"
         )
 
 

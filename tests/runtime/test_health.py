@@ -1,5 +1,6 @@
 """No black picture in silence: graphs that go bad are named, an overflowing decoder is replaced; nothing stays bad."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,7 +21,11 @@ from cnpp_trt.runtime.loop import run
 from fixture_cache import exported
 
 STEPS = 4
-ADVICE = "check the weights with `cnpp-trt verify`, or use a fp32 bundle"
+
+
+def advice(pipeline: Any) -> str:
+    folder = shlex.quote(str(pipeline.bundle.folder))
+    return f"check the weights with `cnpp-trt verify {folder}`, or use a fp32 bundle"
 
 
 class Spoiled(OnnxRuntimeCpu):
@@ -124,7 +129,7 @@ def test_the_first_bad_step_graph_and_tensor_are_named(tiny, request_, graph, te
     pipeline, backend = spoiled(tiny.pipeline.bundle)
     backend.bad[graph, step] = tensors
     expected = f"step {step + 1} of {STEPS}: {graph} gives values that are not finite in {next(iter(tensors))} (fp32)"
-    assert refusal(pipeline, request_()) == f"{expected}: {ADVICE}"
+    assert refusal(pipeline, request_()) == f"{expected}: {advice(pipeline)}"
 
     # Nothing of it stays: the same program draws the next request as if nothing had been.
     backend.bad.clear()
@@ -175,7 +180,7 @@ def test_the_last_model_input_is_nobodys(tiny, request_):
 def test_what_is_encoded_before_the_loop_is_named_too(tiny, request_, graph, tensor):
     pipeline, backend = spoiled(tiny.pipeline.bundle)
     backend.bad[graph, 0] = {tensor: np.nan}
-    expected = f"{graph} gives values that are not finite in {tensor} (fp32): {ADVICE}"
+    expected = f"{graph} gives values that are not finite in {tensor} (fp32): {advice(pipeline)}"
     assert refusal(pipeline, request_()) == expected
     # It is kept: the same input fails again without being computed, any other prompt is drawn.
     assert refusal(pipeline, request_()) == expected
@@ -252,7 +257,7 @@ def test_both_decoders_bad(half, request_):
     for binding in range(100):
         backend.bad["vae_decoder_fp32", binding] = OVERFLOW
     backend.bad["vae_decoder", 0] = OVERFLOW
-    assert refusal(pipeline, request_(seed=2)) == f"the decoder's image is not finite (fp16): {ADVICE}"
+    assert refusal(pipeline, request_(seed=2)) == f"the decoder's image is not finite (fp16): {advice(pipeline)}"
     backend.bad.clear()
     assert same(pipeline(request_(seed=2)), healthy)
 
@@ -269,7 +274,7 @@ def test_without_a_fp32_decoder_it_is_an_error(tiny, request_):
     assert "vae_decoder_fp32" not in tiny.pipeline.bundle.manifest.graphs
     pipeline, backend = spoiled(tiny.pipeline.bundle)
     backend.bad["vae_decoder", 0] = OVERFLOW
-    assert refusal(pipeline, request_()) == f"the decoder's image is not finite (fp32): {ADVICE}"
+    assert refusal(pipeline, request_()) == f"the decoder's image is not finite (fp32): {advice(pipeline)}"
     backend.bad.clear()
     assert same(pipeline(request_()), tiny.pipeline(request_()))
 
