@@ -119,13 +119,7 @@ def _how_fast(bench: Bench) -> Answer:
     if faster[0] is not exact:
         title = speed.contender_title(faster[0][0])
         line += f" Faster, with another picture: {title}, {numbers.ratio(faster[0][1]['ratio']['median'])}."
-    return Answer(question, numbers.ratio(timed["ratio"]["median"]), line + _noise_text(bench))
-
-
-def _noise_text(bench: Bench) -> str:
-    """A warning, or nothing."""
-    titles = speed.noisy(bench)
-    return f" Not to be trusted: the runs of {fidelity.listed(titles)} vary widely; measure again." if titles else ""
+    return Answer(question, numbers.ratio(timed["ratio"]["median"]), line + tables.noise_text(bench))
 
 
 def _same_picture(parity: Parity) -> Answer:
@@ -216,7 +210,7 @@ def _speed_bars(bench: Bench, colors: dict[str, int]) -> Bars:
         note = f"{numbers.ratio(timed['ratio']['median'])} as fast" if "ratio" in timed else "baseline"
         bars.append(Bar(title, numbers.duration(whole["median"]), *shares, color, note))
     caption = f"{speed.case_text(base['case'])}. Median; the thin line spans p10 to p90. Shorter is faster."
-    return Bars("Time of a request", caption + _noise_text(bench), tuple(bars))
+    return Bars("Time of a request", caption + tables.noise_text(bench), tuple(bars))
 
 
 def _longest(summaries: Sequence[Summary]) -> float:

@@ -1,9 +1,10 @@
 """Every table by its name, for the pages and the README."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from ...errors import UserError
+from ..records import Bench
 from ..result import Result
 from . import building, fidelity, speed
 from .table import Table
@@ -46,6 +47,15 @@ def make(name: str, result: Result) -> Table:
 
 
 def markdown_of(result: Result) -> str:
-    """Every table that has something to say, for a terminal."""
+    """Every table that has something to say, for a terminal, and the report's warning where times vary widely."""
     made = [make(name, result) for name in TABLES[result.kind]]
-    return "\n\n".join(table.markdown() for table in made if table.rows)
+    texts = [table.markdown() for table in made if table.rows]
+    if result.kind == "bench" and (warning := noise_text(cast(Bench, result.data))):
+        texts.append(warning.strip())
+    return "\n\n".join(texts)
+
+
+def noise_text(bench: Bench) -> str:
+    """A sentence that the times are not to be trusted, with a space before it, or nothing."""
+    titles = speed.noisy(bench)
+    return f" Not to be trusted: the runs of {fidelity.listed(titles)} vary widely; measure again." if titles else ""

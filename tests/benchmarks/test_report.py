@@ -23,6 +23,7 @@ from cnpp_trt.benchmarks.report.document import Bars
 from cnpp_trt.benchmarks.report.load import load, load_results
 from cnpp_trt.benchmarks.report.sections import make_document
 from cnpp_trt.benchmarks.report.table import Column, make_table
+from cnpp_trt.benchmarks.report.tables import markdown_of
 from cnpp_trt.benchmarks.result import RECORDS
 from hints import hint
 from markdown_it import MarkdownIt
@@ -287,8 +288,10 @@ def test_noisy_runs_are_said_to_be(tmp_path: Path) -> None:
     whole = bench["cases"][0]["runs"]["pytorch"]["whole"]
     whole |= sample.summarize([*whole["samples"][:-2], *(20 * s for s in whole["samples"][-2:])])
     sample.make_result("bench", bench).write(tmp_path / "a.json")
-    document = make_document(load_results([tmp_path]))
+    loaded = load_results([tmp_path])
+    document = make_document(loaded)
     said = "Not to be trusted: the runs of PyTorch eager (diffusers), fp32 vary widely"
+    assert said in markdown_of(loaded[0].result).splitlines()[-1]  # what `bench` prints
     assert said in document.answers[0].line
     bars = next(b for b in document.sections[0].blocks if isinstance(b, Bars))
     assert said in bars.caption
