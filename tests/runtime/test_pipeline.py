@@ -1,6 +1,6 @@
 """Requests on a bundle: what is refused, what is reported, and that requests do not disturb one another."""
 
-import json
+import hashlib
 import math
 import shutil
 import threading
@@ -19,6 +19,7 @@ from cnpp_trt.errors import BackendError, BundleError, DeviceMemoryError, UserEr
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.encodings import MAX_ENCODINGS
 from cnpp_trt.runtime.residents import MAX_PROGRAMS
+from manifests import edit
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_a_scheduler_that_cannot_take_so_many_steps(tiny, request_):
 
 @pytest.mark.parametrize("backend", ["", "cuda", "ONNXRuntime-cpu"])
 def test_unknown_backends(tiny, backend):
-    with pytest.raises(UserError, match=r"unknown backend .*: choose from auto, tensorrt, "):
+    with pytest.raises(UserError, match=r"unknown backend .*: .*choose from auto, tensorrt, "):
         Pipeline.open(tiny.bundle, backend)
 
 
@@ -224,6 +225,9 @@ def test_a_callback_that_raises_leaves_the_pipeline_usable(tiny, request_):
 def test_a_file_that_is_no_graph(bundle_copy, request_, graph):
     file = bundle_copy / f"{graph}.onnx"
     file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(BundleError, match=rf"is damaged: {graph}\.onnx changed since the export"):
+        Pipeline.open(bundle_copy)(request_)
+    _accept(bundle_copy, file.name)
     with pytest.raises(BundleError, match=rf"cannot load .*{graph}\.onnx.*cnpp-trt verify") as error:
         Pipeline.open(bundle_copy)(request_)
     assert "\n" not in str(error.value)
@@ -255,20 +259,20 @@ def test_a_bundle_without_a_tokenizer(bundle_copy):
 
 
 def test_a_bundle_without_a_graph(bundle_copy, request_):
-    manifest = json.loads((bundle_copy / "manifest.json").read_text())
-    del manifest["graphs"]["hint_seg"]
-    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    edit(bundle_copy, lambda m: m["graphs"].pop("hint_seg"))
     with pytest.raises(BundleError, match="has no graph 'hint_seg'"):
         Pipeline.open(bundle_copy)(request_)
 
 
 def _accept(bundle: Path, *files: str) -> None:
-    """Writes the files' new sizes into the manifest."""
-    path = bundle / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for file in files:
-        manifest["files"][file]["size"] = (bundle / file).stat().st_size
-    path.write_text(json.dumps(manifest))
+    """Has the manifest say what the files are now."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        for file in files:
+            content = (bundle / file).read_bytes()
+            manifest["files"][file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    edit(bundle, change)
 
 
 @pytest.mark.parametrize("resized", [False, True])
