@@ -135,8 +135,11 @@ def test_a_manifest_is_json(bundle_copy: Path) -> None:
         raise AssertionError(constant)
 
     json.loads((bundle_copy / "manifest.json").read_text(), parse_constant=refuse)
+    # diffusers writes that for "clips nothing", its default: it is left out. No other number may be infinite.
+    unlimited = manifest(scheduler_config={"lambda_min_clipped": -math.inf, "beta_end": 0.012})
+    assert json.loads(unlimited.dumps(), parse_constant=refuse)["scheduler_config"] == {"beta_end": 0.012}
     with pytest.raises(ValueError):
-        manifest(scheduler_config={"lambda_min_clipped": -math.inf}).dumps()
+        manifest(scheduler_config={"beta_end": -math.inf}).dumps()
     path = bundle_copy / "manifest.json"
     path.write_text(path.read_text().replace('"beta_end": 0.012', '"beta_end": -Infinity'))
     refused(bundle_copy, "manifest.json cannot be read")
