@@ -87,6 +87,8 @@ def _one(line: Sequence[str], env: dict[str, str], folder: Path, delay: float, k
     seconds = time.monotonic() - sent
     word = {2: "interrupted", 15: "terminated"}[kind]
     said = [text for text in err.splitlines() if text.startswith(word) and " graphs are kept" not in text]
+    if process.returncode == -kind and not err:
+        return "had not begun"  # Python itself was starting, and no code of ours had run
     if "Traceback" in err:
         return WRONG[0]
     if process.returncode == 0:
