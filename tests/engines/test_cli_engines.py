@@ -295,7 +295,7 @@ def test_stopped_while_building(real: Bundle, store: PlanStore, kind: signal.Sig
     assert process.returncode == status, err
     assert out == ""
     *graphs, last = err.splitlines()
-    assert last == word
+    assert last in (word, f"{word}: stopped at once")  # where TensorRT does not answer within the time it is given
     assert all(g.partition(":")[0] in real.manifest.graphs for g in graphs)
     done = store.plans()
     assert 1 <= len(done) < len(real.manifest.graphs)

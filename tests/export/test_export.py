@@ -339,16 +339,19 @@ def test_interrupted(exporting, tiny, tmp_path, kind, status, word):
     out, err = exporting.communicate(timeout=120)
     assert exporting.returncode == status
     # What was under way before the signal was served may still be told.
-    said = [e for e in err.splitlines() if "PyTorch" not in e and not compared([e])]
-    kept = re.fullmatch(r"interrupted: (\d+) of (\d+) graphs are kept; the same command goes on from there", said[0])
-    assert kept and said[1:] == [word], err
+    *kept, last = [e for e in err.splitlines() if "PyTorch" not in e and not compared([e])]
+    # A process that is held up by native code for too long is ended before it can say more.
+    assert last == word or (last, kept) == (f"{word}: stopped at once", []), err
     assert out == ""
     (partial,) = left(tmp_path / "bundles")
     assert partial.startswith(".b.partial-")
     told: list[str] = []
     bundle = export_bundle(Checkpoint(str(tiny.checkpoint)), ["seg"], tmp_path / "bundles" / "b", report=told.append)
-    assert f"{kept[1]} of {kept[2]} graphs are there from an interrupted export, which goes on" in told
-    assert len(compared([f"{line}\n" for line in told])) == int(kept[2]) - int(kept[1])
+    goes_on = r"(\d+) of (\d+) graphs are there from an interrupted export, which goes on"
+    (taken,) = filter(None, (re.fullmatch(goes_on, line) for line in told))
+    if kept:
+        assert kept == [f"interrupted: {taken[1]} of {taken[2]} graphs are kept; the same command goes on from there"]
+    assert len(compared(told)) == int(taken[2]) - int(taken[1])
     assert bundle.verify() > 0
     assert left(tmp_path / "bundles") == ["b"]
 
