@@ -3,12 +3,16 @@
     python -m cnpp_trt.benchmarks.contend NAME < lines
 
 Every line is a JSON object. The first says what to open, each of the others what to do: `draw`, `picture`, `stages`,
-`extract` or `peak_bytes`. Each is answered by one line, `{"error": …}` where it failed.
+`extract` or `peak_bytes`. Each is answered by one line, `{"error": …}` where it failed. The process ends at once, also
+amid a drawing, when stdin ends: then whoever asked is gone, however it was stopped.
 """
 
 import json
 import os
+import queue
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +25,8 @@ from .contenders import Contestant, Opening
 
 
 def main() -> None:
+    # Ctrl-C in a terminal reaches every process in it: the one that asks decides what becomes of this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Native libraries print to stdout as they please: only this process's own answers may be there.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -36,17 +42,27 @@ def main() -> None:
         return "error" not in reply
 
     contestant: list[Contestant] = []
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), name="stdin", daemon=True).start()
 
     def opened() -> dict[str, Any]:
-        given = json.loads(sys.stdin.readline())
+        given = json.loads(lines.get())
         bundles = {size: Path(folder) for size, folder in given["bundles"].items()}
         contestant.append(Opening(**{**given, "bundles": bundles}).open())
         return {}
 
     if not answer(opened):
-        return
-    for line in sys.stdin:
+        os._exit(1)  # not through Python's own end, which would wait for the thread that reads
+    while True:
+        line = lines.get()
         answer(lambda line=line: _perform(contestant[0], json.loads(line)))  # type: ignore[misc]
+
+
+def _read(lines: queue.SimpleQueue[str]) -> None:
+    """Hands on the lines of stdin, and ends the process with them."""
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)
 
 
 def request_to_json(request: Request) -> dict[str, Any]:

@@ -6,10 +6,12 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from cnpp_trt import Pipeline, Request
 from cnpp_trt.benchmarks import bench, contend, contenders, latency
@@ -118,6 +120,40 @@ def test_a_process_that_dies_is_an_error(opening: Any):
     with pytest.raises(BackendError, match="its process died"):
         process.ask({"do": "draw", "request": {}})
     process.close()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
+def test_a_contender_ends_amid_a_drawing_when_who_asked_is_gone(tiny: Any, tmp_path: Path, kind: signal.Signals):
+    """Whatever way the benchmark ends, also one in which it can tell nobody."""
+    line = ["bench", "--bundle", tiny.bundle, "--contender", "onnxruntime-cpu", "--steps", 500, "--num-images", 16]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cnpp_trt", *map(str, line), "--no-waterfall", "--out", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        watched, deadline = psutil.Process(process.pid), time.monotonic() + 120
+        # It draws, for minutes, once it has used more time than loading takes.
+        while not any(child.cpu_times().user > 4 for child in watched.children()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        drawing = watched.children()
+        process.send_signal(kind)
+        process.wait(timeout=10)
+        _, alive = psutil.wait_procs(drawing, timeout=3)
+        assert alive == []
+    finally:
+        process.kill()
+        process.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_of_the_terminal_is_left_to_who_asked(opening: Any):
+    process = latency.Process(opening("onnxruntime-cpu"))
+    os.kill(process._process.pid, signal.SIGINT)
+    assert process.peak_bytes() > 0
+    process.close()
+    assert process._process.returncode == 0
 
 
 def test_an_order_that_fails_is_answered(opening: Any):
