@@ -109,6 +109,13 @@ def run(
     return results
 
 
+def conditions_of(model: str | None, bundle: Path | None, controlnets: Mapping[str, str]) -> list[str]:
+    """All that a bundle, or a model, has. Raises: UserError"""
+    if bundle is not None:
+        return list(Bundle.open(bundle).manifest.conditions)
+    return list(Checkpoint(model or "miniature", controlnets).places.conditions)
+
+
 def _contest(
     bundles: Sequence[Bundle],
     model: str | None,

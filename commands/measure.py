@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ def bench_command(
         typer.Option(help="Measure this bundle. Default: the model's, exported where missing.", callback=user_path),
     ] = None,
     controlnet: SourceControlNets = None,
-    cond: Annotated[str, typer.Option(help="The condition.")] = "seg",
+    cond: Annotated[list[str] | None, typer.Option(help="Repeatable, or all: each on its own. Default: seg.")] = None,
     size: Annotated[
         list[str] | None,
         typer.Option(help="512 or WxH, in pixels; repeatable. Default: the model's own, and 1.5 times it."),
@@ -74,12 +75,13 @@ def bench_command(
     """How fast, beside PyTorch: the first of sizes, images and steps is the base case, each other one varies it."""
     from ..benchmarks import bench
     from ..benchmarks.report.tables import markdown_of
+    from ..runtime.request import MAX_IMAGES, MAX_STEPS
 
+    conditions, pairs = read_conditions(cond or ["seg"]), read_pairs(controlnet or [])
     settings = bench.Settings(
-        condition=cond,
         sizes=tuple(pixels for pixels in map(read_size, size or []) if pixels is not None),
-        images=read_counts(images),
-        steps=read_counts(steps),
+        images=read_counts(images, most=MAX_IMAGES),
+        steps=read_counts(steps, "--steps", MAX_STEPS),
         scheduler=scheduler,
         contenders=tuple(contender or ()),
         threads=threads,
@@ -87,7 +89,11 @@ def bench_command(
         seconds=seconds,
     )
     require_writable(out or results_folder())
-    results = bench.run(model, bundle, read_pairs(controlnet or []), settings, out, waterfall, say)
+    if conditions == ["all"]:
+        conditions = bench.conditions_of(model, bundle, pairs)
+    results: dict[Path, Any] = {}
+    for condition in conditions:
+        results |= bench.run(model, bundle, pairs, replace(settings, condition=condition), out, waterfall, say)
     if as_json:
         print(json.dumps({str(path): result.data for path, result in results.items()}))
         return
@@ -239,7 +245,8 @@ def consistency_command(
     own_shard = Shard.parse(shard)
     if fresh and own_shard.of > 1:
         raise UserError("--fresh would remove what other shards draw: choose a new folder with --out instead")
-    require_writable(out or results_folder())
+    for place in (results_folder(), out or results_folder()):  # the result, and the records
+        require_writable(place)
     folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
     deployed = open_pipeline(folder)
     m, name = deployed.bundle.manifest, f"{deployed.bundle.folder.resolve().name}-{deployed.backend.name}"
@@ -299,5 +306,6 @@ def report_command(
     """Results → one HTML page and its Markdown twin; of two results of one kind and title, what moved beyond noise."""
     from ..benchmarks.report.command import run_report
 
-    require_writable(out or results_folder())
+    if readme is None:
+        require_writable(out or results_folder())
     run_report(results or [], out, compare, readme, as_json)

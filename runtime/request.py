@@ -12,6 +12,7 @@ from ..messages import printable
 from .schedulers import SCHEDULERS
 
 MAX_IMAGES = 16
+MAX_STEPS = 1000
 MAX_CONTROLS = 16
 MAX_PROMPT = 100_000
 # Scales beyond this overflow float16, and long before that every picture is noise.
@@ -109,7 +110,7 @@ class Request:
         object.__setattr__(self, "controls", tuple(self.controls))
         if len(self.controls) > MAX_CONTROLS:
             raise UserError(f"{len(self.controls)} controls are too many: give at most {MAX_CONTROLS}")
-        steps = _integer("num_inference_steps", self.num_inference_steps, 1, 1000)
+        steps = _integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         images = _integer("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
         object.__setattr__(self, "num_inference_steps", steps)
         object.__setattr__(self, "num_images_per_prompt", images)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...errors import UserError
+from ...messages import escaped
 from .compare import (
     OTHER_MACHINE,
     changes,
@@ -38,7 +39,7 @@ def run_report(
         results = [{"name": one.name, "kind": one.result.kind, "title": one.result.title} for one in loaded]
         print(json.dumps({"html": str(html), "markdown": str(markdown), "results": results}))
     else:
-        print(f"{html}\n{markdown}")
+        print(escaped(f"{html}\n{markdown}"))
 
 
 def _alike(paths: Sequence[Path], loaded: Sequence[Loaded]) -> bool:
@@ -71,10 +72,10 @@ def _compare(before: Loaded, after: Loaded, out: Path | None, as_json: bool) -> 
         print(OTHER_MACHINE)
     for c in moved:
         interval = f"{c.ratio['low']:.2f}–{c.ratio['high']:.2f}"
-        print(f"{c.moved}: {c.ratio['median']:.2f}x ({interval}) {' · '.join(c.of)}")
+        print(escaped(f"{c.moved}: {c.ratio['median']:.2f}x ({interval}) {' · '.join(c.of)}"))
     if found and not moved:
         print(f"nothing moved beyond noise, of {len(found)} timings")
-    print(f"{html}\n{markdown}")
+    print(escaped(f"{html}\n{markdown}"))
 
 
 def _readme(paths: Sequence[Path], out: Path | None, compare: bool | None, readme: Path, as_json: bool) -> None:
@@ -84,4 +85,4 @@ def _readme(paths: Sequence[Path], out: Path | None, compare: bool | None, readm
     if as_json:
         print(json.dumps({"readme": str(readme), "changed": changed}))
     else:
-        print(f"{readme}: {'written anew' if changed else 'as the results give it'}")
+        print(escaped(f"{readme}: {'written anew' if changed else 'as the results give it'}"))

@@ -7,10 +7,11 @@ from ...bundle import Bundle
 from ...errors import BackendError, UserError
 from ...gpu import Gpu, find_gpu
 from ...install import found
-from ...messages import unknown_choice
+from ...messages import printable, unknown_choice
 from .interface import Backend
 from .openvino import PRECISIONS as OPENVINO_PRECISIONS
 
+MAX_THREADS = 1024
 BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "openvino")
 
 
@@ -33,11 +34,15 @@ def open_backend(
     """
     if name not in BACKENDS:
         raise unknown_choice("backend", name, BACKENDS)
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise UserError(f"threads must be a whole number above 0, not {threads!r}")
+    if threads is not None and (
+        not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS
+    ):
+        raise UserError(f"threads must be a whole number from 1 to {MAX_THREADS}, not {printable(repr(threads), 40)}")
+    if name == "openvino" and openvino_precision == "fp32":  # as everything but OpenVINO calls it
+        openvino_precision = "f32"
     if openvino_precision is not None and (name != "openvino" or openvino_precision not in OPENVINO_PRECISIONS):
         raise UserError(
-            f"the backend {name} has no precision {openvino_precision!r}: openvino has f32 and bf16, "
+            f"the backend {name} has no precision {openvino_precision!r}: openvino has fp32 and bf16, "
             "every other runs its bundle's, fp32 or fp16"
         )
 

@@ -59,11 +59,11 @@ def test_unknown_names(tiny, name):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("threads", [0, -1, True, False, 1.0, "2"])
+@pytest.mark.parametrize("threads", [0, -1, 1025, 2**40, True, False, 1.0, "2"])
 def test_threads_that_are_none(tiny, no_gpu, name, threads):
     with pytest.raises(UserError) as error:
         open_backend(tiny.pipeline.bundle, name, threads=threads)
-    assert one_line(error) == f"threads must be a whole number above 0, not {threads!r}"
+    assert one_line(error) == f"threads must be a whole number from 1 to 1024, not {threads!r}"
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2])
@@ -77,7 +77,7 @@ def test_threads_that_are_some(tiny, threads):
 @pytest.mark.parametrize(
     ("name", "precision"),
     [(name, precision) for name in BACKENDS if name != "openvino" for precision in ("f32", "bf16")]
-    + [("openvino", "fp16"), ("openvino", "fp32"), ("openvino", ""), ("auto", "fp32")],
+    + [("openvino", "fp16"), ("openvino", ""), ("auto", "fp32")],
 )
 def test_precisions_that_a_backend_has_not(tiny, no_gpu, name, precision):
     with pytest.raises(UserError, match=f"the backend {name} has no precision '{precision}'") as error:
