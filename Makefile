@@ -34,7 +34,7 @@ STEPPED := $(if $(STEPS),--steps $(STEPS))
 MEASURED := $(addprefix --cond ,$(if $(filter file,$(origin COND)),all,$(COND)))
 TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 
-.PHONY: run bundle test fuzz reliability test-gpu lint engines bench parity consistency report clean help
+.PHONY: run bundle test fuzz reliability test-gpu lint engines bench parity consistency report readme clean help
 
 run: bundle  ## export the bundle where it is missing, then draw MODEL's example of each COND
 	@conditions="$(COND)"; \
@@ -82,6 +82,9 @@ consistency: $(VENV)/bench.stamp  ## how well pictures follow their condition, b
 report: $(VENV)/bench.stamp  ## one page of all that was measured, and its Markdown twin
 	$(BIN)/cnpp-trt report
 
+readme: $(VENV)/bench.stamp  ## README's tables from benchmarks/results
+	$(BIN)/python -m cnpp_trt.developer.readme_tables README.md
+
 clean:  ## remove pictures, results, build outputs and caches (not .venv, not bundles and plans)
 	rm -rf cnpp-trt-runs cnpp-trt-results build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -111,10 +114,8 @@ $(VENV)/bench.stamp: $(VENV)/run.stamp
 
 # Compared with are two extractors of controlnet-aux and the tokenizer of open_clip_torch, which get by without their
 # dependencies: their torchvision would have to be of the very build of torch that is here.
-# mypy knows a package by its folder's name, which a clone may have changed: the link has the right one.
 $(VENV)/test.stamp: $(VENV)/run.stamp
 	@echo "installing cnpp-trt[rtx,test,lint] into $(VENV)"
 	@$(PIP) --editable '.[$(DEVICE),export,rtx,test,lint]' $(NAMED)
 	@$(PIP) --no-deps controlnet-aux open_clip_torch ftfy wcwidth $(NAMED)
-	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/cnpp_trt
 	@touch $@

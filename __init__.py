@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from . import telemetry
-
-__version__ = "0.1.0"
+from .versions import __version__
 
 if TYPE_CHECKING:
     from .runtime.pipeline import Pipeline, Result

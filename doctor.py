@@ -4,38 +4,16 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import __version__, places
+from . import places
 from .gpu import Gpu, find_gpu
+from .install import EXPORT_MODULES, install_command
 from .install import found as can_import
-from .install import install_command
 from .messages import one_line
 from .places import MANIFEST, home
-
-PACKAGES = (
-    "numpy",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx",
-    "cuda-python",
-    "cuda-core",
-    "openvino",
-    "polygraphy",
-    "torch",
-    "diffusers",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "tokenizers",
-    "opencv-python-headless",
-    "pillow",
-)
-EXPORT_MODULES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
+from .versions import PACKAGES, __version__, installed
 
 
 def examine() -> dict[str, Any]:
@@ -124,15 +102,6 @@ def _lacking(versions: dict[str, str | None], needed: Sequence[str], one_of: Seq
     if one_of and not any(versions[name] for name in one_of):
         missing.append(" or ".join(one_of))
     return f"{install_command('gpu')} (lacks {', '.join(missing)})" if missing else ""
-
-
-def installed(packages: Sequence[str]) -> dict[str, str]:
-    """The versions of those of `packages` that are installed."""
-    found = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _providers() -> list[str] | str:

@@ -8,9 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..doctor import PACKAGES, installed
 from ..messages import printable
+from ..versions import PACKAGES, __version__, installed
 
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap", "clocks.sm", "clocks.mem", "clocks.max.sm",
                "power.limit", "power.draw", "temperature.gpu")  # fmt: skip

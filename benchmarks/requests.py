@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from ..export.recipe import EMBEDDED
 from ..miniature.scenes import draw_scene
-from ..runtime.images import resize
-from ..runtime.palette import colors_from_labels
+from ..runtime.control.palette import colors_from_labels
+from ..runtime.images.image_files import resize
 from ..runtime.pipeline import Pipeline
 from ..runtime.request import Control, Request
 
-# Beyond every seed of miniature/data.py's splits: nothing was trained or measured on these scenes.
+# Beyond every seed of developer/miniature/data.py's splits: nothing was trained or measured on these scenes.
 FIRST_SCENE = 10_000_000
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
-from ..bundle import Bundle
+from ..bundles.bundle import Bundle
+from ..versions import __version__
 from . import build, engines, measure, run
 from .options import Json, show, user_path
 

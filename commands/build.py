@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import places
-from ..bundle import Bundle
+from ..bundles.bundle import Bundle
 from ..conditions import CONDITIONS
 from ..errors import CnppError, UserError
 from ..files import require_writable
@@ -113,16 +113,16 @@ def build_command(
 ) -> None:
     """Bundle → TensorRT plans, and what was fused in each. Exports the fp16 bundle first where it is missing."""
     from ..engines.build import MAX_IMAGES, Engines, Sizes, build_engines, guided_by_default
-    from ..engines.builder import Settings
     from ..engines.describe import engines_json, engines_table
     from ..engines.flavor import load_flavor
+    from ..engines.plan import BuilderSettings
     from ..engines.store import PlanStore
 
     if bundle is not None and size:
         raise UserError("--size goes with --model: a bundle has its one size")
     if optimization_level is not None and not 0 <= optimization_level <= 5:
         raise UserError(f"--optimization-level is TensorRT's, 0 to 5, not {optimization_level}")
-    settings, counts = Settings(optimization_level), read_counts(images, most=MAX_IMAGES)
+    settings, counts = BuilderSettings(optimization_level), read_counts(images, most=MAX_IMAGES)
     chunks = read_counts(prompt_chunks, "--prompt-chunks")
     asked_conditions = read_conditions(cond)
     for text in size or ():
@@ -156,7 +156,7 @@ def build_command(
         for opened, engines, outcome in zip(bundles, made, found, strict=True):
             show(f"{opened.folder}\n{engines_table(engines)}\nin {store.root}")
             if outcome:
-                from ..benchmarks.check import describe_check
+                from ..benchmarks.parity.check_plans import describe_check
 
                 show(f"\n{describe_check(outcome, opened.manifest.precision)}")
     failures = [line for outcome in found if outcome for line in outcome["missed"]]
@@ -176,7 +176,7 @@ def _check_of(bundle: Bundle, model: str, is_models: bool, controlnet: list[str]
     from ..export.reopen import checkpoint_of
 
     try:
-        from ..benchmarks.check import check_plans
+        from ..benchmarks.parity.check_plans import check_plans
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("--check", e, *EXPORT_MODULES)) from None
     given = model if is_models or model != "miniature" else None  # a bundle names its embedded model itself

@@ -73,7 +73,7 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """How fast, beside PyTorch: the first of sizes, images and steps is the base case, each other one varies it."""
-    from ..benchmarks import bench
+    from ..benchmarks.latency import bench
     from ..benchmarks.report.tables import markdown_of
     from ..runtime.request import MAX_IMAGES, MAX_STEPS
 
@@ -123,7 +123,7 @@ def parity_command(
     ] = None,
     threads: Threads = None,
     thresholds: Annotated[
-        Path | None, typer.Option(help="A TOML file like benchmarks/thresholds.toml.", callback=user_path)
+        Path | None, typer.Option(help="A TOML file like benchmarks/parity/thresholds.toml.", callback=user_path)
     ] = None,
     out: Annotated[
         Path | None,
@@ -132,16 +132,16 @@ def parity_command(
     as_json: Json = False,
 ) -> None:
     """How close to PyTorch: every graph, every step, and the images. Exit status 1 where a threshold is missed."""
+    from ..benchmarks.parity.thresholds import read_thresholds
     from ..benchmarks.report.fidelity import conclusion
     from ..benchmarks.report.tables import markdown_of
     from ..benchmarks.result import Result, default_path
-    from ..benchmarks.verdict import read_thresholds
     from ..export.reopen import checkpoint_of
 
     try:
         import torch
 
-        from ..benchmarks import parity
+        from ..benchmarks.parity import measure as parity
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("parity", e, *EXPORT_MODULES, "skimage")) from None
     if out is None:
@@ -235,12 +235,13 @@ def consistency_command(
     as_json: Json = False,
 ) -> None:
     """How well images follow their condition, over many prompts, beside PyTorch's. Interrupted, it goes on."""
-    from ..benchmarks import consistency, sides
-    from ..benchmarks.consistency_scores import measure_quality, summarize
-    from ..benchmarks.dataset import open_data
+    from ..benchmarks import systems as sides
+    from ..benchmarks.consistency import study as consistency
+    from ..benchmarks.consistency.dataset import open_data
+    from ..benchmarks.consistency.scores import measure_quality, summarize
+    from ..benchmarks.consistency.shards import Shard
     from ..benchmarks.report.tables import markdown_of
     from ..benchmarks.result import Result, default_path
-    from ..benchmarks.shards import Shard
 
     own_shard = Shard.parse(shard)
     if fresh and own_shard.of > 1:
@@ -254,7 +255,7 @@ def consistency_command(
     fid_metric, clip_metric = None, None
     if fid is not None or clip_score is not None:  # before anything is drawn: what they need may be missing
         try:
-            from ..benchmarks.quality import ClipScore, Fid
+            from ..benchmarks.consistency.quality import ClipScore, Fid
         except ModuleNotFoundError as e:
             raise CnppError(cannot_import("FID and CLIP score", e, "torchmetrics", "torch_fidelity")) from None
         fid_metric = Fid(fid, (m.width, m.height)) if fid is not None else None
@@ -297,15 +298,10 @@ def report_command(
         bool | None,
         typer.Option("--compare/--no-compare", help="What moved from the first to the second. Default: for two alike."),
     ] = None,
-    readme: Annotated[
-        Path | None,
-        typer.Option(help="Write this file's tables anew from the results in the repository.", callback=user_path),
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """Results → one HTML page and its Markdown twin; of two results of one kind and title, what moved beyond noise."""
     from ..benchmarks.report.command import run_report
 
-    if readme is None:
-        require_writable(out or results_folder())
-    run_report(results or [], out, compare, readme, as_json)
+    require_writable(out or results_folder())
+    run_report(results or [], out, compare, as_json)

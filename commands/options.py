@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bundle import Bundle, find_bundle
+from ..bundles.bundle import Bundle, find_bundle
 from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..messages import did_you_mean, escaped, printable, unknown_choice
@@ -253,7 +253,7 @@ def deployment(
     Raises:
         UserError: an option's value cannot be used, which is known first; there is no such bundle, or several fit.
     """
-    from ..runtime.backends.choose import BACKENDS, preferred_precisions
+    from ..runtime.backends.registry import BACKENDS, preferred_precisions
     from ..runtime.pipeline import Pipeline
 
     require_choice("backend", backend, BACKENDS)

@@ -163,9 +163,9 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Draw pictures that follow a condition, and a sheet that shows how well they do."""
-    from ..runtime import run as running
-    from ..runtime.backends.choose import BACKENDS
-    from ..runtime.scheduler_names import read_scheduler
+    from ..runtime import generate as running
+    from ..runtime.backends.registry import BACKENDS
+    from ..runtime.sampling.scheduler_names import read_scheduler
 
     out = out or runs()
     budget = read_bytes(vram_budget) if vram_budget is not None else None
@@ -227,7 +227,7 @@ def run_command(
 
 
 def _resize_mode(text: str) -> Any:
-    from ..runtime.fitting import RESIZE_MODES
+    from ..runtime.images.fitting import RESIZE_MODES
 
     return require_choice("--resize-mode", text, RESIZE_MODES)
 
@@ -290,7 +290,7 @@ def _controls(
     starts: list[float] | None,
     ends: list[float] | None,
 ) -> list[Any]:
-    from ..runtime.run import ControlOption
+    from ..runtime.generate import ControlOption
 
     n = len(conditions)
     if extract and not images:

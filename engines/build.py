@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from ..bundle import Bundle, GraphSpec
+from ..bundles.bundle import Bundle, GraphSpec
 from ..errors import UserError
-from .builder import Built, Profile, Progress, Range, Settings, Shape, build_plan
+from .builder import Progress, build_plan
 from .flavor import Flavor
-from .store import Plan, PlanKey, PlanStore
+from .plan import BuilderSettings, BuildResult, Plan, PlanKey, Profile, Range, Shape
+from .store import PlanStore
 
 Report = Callable[[str], None]
 MAX_IMAGES = 16
@@ -80,7 +81,7 @@ def build_engines(
     flavor: Flavor,
     store: PlanStore,
     sizes: Sizes,
-    settings: Settings,
+    settings: BuilderSettings,
     report: Report = lambda line: None,
     progress: Progress | None = None,
 ) -> Engines:
@@ -102,7 +103,7 @@ def build_engines(
         profiles = sizes.profiles(bundle.graph(graph))
         key = PlanKey.of(bundle, graph, flavor, profiles, settings)
 
-        def build(graph: str = graph, profiles: list[Profile] = profiles) -> Built:
+        def build(graph: str = graph, profiles: list[Profile] = profiles) -> BuildResult:
             nonlocal cache
             made = build_plan(
                 flavor,

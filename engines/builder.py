@@ -5,70 +5,14 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, UserError
+from ..errors import BackendError
 from .flavor import Flavor
-from .fusion import Fusible, FusionReport, fusion_report, parse_layers
-
-# Raised by whoever changes what is built from the same settings: older plans are then built anew.
-REVISION = 1
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Sizes that a plan takes: exactly one where the three are equal."""
-
-    min: Shape
-    opt: Shape
-    max: Shape
-
-    def __contains__(self, shape: object) -> bool:
-        return (
-            isinstance(shape, tuple)
-            and len(shape) == len(self.min)
-            and all(low <= s <= high for low, s, high in zip(self.min, shape, self.max, strict=True))
-        )
-
-
-# An optimisation profile: the range of every input, by name.
-Profile = Mapping[str, Range]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Args: optimization_level: TensorRT's, 0 to 5; None leaves its default (3)."""
-
-    optimization_level: int | None = None
-
-    def __post_init__(self) -> None:
-        level = self.optimization_level
-        if level is not None and not 0 <= level <= 5:
-            raise UserError(f"optimization level {level} cannot be used: 0 to 5")
-
-
-@dataclass(frozen=True)
-class Built:
-    """Attributes:
-    plan: the serialized engine (a buffer).
-    weights, activations: device bytes that the plan says it needs.
-    timing_cache: to give to the next build; None where the flavour has none here.
-    peak: the process's peak memory so far, in bytes.
-    """
-
-    plan: Any
-    fusion: FusionReport
-    seconds: float
-    weights: int
-    activations: int
-    timing_cache: bytes | None
-    peak: int
-
+from .fusion import Fusible, fusion_report, parse_layers
+from .plan import BuilderSettings, BuildResult, Profile
 
 # Told the phase, and the share of it that is done, 0 to 1.
 Progress = Callable[[str, float], None]
@@ -78,11 +22,11 @@ def build_plan(
     flavor: Flavor,
     onnx: Path,
     profiles: Sequence[Profile],
-    settings: Settings,
+    settings: BuilderSettings,
     *,
     timing_cache: bytes | None = None,
     progress: Progress | None = None,
-) -> Built:
+) -> BuildResult:
     """Builds a plan for the target of `flavor`. The precision is the graph's own (strong typing).
 
     Args:
@@ -100,7 +44,7 @@ def build_plan(
     plan = _or_raise(_serialize(trt, builder, network, config, progress), log, f"cannot build {onnx}")
     text = "\n".join(log.details)
     cache = config.get_timing_cache() if timing_cache is not None else None
-    return Built(
+    return BuildResult(
         plan=plan,
         fusion=fusion_report(parse_layers(text), fusible, len(profiles)),
         seconds=time.perf_counter() - start,
@@ -129,7 +73,7 @@ def _network(flavor: Flavor, onnx: Path, builder: Any, log: Any) -> tuple[Any, A
     return network, parser
 
 
-def _config(flavor: Flavor, builder: Any, settings: Settings, timing_cache: bytes | None) -> Any:
+def _config(flavor: Flavor, builder: Any, settings: BuilderSettings, timing_cache: bytes | None) -> Any:
     trt = flavor.trt
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the layer list, which the fusion report reads

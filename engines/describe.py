@@ -6,7 +6,7 @@ from typing import Any
 
 from ..messages import printable
 from .build import Engines
-from .store import Plan
+from .plan import Plan
 
 
 def engines_table(engines: Engines) -> str:

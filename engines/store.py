@@ -10,154 +10,26 @@ sibling and renamed when whole; a lock lets two processes that ask for one plan 
 """
 
 import hashlib
-import json
 import os
-import platform
-import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 from .. import places
-from ..bundle import Bundle
-from ..doctor import installed
-from ..errors import BackendError, BundleError
-from ..files import PARTIAL, Busy, exclusive, new_partial_folder, remove_folder, sha256_of
-from ..manifest import GraphName, Sha256
+from ..bundles.bundle import Bundle
+from ..bundles.manifest import Sha256
+from ..errors import BundleError
+from ..files import PARTIAL, Busy, exclusive, new_partial_folder, remove_folder
 from ..schema import Meta, Record, SchemaError, convert_closed, decode, read_bounded, to_json
-from .builder import REVISION, Built, Profile, Range, Settings
+from ..versions import installed
 from .flavor import Flavor, installed_flavors
 from .fusion import FusionReport
+from .plan import ENGINE, BuildResult, Count, Plan, PlanKey, graph_digest, system
 
-ENGINE, RECORD = "plan.engine", "plan.json"
+RECORD = "plan.json"
 _MAX_RECORD = 8 << 20
-
-_Word = Annotated[str, Meta(min_length=1, max_length=128)]
-_Count = Annotated[int, Meta(ge=0, le=2**50)]
-_Sizes = Annotated[list[Annotated[int, Meta(ge=0, le=2**31)]], Meta(max_length=8)]
-
-
-class Row(TypedDict):
-    """The sizes of one input in one profile."""
-
-    min: _Sizes
-    opt: _Sizes
-    max: _Sizes
-
-
-@dataclass(frozen=True)
-class PlanKey:
-    """Everything a plan depends on.
-
-    Attributes:
-        source: SHA-256 over the digests of the graph's ONNX files.
-        target: the GPU's compute capability (`sm90`), or `portable`.
-        profiles: the sizes it takes, as JSON-able rows.
-        revision: of the builder's own code.
-    """
-
-    graph: GraphName
-    source: _Word
-    flavor: _Word
-    version: _Word
-    target: _Word
-    system: _Word
-    profiles: Annotated[
-        tuple[Annotated[dict[_Word, Row], Meta(max_length=256)], ...],
-        Meta(max_length=256),
-    ]
-    settings: Annotated[dict[_Word, Annotated[int, Meta(ge=0, le=100)] | None], Meta(max_length=16)]
-    revision: _Count = REVISION
-
-    @classmethod
-    def of(
-        cls, bundle: Bundle, graph: str, flavor: Flavor, profiles: Sequence[Profile], settings: Settings
-    ) -> "PlanKey":
-        return cls(
-            graph=graph,
-            source=graph_digest(bundle, graph),
-            flavor=flavor.name,
-            version=flavor.version,
-            target=flavor.target(),
-            system=system(),
-            # Through JSON, so that a key is the same before it is written and after.
-            profiles=tuple(json.loads(json.dumps([{name: asdict(r) for name, r in p.items()} for p in profiles]))),
-            settings=asdict(settings),
-        )
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-    @property
-    def folder(self) -> str:
-        return f"{self.graph}-{self.digest[:16]}"
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A plan of the store.
-
-    Attributes:
-        model: the bundle it was built from, for people.
-        size, sha256: of the engine file.
-        seconds, peak: what building took: time, and the process's peak memory in bytes.
-        weights, activations: device bytes it needs.
-    """
-
-    folder: Path
-    key: PlanKey
-    model: str
-    size: int
-    sha256: str
-    seconds: float
-    peak: int
-    weights: int
-    activations: int
-    fusion: FusionReport
-
-    @property
-    def engine(self) -> Path:
-        return self.folder / ENGINE
-
-    def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        """The index of the first profile that takes inputs of these shapes; one of fixed sizes before a range."""
-        found = [i for i, p in enumerate(self._profiles()) if all(shapes.get(name) in r for name, r in p.items())]
-        return min(found, key=lambda i: any(r.min != r.max for r in self._profiles()[i].values()), default=None)
-
-    def _profiles(self) -> list[dict[str, Range]]:
-        return [
-            {name: Range(tuple(r["min"]), tuple(r["opt"]), tuple(r["max"])) for name, r in profile.items()}
-            for profile in self.key.profiles
-        ]
-
-    def damage(self) -> str:
-        """What is wrong with the engine file, read whole; empty where nothing is."""
-        try:
-            status = self.engine.stat()
-        except OSError:
-            return f"{self.engine} is missing"
-        if status.st_size != self.size:
-            return f"{self.engine} has {status.st_size} bytes instead of {self.size}"
-        if not stat.S_ISREG(status.st_mode):
-            return f"{self.engine} is no file"
-        if sha256_of(self.engine) != self.sha256:
-            return f"{self.engine} changed since it was built"
-        return ""
-
-    def read(self) -> bytes:
-        """The engine's bytes. Raises: BackendError where they are not those that were built."""
-        try:
-            content = read_bounded(self.engine, self.size)
-        except SchemaError:
-            content = b""
-        except OSError as e:
-            raise BackendError(f"cannot read {self.engine} ({e.strerror}): run `cnpp-trt build` again") from None
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise BackendError(f"{self.engine} is damaged and was not loaded: run `cnpp-trt build` again")
-        return content
 
 
 class _Record(Record, kw_only=True):
@@ -166,12 +38,12 @@ class _Record(Record, kw_only=True):
     format: Literal[2] = 2
     key: PlanKey
     model: Annotated[str, Meta(max_length=255)]
-    size: _Count
+    size: Count
     sha256: Sha256
     seconds: Annotated[float, Meta(ge=0)]
-    peak: _Count
-    weights: _Count
-    activations: _Count
+    peak: Count
+    weights: Count
+    activations: Count
     fusion: FusionReport
 
 
@@ -197,7 +69,7 @@ class PlanStore:
         return sorted(found, key=lambda plan: -_modified(plan.folder / RECORD))
 
     def get_or_build(
-        self, key: PlanKey, model: str, build: Callable[[], Built], report: Callable[[str], None]
+        self, key: PlanKey, model: str, build: Callable[[], BuildResult], report: Callable[[str], None]
     ) -> tuple[Plan, bool]:
         """The plan of `key`, and whether it had to be built.
 
@@ -300,7 +172,7 @@ class PlanStore:
                     return f"the plan that is there was built for {what} {_short(before)}, not {_short(now)}"
         return ""
 
-    def _write(self, folder: Path, key: PlanKey, model: str, built: Built) -> None:
+    def _write(self, folder: Path, key: PlanKey, model: str, built: BuildResult) -> None:
         staging = new_partial_folder(folder)
         try:
             digest = hashlib.sha256(built.plan)
@@ -329,12 +201,6 @@ class PlanStore:
         return exclusive(self.root / f".{name}.lock", self.root, wait)
 
 
-def graph_digest(bundle: Bundle, graph: str) -> str:
-    """SHA-256 over the recorded digests of the graph's files: its ONNX file and the weights beside it."""
-    parts = [entry["sha256"] for entry in bundle.graph_files(graph).values()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
 def bundle_sources() -> set[str]:
     """The digests of every graph of every bundle under `places.bundles()`."""
     sources: set[str] = set()
@@ -349,11 +215,6 @@ def bundle_sources() -> set[str]:
 def installed_versions() -> dict[str, str]:
     """The versions of the flavours that are installed; none is imported."""
     return installed(installed_flavors())
-
-
-def system() -> str:
-    """A plan runs only on the operating system and processor family that it was built on."""
-    return f"{platform.system()}-{platform.machine()}"
 
 
 def _read(record: Path) -> Plan | None:

@@ -42,8 +42,8 @@ def check_tokenizer(tokenizer: Any, rows: int, what: str) -> None:
         what: whose it is, for messages.
     Raises: UserError
     """
-    from ..runtime.tokenizer import Tokenizer
-    from ..runtime.tokenizer_files import CLIP_LENGTH
+    from ..runtime.text.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer_files import CLIP_LENGTH
 
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= rows:

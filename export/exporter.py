@@ -10,17 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from ..bundle import MANIFEST, Bundle, GraphSpec, Manifest, bundle_folder, lock_bundle
+from ..bundles.bundle import MANIFEST, Bundle, GraphSpec, Manifest, bundle_folder, lock_bundle
+from ..bundles.manifest import ConditionRecord
+from ..bundles.staging import Progress, write_bundle
 from ..conditions import CONDITIONS
-from ..doctor import installed
 from ..errors import BundleError, CnppError, UserError
 from ..files import sha256_of
 from ..install import EXPORT_MODULES, cannot_import
-from ..manifest import ConditionRecord
 from ..messages import printable, some
 from ..schema import SchemaError, finite
-from ..staging import Progress, write_bundle
+from ..versions import __version__, installed
 from .checkpoint import Checkpoint
 from .recipe import COMPONENTS
 from .sources import LocalTree, Source
@@ -218,7 +217,7 @@ def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -
 def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint's, without the places of its machine.
 
-    Raises: UserError where a number in it is not finite, but for the one that stands for "no limit" (manifest.py).
+    Raises: UserError where a number in it is not finite, but for the one that stands for "no limit".
     """
     config = {key: value for key, value in checkpoint.config("scheduler").items() if key != "_name_or_path"}
     for key, value in config.items():

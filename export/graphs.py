@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bundle import Manifest
+from ..bundles.bundle import Manifest
 from ..conditions import CONDITIONS
 from . import modules
 from .checkpoint import Checkpoint

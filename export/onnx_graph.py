@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from ..bundle import GraphSpec, TensorSpec
+from ..bundles.bundle import GraphSpec, TensorSpec
 from ..errors import ExportError
 
 # By the bundle's precision. Opset 23 has Attention as one operator, one kernel on ONNX Runtime's CPU provider,

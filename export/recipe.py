@@ -7,17 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..bundles.library import fitting, local_path, recipe_identity, short_name, source_identity, text_identity
+from ..bundles.manifest import RecipeRecord
 from ..conditions import CONDITIONS
 from ..errors import UserError
-from ..library import fitting, local_path, recipe_identity, short_name, source_identity, text_identity
-from ..manifest import RecipeRecord
 from ..messages import printable
+from ..miniature import MODEL_FOLDER
 from .models import BASE, LORAS, MODELS, VAES, NamedModel
 from .sources import Finder, LocalTree, Source, mode_of
 from .space import Report
 from .weight_files import SUFFIXES, Library, variants_of
 
-MINIATURE = Path(__file__).parent.parent / "miniature" / "model"
 CONFIG = "config.json"
 COMPONENTS = ("unet", "vae", "text_encoder")
 # What PEFT's own save_pretrained writes.
@@ -35,7 +35,7 @@ class Embedded:
 
 EMBEDDED = {
     "miniature": Embedded(),
-    "miniature-lcm": Embedded(lora=MINIATURE / "lora" / "lcm" / "pytorch_lora_weights.safetensors"),
+    "miniature-lcm": Embedded(lora=MODEL_FOLDER / "lora" / "lcm" / "pytorch_lora_weights.safetensors"),
     "miniature-controlnet": Embedded(controlnets="controlnet-plain"),
 }
 
@@ -328,7 +328,7 @@ class Places:
     def _find_model(self) -> Source:
         model = self._recipe.model
         if self._embedded:
-            return Source(LocalTree(MINIATURE))
+            return Source(LocalTree(MODEL_FOLDER))
         try:
             return self._finder.find(self._named.base if self._named else model)
         except UserError as e:

@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle
+from ..bundles.bundle import Bundle
+from ..bundles.library import text_identity
 from ..errors import UserError
-from ..library import text_identity
 from ..messages import printable
 from .checkpoint import Checkpoint
 from .recipe import Recipe

@@ -6,7 +6,7 @@ last is what the camera sees. Shapes are large and textures faint on purpose: th
 4x16x16 numbers for each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -114,7 +114,8 @@ def _ellipse(x: float, y: float, rx: float, ry: float) -> Mask:
 def _blobs(rng: np.random.Generator, cells: int) -> Array:
     """Smooth noise [S, S] in about [-1, 1] with `cells` bumps across."""
     coarse = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
-    return cv2.resize(coarse, (_S, _S), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    bumps: Array = cv2.resize(coarse, (_S, _S), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    return bumps
 
 
 def _ridge(rng: np.random.Generator, height: float, peaks: int) -> Array:
@@ -267,7 +268,7 @@ def _place(
     return None
 
 
-def _choice(rng: np.random.Generator, names: dict) -> str:
+def _choice(rng: np.random.Generator, names: Mapping[str, object]) -> str:
     return str(list(names)[int(rng.integers(len(names)))])
 
 

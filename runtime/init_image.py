@@ -5,11 +5,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Bundle
+from ..bundles.bundle import Bundle
 from ..errors import BackendError, UserError
 from .backends.interface import Backend, aligned
-from .health import advice
-from .images import resize
+from .finiteness import advice
+from .images.image_files import resize
 from .request import Request
 
 ENCODER = "vae_encoder"

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Bundle, Manifest
+from ..bundles.bundle import Bundle, Manifest
 from ..errors import BackendError
 from .backends.interface import ALIGNMENT, Allocate, Backend, Buffer, Launch, Step, Stopwatch, aligned
-from .encodings import Encodings
-from .prompts import Prompts
-from .schedulers import SamplerTable
+from .encoding_cache import Encodings
+from .sampling.schedulers import SamplerTable
+from .text.prompts import Prompts
 
 # What a ControlNet hands the UNet, buffer by tensor name.
 Residuals = dict[str, Buffer]

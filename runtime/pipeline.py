@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Bundle
+from ..bundles.bundle import Bundle
 from ..conditions import CONDITIONS
 from ..errors import BackendError, BundleError, UserError
-from .backends.choose import open_backend
 from .backends.interface import Backend, Stopwatch
-from .encodings import Encodings
-from .guidance import guidance_embedding, is_guided
-from .health import require_finite
+from .backends.registry import open_backend
+from .encoding_cache import Encodings
+from .finiteness import require_finite
 from .init_image import ENCODER, draws_noise, encode_init_image, encoder_bytes, first_step, fit_init_image
 from .loop import Program, Structure, Values, graphs_of, latent_shape, run, workspace_bytes
-from .noise import TorchGenerator
-from .prompts import Prompts, read_prompts
+from .program_cache import Residents
 from .request import Control, Request
-from .residents import Residents
-from .schedulers import UNLIMITED, SamplerTable, build_table
-from .tokenizer import Tokenizer
+from .sampling.guidance import guidance_embedding, is_guided
+from .sampling.noise import TorchGenerator
+from .sampling.schedulers import UNLIMITED, SamplerTable, build_table
+from .text.prompts import Prompts, read_prompts
+from .text.tokenizer import Tokenizer
 
 OnStepEnd = Callable[[int, float, NDArray[np.float32]], None]
 OnProgress = Callable[[int, int], None]
@@ -191,7 +191,7 @@ class Pipeline:
 
         Raises: UserError where the bundle has no extractor for the condition.
         """
-        from .extraction import extract
+        from .control.extraction import extract
 
         self.bundle.require_condition(condition)
         with self._lock:
@@ -275,7 +275,7 @@ class Pipeline:
         height, width = control.image.shape[:2]
         if (width, height) == (m.width, m.height):
             return control.image.copy()  # the result's, which must not change with what a request or a caller holds
-        from .images import resize
+        from .images.image_files import resize
 
         resample = CONDITIONS[control.condition].resample
         notes.append(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle import Bundle, bundle_folder
+from ..bundles.bundle import Bundle, bundle_folder
 from ..errors import UserError
 from ..messages import printable
-from .images import read_image
-from .metadata import BundleRecord, read_record, request_from_record
+from .generate import Drawn, draw
+from .images.image_files import read_image
+from .images.metadata import BundleRecord, read_record, request_from_record
 from .pipeline import OnProgress, Pipeline
-from .run import Drawn, draw
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..messages import printable
-from .schedulers import SCHEDULERS
+from .sampling.schedulers import SCHEDULERS
 
 MAX_IMAGES = 16
 MAX_STEPS = 1000

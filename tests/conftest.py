@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import Pipeline, cli
-from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint
+from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
-from cnpp_trt.export.recipe import MINIATURE
+from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from fixture_cache import exported
 from PIL import Image
 
@@ -32,6 +32,8 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cnpp-trt-hub-")
 
 # A shell that starts the tests in the background has them ignore SIGINT, and every process would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+pytest_plugins = ["simulated_gpu.plugin"]
 
 EXAMPLES = {
     "defaults": {"guidance_scale": 3.0, "num_inference_steps": 2},

@@ -18,7 +18,7 @@ from cnpp_trt.files import new_partial_folder, remove_folder
 from platformdirs import user_cache_path
 
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
-_CODE = ("*.py", "export/**/*.py", "miniature/model/**/*", "benchmarks/random_models/**/*.py")
+_CODE = ("*.py", "bundles/*.py", "export/**/*.py", "miniature/**/*", "developer/random_models/**/*.py")
 # What an export does not depend on.
 _OTHER_CODE = {
     f"{name}.py" for name in ("__main__", "cli", "doctor", "gpu", "install", "interrupts", "places", "telemetry")

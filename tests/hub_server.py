@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
-from cnpp_trt.benchmarks.random_models.hub import snapshot_of
+from cnpp_trt.developer.random_models.hub import snapshot_of
 
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")

@@ -11,7 +11,7 @@ import numpy as np
 from cnpp_trt import Pipeline
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.request import Control, Request
-from cnpp_trt.runtime.schedulers import SCHEDULERS
+from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS
 
 PAGE = 4096
 

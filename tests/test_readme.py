@@ -1,13 +1,11 @@
 """The README's generated tables are what the committed results give, and the generator refuses what it cannot fill."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cnpp_trt.benchmarks.records import StageRow, Whole
-from cnpp_trt.benchmarks.report.readme import RESULTS, fill
 from cnpp_trt.benchmarks.result import Result, read_result
+from cnpp_trt.developer.readme_tables import RESULTS, fill, write_readme
 from cnpp_trt.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +57,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_the_readme_is_what_the_results_give() -> None:
-    """When it fails: `cnpp-trt report --readme README.md`."""
+    """When it fails: `make readme`."""
     text = (ROOT / "README.md").read_text("utf-8")
     assert fill(text) == text
 
@@ -74,13 +72,12 @@ def test_committed_results_can_be_read(path: Path) -> None:
     assert read_result(path).environment["commit"]
 
 
-def test_tables_are_written_anew(results: Path, tmp_path: Path, command: Any) -> None:
+def test_tables_are_written_anew(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(README, "utf-8")
-    outcome = command("report", results, "--readme", readme)
-    assert (outcome.status, outcome.out) == (0, f"{readme}: written anew\n")
+    assert write_readme(readme, results)
     assert readme.read_text("utf-8") == FILLED
-    assert command("report", results, "--readme", readme).out == f"{readme}: as the results give it\n"
+    assert not write_readme(readme, results)
     assert fill(FILLED, results) == FILLED
 
 
@@ -98,21 +95,18 @@ def test_tables_are_written_anew(results: Path, tmp_path: Path, command: Any) ->
         ("<!-- results: stages ../a.json -->\n", "is not <!-- results: TABLE FILE.json -->"),
     ],
 )  # fmt: skip
-def test_markers_that_cannot_be_filled(
-    text: str, expected: str, results: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_markers_that_cannot_be_filled(text: str, expected: str, results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(text, "utf-8")
-    said = refused("report", results, "--readme", readme)
+    with pytest.raises(UserError) as refused:
+        write_readme(readme, results)
+    said = str(refused.value)
     assert said.startswith(f"{readme}: line ") and expected in said
     assert readme.read_text("utf-8") == text
-    with pytest.raises(UserError, match="line"):
-        fill(text, results)
 
 
-def test_readme_that_cannot_be_read_or_written(results: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    assert refused("report", "--readme", tmp_path / "none.md").startswith(f"cannot read {tmp_path / 'none.md'}")
+def test_readme_that_cannot_be_read(results: Path, tmp_path: Path) -> None:
     (tmp_path / "bytes.md").write_bytes(b"\xff\xfe")
-    assert refused("report", "--readme", tmp_path / "bytes.md").startswith("cannot read")
-    assert "--readme takes nothing but" in refused("report", results, "--readme", ROOT / "README.md", "--out", tmp_path)
-    assert "--readme takes nothing but" in refused("report", results / "a.json", "--readme", ROOT / "README.md")
+    for name in ("none.md", "bytes.md"):
+        with pytest.raises(UserError, match=r"^cannot read "):
+            write_readme(tmp_path / name, results)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from cnpp_trt import Pipeline
-from cnpp_trt.export.recipe import MINIATURE
+from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from reliability_requests import mixed_requests
 
 

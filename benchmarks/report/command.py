@@ -7,27 +7,14 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...messages import escaped
-from .compare import (
-    OTHER_MACHINE,
-    changes,
-    different_machines,
-    environment_differences,
-    make_comparison,
-    require_alike,
-)
+from .compare import OTHER_MACHINE, changes, different_machines, environment_differences, make_comparison, require_alike
 from .load import Loaded, load_results
-from .readme import RESULTS, write_readme
 from .sections import make_document
 from .write import write_document
 
 
-def run_report(
-    paths: Sequence[Path], out: Path | None, compare: bool | None, readme: Path | None, as_json: bool
-) -> None:
+def run_report(paths: Sequence[Path], out: Path | None, compare: bool | None, as_json: bool) -> None:
     """Prints the paths of what was written, or one JSON object."""
-    if readme is not None:
-        _readme(paths, out, compare, readme, as_json)
-        return
     loaded = load_results(paths)
     if compare and len(loaded) != 2:
         raise UserError(f"--compare takes two results, not {len(loaded)}")
@@ -76,13 +63,3 @@ def _compare(before: Loaded, after: Loaded, out: Path | None, as_json: bool) -> 
     if found and not moved:
         print(f"nothing moved beyond noise, of {len(found)} timings")
     print(escaped(f"{html}\n{markdown}"))
-
-
-def _readme(paths: Sequence[Path], out: Path | None, compare: bool | None, readme: Path, as_json: bool) -> None:
-    if out is not None or compare is not None or len(paths) > 1 or not all(path.is_dir() for path in paths):
-        raise UserError("--readme takes nothing but the folder of the results")
-    changed = write_readme(readme, paths[0] if paths else RESULTS)
-    if as_json:
-        print(json.dumps({"readme": str(readme), "changed": changed}))
-    else:
-        print(escaped(f"{readme}: {'written anew' if changed else 'as the results give it'}"))

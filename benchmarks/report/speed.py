@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .. import arithmetic
+from ..latency import flop_count as arithmetic
 from ..records import Bench, Case, Contender, Technique, Timed, TimedCase, Waterfall
 from . import numbers
 from .table import ABSENT, Column, Table, make_table

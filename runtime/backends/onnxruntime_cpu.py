@@ -1,6 +1,6 @@
 """The backend `onnxruntime-cpu`: graphs in ONNX Runtime, buffers in NumPy arrays, bound by address."""
 
-from ...bundle import Bundle
+from ...bundles.bundle import Bundle
 from ...errors import BackendError
 from ...install import cannot_import
 from .host_memory import HostMemory

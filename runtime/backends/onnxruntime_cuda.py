@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...bundle import Bundle
+from ...bundles.bundle import Bundle
 from ...errors import BackendError, BundleError
 from ...install import install_command
 from .cuda import Cuda

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...bundle import Bundle
+from ...bundles.bundle import Bundle
 from ...errors import BackendError, BundleError
 from .interface import Buffer
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ...bundle import Bundle, GraphSpec
+from ...bundles.bundle import Bundle, GraphSpec
 from ...errors import BackendError, BundleError
 from ...install import cannot_import
 from ...telemetry import import_openvino

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...bundle import Bundle
+from ...bundles.bundle import Bundle
 from ...engines.flavor import Flavor, installed_flavors, load_flavor
-from ...engines.store import Plan, PlanStore
+from ...engines.plan import Plan
+from ...engines.store import PlanStore
 from ...errors import BackendError
 from ...install import install_command
 from .cuda import Cuda

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import Pipeline
-from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
+from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from fixture_cache import exported

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cnpp_trt.benchmarks.bench import Settings, _command
 from cnpp_trt.benchmarks.environment import environment, gpu_memory_used
+from cnpp_trt.benchmarks.latency.bench import Settings, _command
 
 
 @pytest.fixture

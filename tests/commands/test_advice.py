@@ -25,8 +25,8 @@ from cnpp_trt.commands.options import (
     require_choice,
 )
 from cnpp_trt.errors import UserError
-from cnpp_trt.runtime.backends.choose import BACKENDS
-from cnpp_trt.runtime.scheduler_names import read_scheduler
+from cnpp_trt.runtime.backends.registry import BACKENDS
+from cnpp_trt.runtime.sampling.scheduler_names import read_scheduler
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
@@ -176,8 +176,8 @@ def test_a_command_that_is_advised_can_be_typed(where: str, line: str, whole: bo
 
 def test_the_collection_finds_what_there_is() -> None:
     messages, documents = _of_messages(), _of_documents()
-    assert ("bundle.py", "cnpp-trt export --cond seg --out '/my bundles/it'\"'\"'s'", True) in messages
-    assert {"bundle.py", "cli.py", "runtime/repeat.py", "runtime/health.py", "commands/run.py"} <= {
+    assert ("bundles/bundle.py", "cnpp-trt export --cond seg --out '/my bundles/it'\"'\"'s'", True) in messages
+    assert {"bundles/bundle.py", "cli.py", "runtime/repeat.py", "runtime/finiteness.py", "commands/run.py"} <= {
         m[0] for m in messages
     }
     assert ("README.md", "cnpp-trt engines list", True) in documents

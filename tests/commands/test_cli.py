@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import __version__
-from cnpp_trt.bundle import FORMAT, bundle_folder
+from cnpp_trt.bundles.bundle import FORMAT, bundle_folder
 from cnpp_trt.conditions import ADE20K_PALETTE, CONDITIONS
-from cnpp_trt.runtime.metadata import image_from_base64, read_record
-from cnpp_trt.runtime.schedulers import SCHEDULERS
+from cnpp_trt.runtime.images.metadata import image_from_base64, read_record
+from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS
 from hints import hint
 from manifests import edit
 from PIL import Image
@@ -322,7 +322,7 @@ def test_repeat_of_a_changed_picture_says_how_far(command: Any, run: list[Any], 
     with Image.open(picture) as opened:
         pixels, text = np.asarray(opened).copy(), opened.info["cnpp_trt"]
     pixels[3, 3, 0] ^= 16
-    from cnpp_trt.runtime.images import save_png
+    from cnpp_trt.runtime.images.image_files import save_png
 
     save_png(tmp_path / "changed.png", pixels, {"cnpp_trt": text})
     bundle = run[run.index("--bundle") + 1]

@@ -1,7 +1,6 @@
 """`bench`, `consistency` and `report`: what their options take, and what they find out before they measure."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +45,3 @@ def test_consistency_looks_at_both_places_first(tiny: Any, refused: Any, here: P
     said = refused("consistency", "--bundle", tiny.bundle, "--out", here / "records")
     assert "cannot write to cnpp-trt-results" in said
     assert not (here / "records").exists()
-
-
-def test_report_writes_a_readme_where_nothing_else_can_be_written(command: Any, here: Path) -> None:
-    import cnpp_trt
-
-    root = Path(cnpp_trt.__file__).parent
-    shutil.copy(root / "README.md", here / "README.md")
-    (here / "cnpp-trt-results").touch()
-    outcome = command("report", "--readme", here / "README.md", root / "benchmarks" / "results")
-    assert outcome.status == 0, outcome.err
-    assert outcome.out.endswith("README.md: as the results give it\n")

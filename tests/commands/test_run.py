@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import skimage
 from cnpp_trt.errors import CnppError
-from cnpp_trt.export.recipe import MINIATURE
-from cnpp_trt.runtime.consistency import Score, graded
-from cnpp_trt.runtime.images import read_image, save_png
-from cnpp_trt.runtime.metadata import image_from_base64, pack, read_record
+from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
+from cnpp_trt.runtime.control.consistency import Score, graded
+from cnpp_trt.runtime.generate import draw
+from cnpp_trt.runtime.images.image_files import read_image, save_png
+from cnpp_trt.runtime.images.metadata import image_from_base64, pack, read_record
 from cnpp_trt.runtime.request import Control, Request
-from cnpp_trt.runtime.run import draw
-from cnpp_trt.runtime.scheduler_names import read_scheduler
+from cnpp_trt.runtime.sampling.scheduler_names import read_scheduler
 from msgspec.structs import replace
 from PIL import Image, ImageOps
 
@@ -77,7 +77,7 @@ def test_schedulers_as_users_know_them(text: str, name: str) -> None:
 
 def test_names_come_from_diffusers() -> None:
     import diffusers
-    from cnpp_trt.runtime import scheduler_names
+    from cnpp_trt.runtime.sampling import scheduler_names
 
     assert all(hasattr(diffusers, name) for name in scheduler_names._CLASSES)
 
@@ -331,7 +331,7 @@ def test_a_sheet_that_fails_leaves_the_images(miniature: Any, tmp_path: Path) ->
 def test_an_interrupt_after_drawing_keeps_what_is_written(
     tiny: Any, control_image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnpp_trt.runtime import run as running
+    from cnpp_trt.runtime import generate as running
 
     def interrupted(*arguments: Any, **options: Any) -> np.ndarray:
         raise KeyboardInterrupt

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cnpp_trt.bundle import Bundle, GraphSpec, Manifest, TensorSpec, write_bundle
-from cnpp_trt.engines.builder import Built
+from cnpp_trt.bundles.bundle import Bundle, GraphSpec, Manifest, TensorSpec, write_bundle
 from cnpp_trt.engines.flavor import Flavor, load_flavor
 from cnpp_trt.engines.fusion import FusionReport
+from cnpp_trt.engines.plan import BuildResult
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
-from cnpp_trt.export.recipe import MINIATURE
+from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from fixture_cache import exported
 from onnx import TensorProto, helper, numpy_helper
 
@@ -106,11 +106,11 @@ def small(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def fake_built() -> Callable[..., Built]:
+def fake_built() -> Callable[..., BuildResult]:
     return make_built
 
 
-def make_built(plan: bytes = b"an engine", **changes: Any) -> Built:
+def make_built(plan: bytes = b"an engine", **changes: Any) -> BuildResult:
     """What a build returns, without TensorRT."""
     fields: dict[str, Any] = {
         "fusion": NO_FUSION,
@@ -120,7 +120,7 @@ def make_built(plan: bytes = b"an engine", **changes: Any) -> Built:
         "timing_cache": None,
         "peak": 7,
     }
-    return Built(plan=plan, **{**fields, **changes})
+    return BuildResult(plan=plan, **{**fields, **changes})
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.bundle import Bundle, GraphSpec, TensorSpec
+from cnpp_trt.bundles.bundle import Bundle, GraphSpec, TensorSpec
 from cnpp_trt.engines import build as module
 from cnpp_trt.engines.build import MAX_IMAGES, Engines, Sizes, build_engines, required_graphs
-from cnpp_trt.engines.builder import Profile, Range, Settings
 from cnpp_trt.engines.flavor import Flavor
+from cnpp_trt.engines.plan import BuilderSettings, Profile, Range
 from cnpp_trt.engines.store import PlanStore
 from cnpp_trt.errors import BackendError, BundleError, UserError
 
@@ -28,7 +28,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, fake_built: Any) -> list[tuple[Path,
     """The calls of the builder, which builds nothing: each plan is its number."""
     calls: list[tuple[Path, list[Profile], dict[str, Any]]] = []
 
-    def fake(flavor: Flavor, onnx: Path, profiles: list[Profile], settings: Settings, **options: Any) -> Any:
+    def fake(flavor: Flavor, onnx: Path, profiles: list[Profile], settings: BuilderSettings, **options: Any) -> Any:
         calls.append((onnx, profiles, {**options, "settings": settings}))
         cache = options["timing_cache"]
         return fake_built(f"plan {len(calls)}".encode(), timing_cache=cache if cache is None else cache + b"+")
@@ -41,7 +41,7 @@ FAKE_RTX = Flavor("tensorrt-rtx", None, "1.7.1")
 
 
 def make(bundle: Bundle, conditions: list[str], store: PlanStore, **options: Any) -> Engines:
-    options = {"flavor": FAKE_RTX, "sizes": Sizes(), "settings": Settings(), **options}
+    options = {"flavor": FAKE_RTX, "sizes": Sizes(), "settings": BuilderSettings(), **options}
     return build_engines(bundle, conditions, store=store, **options)
 
 
@@ -239,10 +239,10 @@ def test_only_what_changed_is_built(
 
 def test_profiles_and_settings_reach_the_builder(small: Bundle, store: PlanStore, builds: list[Any]) -> None:
     sizes = Sizes((1, 2), (True, False))
-    make(small, ["seg"], store, sizes=sizes, settings=Settings(4))
+    make(small, ["seg"], store, sizes=sizes, settings=BuilderSettings(4))
     for onnx, profiles, options in builds:
         assert profiles == sizes.profiles(small.graph(onnx.stem))
-        assert options["settings"] == Settings(4)
+        assert options["settings"] == BuilderSettings(4)
 
 
 def test_progress_says_which_graph(small: Bundle, store: PlanStore, builds: list[Any]) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.engines import builder
 from cnpp_trt.engines.build import Sizes
-from cnpp_trt.engines.builder import Built, Range, Settings, build_plan
+from cnpp_trt.engines.builder import build_plan
 from cnpp_trt.engines.flavor import Flavor
+from cnpp_trt.engines.plan import BuilderSettings, BuildResult, Range
 from cnpp_trt.errors import BackendError, UserError
 from onnx import TensorProto, helper
 
@@ -52,7 +53,7 @@ def refusal(*arguments: Any) -> str:
 
 
 def test_a_static_plan(rtx: Flavor, product: Any, tmp_path: Path, engine_log: list[str]) -> None:
-    built = build_plan(rtx, product(tmp_path / "a.onnx"), [{"x": fixed(2, 16)}], Settings())
+    built = build_plan(rtx, product(tmp_path / "a.onnx"), [{"x": fixed(2, 16)}], BuilderSettings())
     assert tensors(engine_log[0]) == {"x": ("Half", [(2, 16)] * 3), "y": ("Half", [])}
     assert bytes(built.plan)[1:4] == b"trt"
     assert built.fusion.layers == 1
@@ -64,18 +65,18 @@ def test_a_static_plan(rtx: Flavor, product: Any, tmp_path: Path, engine_log: li
 
 def test_several_profiles_in_one_plan(rtx: Flavor, product: Any, tmp_path: Path, engine_log: list[str]) -> None:
     profiles = [{"x": fixed(n, 16)} for n in (1, 3, 5)]
-    build_plan(rtx, product(tmp_path / "a.onnx"), profiles, Settings())
+    build_plan(rtx, product(tmp_path / "a.onnx"), profiles, BuilderSettings())
     assert tensors(engine_log[0])["x"][1] == [(n, 16) for n in (1, 3, 5) for _ in range(3)]
 
 
 def test_a_range_of_sizes(rtx: Flavor, product: Any, tmp_path: Path, engine_log: list[str]) -> None:
-    build_plan(rtx, product(tmp_path / "a.onnx"), [{"x": Range((1, 16), (2, 16), (8, 16))}], Settings(1))
+    build_plan(rtx, product(tmp_path / "a.onnx"), [{"x": Range((1, 16), (2, 16), (8, 16))}], BuilderSettings(1))
     assert tensors(engine_log[0])["x"][1] == [(1, 16), (2, 16), (8, 16)]
 
 
 def test_the_weights_are_in_the_plan(rtx: Flavor, product: Any, tmp_path: Path) -> None:
     def plan(name: str, seed: int) -> bytes:
-        return bytes(build_plan(rtx, product(tmp_path / name, seed), [{"x": fixed(2, 16)}], Settings()).plan)
+        return bytes(build_plan(rtx, product(tmp_path / name, seed), [{"x": fixed(2, 16)}], BuilderSettings()).plan)
 
     first = plan("a.onnx", 0)
     assert len(first) > 16 * 16 * 2
@@ -93,13 +94,13 @@ def test_the_types_are_the_graphs_own(
         helper.make_node("Cast", ["g"], ["y"], to=TensorProto.UINT8, name="out"),
     ]
     picture = onnx_file(tmp_path / "p.onnx", nodes, {"x": ("n", 8)}, {"y": ("n", 8)}, dtype=TensorProto.UINT8)
-    built = build_plan(rtx, picture, [{"x": fixed(2, 8)}], Settings())
+    built = build_plan(rtx, picture, [{"x": fixed(2, 8)}], BuilderSettings())
     assert {name: dtype for name, (dtype, _) in tensors(engine_log[0]).items()} == {"x": "UInt8", "y": "UInt8"}
     assert (built.fusion.casts, built.fusion.casts_left) == (2, 0)
     weights = np.ones((8, 8), np.float32)
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     exact = onnx_file(tmp_path / "f.onnx", [node], {"x": ("n", 8)}, {"y": ("n", 8)}, {"w": weights}, TensorProto.FLOAT)
-    build_plan(rtx, exact, [{"x": fixed(2, 8)}], Settings())
+    build_plan(rtx, exact, [{"x": fixed(2, 8)}], BuilderSettings())
     assert {dtype for dtype, _ in tensors(engine_log[1]).values()} == {"Float"}
 
 
@@ -107,7 +108,7 @@ def test_the_types_are_the_graphs_own(
 def test_a_real_text_encoder(real: Bundle, rtx: Flavor, engine_log: list[str], sizes: Sizes) -> None:
     spec = real.graph("text_encoder")
     profiles = sizes.profiles(spec)
-    built = build_plan(rtx, real.folder / spec.file, profiles, Settings())
+    built = build_plan(rtx, real.folder / spec.file, profiles, BuilderSettings())
     length, width = 77, spec.outputs[0].shape[-1]
     wanted = [2, 2, 6] if sizes.dynamic else [2, 2, 2, 6, 6, 6]
     assert tensors(engine_log[0])["input_ids"] == ("Int64", [(n, length) for n in wanted])
@@ -120,7 +121,7 @@ def test_a_real_text_encoder(real: Bundle, rtx: Flavor, engine_log: list[str], s
 def test_the_real_update_graph(real: Bundle, rtx: Flavor, engine_log: list[str]) -> None:
     """Guided or not, one image or two; the sampler's tensors are float32."""
     spec = real.graph("update")
-    build_plan(rtx, real.folder / spec.file, Sizes((1, 2), (True, False)).profiles(spec), Settings(0))
+    build_plan(rtx, real.folder / spec.file, Sizes((1, 2), (True, False)).profiles(spec), BuilderSettings(0))
     found = tensors(engine_log[0])
     assert found["x0_limit"] == ("Float", [(1,)] * 12)
     assert found["coefficients"] == ("Float", [(5, 7)] * 12)
@@ -131,7 +132,7 @@ def test_a_real_picture_graph(real: Bundle, rtx: Flavor, engine_log: list[str]) 
     if "extractor_seg" not in real.manifest.graphs:
         pytest.skip("the miniature's weights are not in this checkout (miniature/model)")
     spec = real.graph("extractor_seg")
-    build_plan(rtx, real.folder / spec.file, Sizes((1, 2)).profiles(spec), Settings(0))
+    build_plan(rtx, real.folder / spec.file, Sizes((1, 2)).profiles(spec), BuilderSettings(0))
     height, width = real.manifest.height, real.manifest.width
     assert tensors(engine_log[0]) == {"image": ("UInt8", [(1, height, width, 3)] * 3), "map": ("UInt8", [])}
 
@@ -147,7 +148,7 @@ def test_an_operator_that_does_not_exist(
         helper.make_node("Frobnicate", ["r"], ["y"], name="/down/the_bad_one"),
     ]
     path = onnx_file(tmp_path / "bad.onnx", nodes, {"x": ("n", 8)}, {"y": ("n", 8)})
-    line = refusal(rtx, path, [{"x": fixed(2, 8)}], Settings())
+    line = refusal(rtx, path, [{"x": fixed(2, 8)}], BuilderSettings())
     assert "Frobnicate" in line
     assert "/down/the_bad_one" in line
     assert "/down/fine" not in line
@@ -161,11 +162,11 @@ def test_shapes_that_do_not_fit(rtx: Flavor, onnx_file: Any, tmp_path: Path) -> 
     """The graph parses; only the sizes that are asked for make it wrong."""
     node = helper.make_node("Add", ["x", "z"], ["y"], name="/mid/the_sum")
     path = onnx_file(tmp_path / "add.onnx", [node], {"x": ("a", 8), "z": ("b", 8)}, {"y": ("c", 8)})
-    assert build_plan(rtx, path, [{"x": fixed(2, 8), "z": fixed(2, 8)}], Settings()).plan
-    line = refusal(rtx, path, [{"x": fixed(2, 8), "z": fixed(3, 8)}], Settings())
+    assert build_plan(rtx, path, [{"x": fixed(2, 8), "z": fixed(2, 8)}], BuilderSettings()).plan
+    line = refusal(rtx, path, [{"x": fixed(2, 8), "z": fixed(3, 8)}], BuilderSettings())
     assert "/mid/the_sum" in line
     several = [{"x": fixed(2, 8), "z": fixed(n, 8)} for n in (3, 5)]
-    assert "/mid/the_sum" in refusal(rtx, path, several, Settings())
+    assert "/mid/the_sum" in refusal(rtx, path, several, BuilderSettings())
 
 
 @pytest.mark.parametrize("content", [b"this is no model", b"", None], ids=["junk", "empty", "missing"])
@@ -173,13 +174,13 @@ def test_a_file_that_is_no_graph(rtx: Flavor, tmp_path: Path, content: bytes | N
     path = tmp_path / "graph.onnx"
     if content is not None:
         path.write_bytes(content)
-    assert str(path) in refusal(rtx, path, [{"x": fixed(2, 8)}], Settings())
+    assert str(path) in refusal(rtx, path, [{"x": fixed(2, 8)}], BuilderSettings())
 
 
 @pytest.mark.parametrize("level", [-1, 6, 100])
 def test_a_level_out_of_range(level: int) -> None:
     with pytest.raises(UserError, match=f"optimization level {level} cannot be used: 0 to 5"):
-        Settings(level)
+        BuilderSettings(level)
 
 
 def test_every_level_reaches_tensorrt(
@@ -191,7 +192,7 @@ def test_every_level_reaches_tensorrt(
     path = product(tmp_path / "a.onnx")
     levels = []
     for level in (None, 0, 5):
-        build_plan(rtx, path, [{"x": fixed(2, 16)}], Settings(level))
+        build_plan(rtx, path, [{"x": fixed(2, 16)}], BuilderSettings(level))
         levels.append(configs.pop().builder_optimization_level)
     assert levels == [rtx.trt.Builder(rtx.trt.Logger()).create_builder_config().builder_optimization_level, 0, 5]
 
@@ -205,9 +206,9 @@ def test_a_range_knows_its_sizes() -> None:
 # ------------------------------------------------------------------------------------------------ progress, stopping
 
 
-def unet(real: Bundle, progress: Callable[[str, float], None] | None, rtx: Flavor) -> Built:
+def unet(real: Bundle, progress: Callable[[str, float], None] | None, rtx: Flavor) -> BuildResult:
     spec = real.graph("unet")
-    return build_plan(rtx, real.folder / spec.file, Sizes().profiles(spec), Settings(), progress=progress)
+    return build_plan(rtx, real.folder / spec.file, Sizes().profiles(spec), BuilderSettings(), progress=progress)
 
 
 def no_build_goes_on() -> None:

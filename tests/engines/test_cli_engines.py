@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.engines.flavor import Flavor
-from cnpp_trt.engines.store import ENGINE, RECORD, PlanStore
+from cnpp_trt.engines.plan import ENGINE
+from cnpp_trt.engines.store import RECORD, PlanStore
 from cnpp_trt.errors import BackendError
 from cnpp_trt.files import PARTIAL
 from hints import hint
@@ -218,7 +219,7 @@ def test_a_damaged_bundle(refused: Any, build: list[Any], small: Bundle, store: 
 @pytest.mark.usefixtures("rtx")
 def test_an_fp32_bundle(refused: Any, build: list[Any], small: Bundle, store: PlanStore) -> None:
     """Its graphs have operators that TensorRT-RTX has no kernels for."""
-    from cnpp_trt.bundle import MANIFEST
+    from cnpp_trt.bundles.bundle import MANIFEST
 
     small.manifest.precision = "fp32"
     (small.folder / MANIFEST).write_text(small.manifest.dumps())
@@ -249,7 +250,7 @@ def test_a_graph_that_tensorrt_refuses(
     command: Any, build: list[Any], small: Bundle, store: PlanStore, onnx_file: Any
 ) -> None:
     """One line and status 1; the traceback only with --debug. The command that the line gives says more."""
-    from cnpp_trt.bundle import MANIFEST
+    from cnpp_trt.bundles.bundle import MANIFEST
     from cnpp_trt.files import sha256_of
     from onnx import helper
 
@@ -381,7 +382,7 @@ def test_inspect(command: Any, plans: PlanStore, small: Bundle) -> None:
 
 def test_inspect_shows_ranges_and_what_is_not_fused(command: Any, store: PlanStore, fake_built: Any) -> None:
     from cnpp_trt.engines.fusion import FusionReport
-    from cnpp_trt.engines.store import PlanKey, system
+    from cnpp_trt.engines.plan import PlanKey, system
 
     row = {"x": {"min": [1, 16], "opt": [2, 16], "max": [8, 16]}}
     key = PlanKey("unet", "ab" * 32, "tensorrt", "11.1", "sm90", system(), (row,), {"optimization_level": 4})

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import onnx
 import pytest
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.engines.build import Sizes
-from cnpp_trt.engines.builder import Settings, build_plan
+from cnpp_trt.engines.builder import build_plan
 from cnpp_trt.engines.flavor import Flavor
 from cnpp_trt.engines.fusion import Fusible, FusionReport, fusion_report, parse_layers
-from cnpp_trt.export.recipe import MINIATURE
+from cnpp_trt.engines.plan import BuilderSettings
+from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 
 TENSOR = "{ Name: __mye1_myl0, Dimensions: [2,8,64], Strides: [512,64,1], Datatype: Half, Format: (Linear) Row major }"
 
@@ -134,7 +135,7 @@ def test_a_real_model(real: Bundle, rtx: Flavor, graph: str, sizes: Sizes) -> No
     spec = real.graph(graph)
     nodes = onnx.load(real.folder / spec.file, load_external_data=False).graph.node
     there = Counter(node.op_type for node in nodes)
-    found = build_plan(rtx, real.folder / spec.file, sizes.profiles(spec), Settings()).fusion
+    found = build_plan(rtx, real.folder / spec.file, sizes.profiles(spec), BuilderSettings()).fusion
     assert found.attentions == there["Softmax"] > 5
     assert found.attentions_fused == found.attentions
     assert there["InstanceNormalization"] > 5

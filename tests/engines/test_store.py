@@ -14,22 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.engines import store as module
-from cnpp_trt.engines.builder import Range, Settings
 from cnpp_trt.engines.flavor import Flavor
 from cnpp_trt.engines.fusion import FusionReport
-from cnpp_trt.engines.store import (
-    ENGINE,
-    RECORD,
-    Plan,
-    PlanKey,
-    PlanStore,
-    bundle_sources,
-    graph_digest,
-    installed_versions,
-    system,
-)
+from cnpp_trt.engines.plan import ENGINE, BuilderSettings, Plan, PlanKey, Range, graph_digest, system
+from cnpp_trt.engines.store import RECORD, PlanStore, bundle_sources, installed_versions
 from cnpp_trt.errors import BackendError, UserError
 from cnpp_trt.files import PARTIAL
 
@@ -107,7 +97,7 @@ def test_the_key_is_the_same_after_it_was_written(store: PlanStore, put: Callabl
 
 
 def test_the_key_of_a_graph(small: Bundle, small_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flavor, settings = Flavor("tensorrt-rtx", None, "1.7.1"), Settings()
+    flavor, settings = Flavor("tensorrt-rtx", None, "1.7.1"), BuilderSettings()
     profiles = [{"x": Range((1, 16), (1, 16), (2, 16))}]
 
     def key(bundle: Bundle = small, graph: str = "unet") -> PlanKey:
@@ -140,7 +130,7 @@ def test_the_key_of_a_graph(small: Bundle, small_bundle: Any, tmp_path: Path, mo
     for other in (
         PlanKey.of(small, "unet", replace(flavor, version="1.7.2"), profiles, settings),
         PlanKey.of(small, "unet", flavor, [{"x": Range((1, 16), (2, 16), (2, 16))}], settings),
-        PlanKey.of(small, "unet", flavor, profiles, Settings(3)),
+        PlanKey.of(small, "unet", flavor, profiles, BuilderSettings(3)),
     ):
         assert other.source == first.source
         assert other.folder != first.folder
@@ -207,9 +197,10 @@ CHILD = """
 import os, sys, time
 from pathlib import Path
 from cnpp_trt.engines import store as module
-from cnpp_trt.engines.builder import Built
+from cnpp_trt.engines.plan import BuildResult
 from cnpp_trt.engines.fusion import FusionReport
-from cnpp_trt.engines.store import PlanKey, PlanStore
+from cnpp_trt.engines.plan import PlanKey
+from cnpp_trt.engines.store import PlanStore
 key = PlanKey(**eval(sys.argv[1]))
 store, log = PlanStore(Path(sys.argv[2])), sys.argv[3]
 def said(line):
@@ -219,7 +210,7 @@ def build(wait=0.0):
         f.write(f"{os.getpid()}\\n")
     said("building")
     time.sleep(wait)
-    return Built(os.urandom(4096), FusionReport(1, 0, 0, 0, 0, 0, 0, ()), wait, 1, 1, None, 1)
+    return BuildResult(os.urandom(4096), FusionReport(1, 0, 0, 0, 0, 0, 0, ()), wait, 1, 1, None, 1)
 """
 
 

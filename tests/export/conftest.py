@@ -1,19 +1,12 @@
 """A hub with random weights, as a cache on this machine and as a server."""
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hub_server
 import pytest
-from cnpp_trt.benchmarks.random_models.hub import BASE, make_hub, snapshot_of
-
-_spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).parents[1] / "hub_server.py")
-assert _spec is not None and _spec.loader is not None
-hub_server = importlib.util.module_from_spec(_spec)
-sys.modules["hub_server"] = hub_server  # where its dataclass looks for itself
-_spec.loader.exec_module(hub_server)
+from cnpp_trt.developer.random_models.hub import BASE, make_hub, snapshot_of
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint
+from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle

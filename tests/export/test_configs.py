@@ -10,9 +10,9 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from cnpp_trt.benchmarks.random_models.checkpoint import make_unet
-from cnpp_trt.benchmarks.random_models.extractors import make_extractor
-from cnpp_trt.benchmarks.random_models.lora import make_lora
+from cnpp_trt.developer.random_models.checkpoint import make_unet
+from cnpp_trt.developer.random_models.extractors import make_extractor
+from cnpp_trt.developer.random_models.lora import make_lora
 from cnpp_trt.errors import CnppError, UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.configs import checked

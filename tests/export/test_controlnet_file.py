@@ -9,10 +9,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from cnpp_trt.benchmarks.random_models.checkpoint import make_controlnet, make_unet
-from cnpp_trt.benchmarks.random_models.hub import SINGLE_FILE, snapshot_of
-from cnpp_trt.benchmarks.random_models.original_layout import original_controlnet
 from cnpp_trt.conditions import REWARD_CONTROLNET_REPOSITORY
+from cnpp_trt.developer.random_models.checkpoint import make_controlnet, make_unet
+from cnpp_trt.developer.random_models.hub import SINGLE_FILE, snapshot_of
+from cnpp_trt.developer.random_models.original_layout import original_controlnet
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.disk import space_needed
@@ -19,7 +19,7 @@ def weights(bundle: Bundle) -> int:
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose weights outweigh its nodes."""
-    from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint
+    from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
     folder = make_checkpoint(tmp_path_factory.mktemp("wide") / "wide", tiny=True)

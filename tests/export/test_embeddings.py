@@ -6,13 +6,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from cnpp_trt.benchmarks.random_models.lora import make_embedding, make_lora
+from cnpp_trt.developer.random_models.lora import make_embedding, make_lora
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.embeddings import Embedding, add_embeddings, add_tokens, read_embedding
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.recipe import parse_embedding
-from cnpp_trt.runtime.tokenizer import Tokenizer
+from cnpp_trt.runtime.text.tokenizer import Tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file

@@ -17,7 +17,7 @@ import onnx
 import pytest
 import torch
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import ExportError, UserError
 from cnpp_trt.export import graphs, onnx_graph
 from cnpp_trt.export.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.benchmarks.random_models.hub import BASE, SINGLE_FILE
+from cnpp_trt.developer.random_models.hub import BASE, SINGLE_FILE
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.benchmarks.random_models.hub import BASE, snapshot_of
+from cnpp_trt.developer.random_models.hub import BASE, snapshot_of
 from PIL import Image
 
 CONTROLNETS = "limingcv/reward_controlnet"

@@ -7,7 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cnpp_trt.benchmarks.random_models.lora import make_lora
+from cnpp_trt.developer.random_models.lora import make_lora
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.lora import Fit, fuse, read_lora, survey

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.benchmarks.extractor_parity import Reference, reference
-from cnpp_trt.benchmarks.random_models.extractors import make_extractor, photo
-from cnpp_trt.bundle import Bundle, write_bundle
-from cnpp_trt.engines.builder import Range, Settings, build_plan
+from cnpp_trt.bundles.bundle import Bundle, write_bundle
+from cnpp_trt.developer.extractor_parity import Reference, reference
+from cnpp_trt.developer.random_models.extractors import make_extractor, photo
+from cnpp_trt.engines.builder import build_plan
 from cnpp_trt.engines.flavor import installed_flavors, load_flavor
+from cnpp_trt.engines.plan import BuilderSettings, Range
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.extractors import open_extractor
@@ -23,7 +24,7 @@ from cnpp_trt.export.extractors.pillow_resize import PillowResize
 from cnpp_trt.export.graphs import Geometry, condition_graphs, extractor_graph
 from cnpp_trt.export.onnx_graph import OPSET, export_graph, run_onnx
 from cnpp_trt.export.sources import Finder
-from cnpp_trt.runtime.palette import labels_from_colors
+from cnpp_trt.runtime.control.palette import labels_from_colors
 from PIL import Image
 from torch import nn
 
@@ -122,7 +123,7 @@ def test_graphs_compute_the_same_and_tensorrt_takes_them(
     if "tensorrt-rtx" in installed_flavors():
         shape = (1, height, width, 3)
         profile = {"image": Range(shape, shape, shape)}
-        assert build_plan(load_flavor("tensorrt-rtx"), tmp_path / spec.file, [profile], Settings()).weights > 0
+        assert build_plan(load_flavor("tensorrt-rtx"), tmp_path / spec.file, [profile], BuilderSettings()).weights > 0
 
 
 def test_depth_of_nothing_is_black(published: dict[str, Path]) -> None:

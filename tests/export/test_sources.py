@@ -8,10 +8,10 @@ import diffusers
 import pytest
 import torch
 import transformers
-from cnpp_trt.benchmarks.random_models.extractors import REPOSITORIES, photo
-from cnpp_trt.benchmarks.random_models.hub import BASE, COCO_STUFF, DISTILLED, SINGLE_FILE, snapshot_of
-from cnpp_trt.benchmarks.random_models.lora import make_embedding
 from cnpp_trt.conditions import CONDITIONS, REWARD_CONTROLNET_REPOSITORY
+from cnpp_trt.developer.random_models.extractors import REPOSITORIES, photo
+from cnpp_trt.developer.random_models.hub import BASE, COCO_STUFF, DISTILLED, SINGLE_FILE, snapshot_of
+from cnpp_trt.developer.random_models.lora import make_embedding
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.extractors import open_extractor

@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 import transformers
-from cnpp_trt.benchmarks.random_models.extractors import make_extractor, photo
+from cnpp_trt.developer.random_models.extractors import make_extractor, photo
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.extractors import open_extractor

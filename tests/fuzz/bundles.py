@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import CnppError
 from cnpp_trt.runtime.pipeline import Pipeline
 from cnpp_trt.runtime.request import Control, Request
-from cnpp_trt.runtime.schedulers import SCHEDULERS, build_table
-from cnpp_trt.runtime.tokenizer import Tokenizer
+from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS, build_table
+from cnpp_trt.runtime.text.tokenizer import Tokenizer
 from hypothesis import strategies as st
 from manifests import signed
 
@@ -122,10 +122,10 @@ def tokenizer(place: Place) -> Kind:
 
 def plan(place: Place) -> Kind:
     """Records of the plan store, as `engines list`, `inspect` and `prune` read them."""
-    from cnpp_trt.engines.builder import Built
     from cnpp_trt.engines.describe import plan_details, plan_json, plans_table
     from cnpp_trt.engines.fusion import FusionReport
-    from cnpp_trt.engines.store import PlanKey, PlanStore, installed_versions, system
+    from cnpp_trt.engines.plan import BuildResult, PlanKey, system
+    from cnpp_trt.engines.store import PlanStore, installed_versions
 
     store = PlanStore(place.folder / "plans")
     row = {"x": {"min": [1, 16], "opt": [2, 16], "max": [4, 16]}}
@@ -134,7 +134,7 @@ def plan(place: Place) -> Kind:
     fusion = FusionReport(
         layers=3, attentions=1, attentions_fused=1, norms=2, norms_fused=1, casts=0, casts_left=0, unfused=("a",)
     )
-    built = Built(b"an engine", fusion, seconds=1.25, weights=3, activations=5, timing_cache=None, peak=7)
+    built = BuildResult(b"an engine", fusion, seconds=1.25, weights=3, activations=5, timing_cache=None, peak=7)
     made, _ = store.get_or_build(key, "tiny", lambda: built, lambda line: None)
     file = made.folder / "plan.json"
     valid = file.read_bytes()

@@ -94,7 +94,7 @@ def _safetensors(content: bytes) -> st.SearchStrategy[bytes]:
 def adapter(place: Place) -> Kind:
     """LoRAs of each published layout and embeddings, as `export --lora` and `--embedding` read them."""
     import torch
-    from cnpp_trt.benchmarks.random_models.lora import make_lora
+    from cnpp_trt.developer.random_models.lora import make_lora
     from safetensors.torch import save_file
 
     checkpoint = Checkpoint(str(place.checkpoint))

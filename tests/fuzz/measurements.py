@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 from cnpp_trt.benchmarks import records as schema
-from cnpp_trt.benchmarks.consistency_scores import compare
-from cnpp_trt.benchmarks.dataset import open_data
+from cnpp_trt.benchmarks.consistency.dataset import open_data
+from cnpp_trt.benchmarks.consistency.scores import compare
+from cnpp_trt.benchmarks.consistency.shards import Shard, appending, read_records
+from cnpp_trt.benchmarks.parity.thresholds import read_thresholds
 from cnpp_trt.benchmarks.report.compare import changes, make_comparison, require_alike
 from cnpp_trt.benchmarks.report.load import load
-from cnpp_trt.benchmarks.report.readme import RESULTS
 from cnpp_trt.benchmarks.report.sections import make_document
 from cnpp_trt.benchmarks.report.tables import markdown_of
 from cnpp_trt.benchmarks.report.write import write_document
-from cnpp_trt.benchmarks.shards import Shard, appending, read_records
-from cnpp_trt.benchmarks.verdict import read_thresholds
+from cnpp_trt.developer.readme_tables import RESULTS
 from cnpp_trt.runtime.pipeline import Pipeline
 from hypothesis import strategies as st
 from PIL import Image

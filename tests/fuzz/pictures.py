@@ -5,13 +5,13 @@ import json
 from typing import Any
 
 import numpy as np
-from cnpp_trt.runtime import metadata as records
-from cnpp_trt.runtime import run as running
-from cnpp_trt.runtime.images import read_image
+from cnpp_trt.runtime import generate as running
+from cnpp_trt.runtime.images import metadata as records
+from cnpp_trt.runtime.images.image_files import read_image
 from cnpp_trt.runtime.pipeline import Pipeline
 from cnpp_trt.runtime.repeat import repeat
 from cnpp_trt.runtime.request import Control, Request
-from cnpp_trt.runtime.tokenizer import Tokenizer
+from cnpp_trt.runtime.text.tokenizer import Tokenizer
 from hypothesis import strategies as st
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo

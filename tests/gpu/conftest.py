@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.conditions import CONDITIONS
 from cnpp_trt.engines.build import Sizes, build_engines
-from cnpp_trt.engines.builder import Settings
 from cnpp_trt.engines.flavor import load_flavor
+from cnpp_trt.engines.plan import BuilderSettings
 from cnpp_trt.engines.store import PlanStore
 from cnpp_trt.errors import BackendError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
-from cnpp_trt.export.recipe import MINIATURE
 from cnpp_trt.gpu import Gpu, find_gpu
+from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from cnpp_trt.runtime.backends.tensorrt import TensorRt
 
 FLAVORS = ("tensorrt", "tensorrt-rtx")
@@ -143,7 +143,7 @@ def _try(name: str, bundle: Bundle, folder: Path) -> Tried:
     store = PlanStore(folder)
     sizes = Sizes((1, 2), (True, False))
     try:
-        build_engines(bundle, list(bundle.manifest.conditions), flavor, store, sizes, Settings(), print)
+        build_engines(bundle, list(bundle.manifest.conditions), flavor, store, sizes, BuilderSettings(), print)
     except BackendError as e:
         if store.plans():
             raise  # it builds here, and not this graph

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cnpp_trt import Pipeline
-from cnpp_trt.benchmarks.parity import compare_images, draw
+from cnpp_trt.benchmarks.parity.measure import compare_images, draw
 from cnpp_trt.benchmarks.report.fidelity import image_table, worst_psnr
 from cnpp_trt.benchmarks.requests import make_requests
 from cnpp_trt.conditions import CONDITIONS
 from cnpp_trt.gpu import Gpu
-from cnpp_trt.runtime.consistency import score
+from cnpp_trt.runtime.control.consistency import score
 
 pytestmark = pytest.mark.timeout(1800)  # the first test of each backend exports and builds
 

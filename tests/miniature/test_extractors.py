@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cnpp_trt.developer.miniature.data import FILTERS
+from cnpp_trt.developer.miniature.extractor_training import save_extractor
+from cnpp_trt.developer.miniature.muon import orthogonal
 from cnpp_trt.export.extractors.miniature import LineArt, SoftEdges, gaussian, load_extractor, make_extractor
-from cnpp_trt.miniature.data import FILTERS
-from cnpp_trt.miniature.extractor_training import save_extractor
-from cnpp_trt.miniature.muon import orthogonal
 from scipy import ndimage
 from skimage import data as photos
 

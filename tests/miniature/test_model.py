@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt.conditions import CONDITIONS
+from cnpp_trt.developer.miniature import evaluate, few_steps
 from cnpp_trt.export.extractors.miniature import load_extractor
-from cnpp_trt.export.recipe import MINIATURE
-from cnpp_trt.miniature import evaluate, few_steps
+from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from PIL import Image
 
 ROOM = MINIATURE.parent

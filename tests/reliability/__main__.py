@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cnpp_trt.benchmarks.random_models.checkpoint import make_checkpoint
 from cnpp_trt.benchmarks.records import Reliability, ReliabilityPart
-from cnpp_trt.benchmarks.report.readme import RESULTS
 from cnpp_trt.benchmarks.result import Result, read_result
+from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
+from cnpp_trt.developer.readme_tables import RESULTS
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.files import replace_file

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from cnpp_trt.runtime.backends.interface import ALIGNMENT, Allocate, Buffer, Step, WallClock, aligned
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from cnpp_trt.runtime.encodings import Encodings
+from cnpp_trt.runtime.encoding_cache import Encodings
 from cnpp_trt.runtime.loop import Program, Structure, Values, run, workspace_bytes
-from cnpp_trt.runtime.prompts import Prompts
-from cnpp_trt.runtime.schedulers import build_table
+from cnpp_trt.runtime.sampling.schedulers import build_table
+from cnpp_trt.runtime.text.prompts import Prompts
 
 
 class Recorder:

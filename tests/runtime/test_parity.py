@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from PIL import Image
 
 SCHEDULERS = {

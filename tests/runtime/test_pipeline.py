@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 import pytest
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import BackendError, BundleError, DeviceMemoryError, UserError
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from cnpp_trt.runtime.encodings import MAX_ENCODINGS
-from cnpp_trt.runtime.residents import MAX_PROGRAMS
+from cnpp_trt.runtime.encoding_cache import MAX_ENCODINGS
+from cnpp_trt.runtime.program_cache import MAX_PROGRAMS
 from manifests import edit
 
 

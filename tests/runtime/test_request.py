@@ -10,7 +10,7 @@ import pytest
 from cnpp_trt import Control, Request
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.request import MAX_IMAGES
-from cnpp_trt.runtime.schedulers import SCHEDULERS
+from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS
 from hypothesis import given
 from hypothesis import strategies as st
 

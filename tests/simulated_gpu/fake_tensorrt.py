@@ -182,15 +182,15 @@ def install() -> Simulator:
 def make_plans(bundle: Any, root: Any, images: tuple[int, ...] = (1, 2)) -> None:
     """Puts a "plan" of every graph of the bundle into a plan store."""
     from cnpp_trt.engines.build import Sizes
-    from cnpp_trt.engines.builder import Built, Settings
     from cnpp_trt.engines.flavor import load_flavor
     from cnpp_trt.engines.fusion import FusionReport
-    from cnpp_trt.engines.store import PlanKey, PlanStore
+    from cnpp_trt.engines.plan import BuilderSettings, BuildResult, PlanKey
+    from cnpp_trt.engines.store import PlanStore
 
     store, flavor = PlanStore(root), load_flavor("tensorrt-rtx")
     for graph, spec in bundle.manifest.graphs.items():
         profiles = Sizes(images, (True, False), chunks=(1, 2)).profiles(spec)
-        key = PlanKey.of(bundle, graph, flavor, profiles, Settings())
+        key = PlanKey.of(bundle, graph, flavor, profiles, BuilderSettings())
         plan = str(bundle.folder / spec.file).encode()
-        built = Built(plan, FusionReport(1, 0, 0, 0, 0, 0, 0, ()), 0.0, WEIGHTS, Context.SCRATCH, None, 0)
+        built = BuildResult(plan, FusionReport(1, 0, 0, 0, 0, 0, 0, ()), 0.0, WEIGHTS, Context.SCRATCH, None, 0)
         store.get_or_build(key, bundle.manifest.model, lambda built=built: built, print)

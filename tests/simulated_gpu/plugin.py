@@ -11,17 +11,7 @@ from typing import Any
 
 import pytest
 
-
-def _load(name: str) -> Any:
-    """A module of this folder, which no import path leads to."""
-    spec = importlib.util.spec_from_file_location(f"simulated_gpu_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-simulator = _load("simulator")
+from . import simulator
 
 
 @dataclass(frozen=True)

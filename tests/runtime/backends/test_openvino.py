@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import BackendError, BundleError
 from cnpp_trt.runtime.backends.interface import Buffer
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu

@@ -1,18 +1,9 @@
 """The simulated GPU itself: real cuda-python code in a child process sees a GPU, and its errors are found."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-_spec = importlib.util.spec_from_file_location(
-    "simulated_gpu_plugin", Path(__file__).parents[2] / "simulated_gpu" / "plugin.py"
-)
-assert _spec and _spec.loader
-_plugin = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_plugin)
-simulated_gpu = _plugin.simulated_gpu  # the fixture
 
 PRELUDE = """
 import ctypes, sys

@@ -4,19 +4,10 @@ What this can show is order, addresses, lifetimes and waits: everything that a l
 runs. What it cannot show is TensorRT itself and speed: tests/gpu does that on a GPU.
 """
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-_spec = importlib.util.spec_from_file_location(
-    "simulated_gpu_plugin", Path(__file__).parents[2] / "simulated_gpu" / "plugin.py"
-)
-assert _spec and _spec.loader
-_plugin = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_plugin)
-simulated_gpu = _plugin.simulated_gpu
 
 START = """
 import fake_tensorrt

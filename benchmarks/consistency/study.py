@@ -1,0 +1,370 @@
+"""Consistency over many prompts, as the ControlNet++ paper measures it, of several sides on the same requests.
+
+The paper's protocol (arXiv 2404.07987, section 4.1; `eval/` of its repository): 20 steps, guidance 7.5, four images a
+prompt, negative prompt "worst quality, low quality". Every side gets the same prompts, seeds and control images, and is
+judged by the deployed bundle's extractors. A prompt leaves one record a side and condition (`shards`), from which
+`consistency_scores` computes everything.
+"""
+
+import base64
+import io
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundles.bundle import Manifest
+from ...conditions import CONDITIONS
+from ...errors import CnppError, UserError
+from ...export.recipe import EMBEDDED
+from ...files import replace_file
+from ...messages import printable
+from ...runtime.control.consistency import MeanIoU, edges, f1_counts, score
+from ...runtime.control.extraction import can_extract
+from ...runtime.control.palette import labels_from_colors
+from ...runtime.generate import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from ...runtime.images.image_files import encode_png, read_bytes, read_image, resize
+from ...runtime.images.metadata import pixels_sha256
+from ...runtime.images.sheet import SheetControl, draw_sheet
+from ...runtime.pipeline import Pipeline
+from ...runtime.request import Control, Request
+from ...runtime.sampling.schedulers import DEFAULT_SCHEDULER
+from .. import records
+from ..systems import DEPLOYED, Draws, Side
+from .dataset import Data
+from .shards import Shard, appending, read_records, remove_records
+
+NEGATIVE_PROMPT = "worst quality, low quality"
+# A sheet goes into the report in base64, which makes four bytes of three.
+SHEET_BYTES = 75_000
+_SHEET_IMAGES = 2
+_REPORT_EVERY = 30.0  # seconds
+
+Picture = NDArray[np.uint8]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How every prompt is drawn. Image i of prompt k has the seed k * images + i: no two images share their noise."""
+
+    images: int
+    negative_prompt: str
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+
+
+def protocol_of(
+    manifest: Manifest,
+    images: int = 4,
+    negative_prompt: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    scheduler: str | None = None,
+) -> Protocol:
+    """The paper's where nothing else is said; an embedded model's own, whose text encoder knows of no quality."""
+    embedded = manifest.model in EMBEDDED
+    own = manifest.defaults if embedded else {}
+
+    def first(*values: Any) -> Any:
+        return next(value for value in values if value is not None)
+
+    return Protocol(
+        images=images,
+        negative_prompt=first(negative_prompt, "" if embedded else NEGATIVE_PROMPT),
+        num_inference_steps=first(steps, own.get("num_inference_steps"), NUM_INFERENCE_STEPS),
+        guidance_scale=first(guidance_scale, own.get("guidance_scale"), GUIDANCE_SCALE),
+        scheduler=first(scheduler, manifest.defaults.get("scheduler"), DEFAULT_SCHEDULER),
+    )
+
+
+@dataclass(frozen=True)
+class Study:
+    """Attributes:
+    deployed: extracts and judges.
+    sides: the deployed one first.
+    folder: of the records, `<side>/<condition>/records-1of1.jsonl`.
+    keep_pictures: beside them, as `<prompt's index>-<image>.png`.
+    Raises: UserError where a condition cannot be judged.
+    """
+
+    deployed: Pipeline
+    sides: Sequence[Side]
+    data: Data
+    conditions: Sequence[str]
+    protocol: Protocol
+    folder: Path
+    keep_pictures: bool = False
+
+    def __post_init__(self) -> None:
+        for condition in self.conditions:
+            self.deployed.bundle.require_condition(condition)
+            if not can_extract(self.deployed.bundle, condition):
+                raise UserError(
+                    f"{printable(self.deployed.bundle.folder)} has no extractor for {condition!r} to judge images by: "
+                    "choose others with --cond"
+                )
+
+    def parts(self) -> Iterator[tuple[Side, str]]:
+        """Every side with every condition that it has."""
+        for side in self.sides:
+            for condition in self.conditions:
+                if condition in side.conditions:
+                    yield side, condition
+
+    def place(self, side: Side, condition: str) -> Path:
+        return self.folder / side.name / condition
+
+    def header(self, side: Side, condition: str) -> dict[str, Any]:
+        """Everything that a record depends on beside its prompt."""
+        m = self.deployed.bundle.manifest
+        judge = {"bundle": self.deployed.bundle.digest, "backend": self.deployed.backend.name}
+        return {
+            "side": side.name,
+            "condition": condition,
+            "width": m.width,
+            "height": m.height,
+            **asdict(self.protocol),
+            "data": self.data.digest,
+            "drawn by": dict(side.identity),
+            "judged by": judge,
+        }
+
+    def records(self, side: Side, condition: str) -> dict[str, dict[str, Any]]:
+        """By the prompt's id, in the data's order, whichever process made them. Raises: UserError"""
+        found = read_records(self.place(side, condition), self.header(side, condition), records.Drawn)
+        for id_, record in found.items():
+            if not _is_whole(record, self.protocol.images, CONDITIONS[condition].metric):
+                raise UserError(
+                    f"{printable(self.place(side, condition))}: the record of {printable(repr(id_))} is not whole: "
+                    "start again with --fresh"
+                )
+        return {id_: found[id_] for id_ in self.data.ids if id_ in found}
+
+    def request(self, condition: str, index: int) -> Request:
+        p = self.protocol
+        return Request(
+            self.data.prompt(index),
+            p.negative_prompt,
+            controls=(Control(condition, self.data.control(index, condition)),),
+            num_inference_steps=p.num_inference_steps,
+            guidance_scale=p.guidance_scale,
+            scheduler=p.scheduler,
+            seed=index * p.images,
+            num_images_per_prompt=p.images,
+        )
+
+    def sheet(self, condition: str) -> Path:
+        return self.folder / DEPLOYED / condition / "sheet.png"
+
+    def pictures(self, side: Side, condition: str, index: int) -> list[Path]:
+        return [self.place(side, condition) / f"{index}-{i}.png" for i in range(self.protocol.images)]
+
+    def pending(self, side: Side, condition: str) -> list[int]:
+        """Prompts without a record, or without the files that should lie beside it."""
+        done = self.records(side, condition)
+        return [
+            index
+            for index, id_ in enumerate(self.data.ids)
+            if id_ not in done or not all(path.is_file() for path in self._files(side, condition, index))
+        ]
+
+    def _files(self, side: Side, condition: str, index: int) -> list[Path]:
+        sheet = [self.sheet(condition)] if side.name == DEPLOYED and index == 0 else []
+        return sheet + (self.pictures(side, condition, index) if self.keep_pictures else [])
+
+
+def command_of(study: Study, data: Path | None) -> str:
+    """What would measure it again; folders by their names alone.
+
+    Args: data: the user's own folder.
+    """
+    m, p, (_, *others) = study.deployed.bundle.manifest, study.protocol, study.sides
+    backend, bf16, _ = study.deployed.backend.name.partition("-bf16")
+    words = ["cnpp-trt consistency --model", shlex.quote(m.model), "--precision", "bf16" if bf16 else m.precision]
+    words += ["--backend", backend, *(f"--cond {condition}" for condition in study.conditions)]
+    words += [f"--against {shlex.quote(side.name)}" for side in others]
+    if data is not None:
+        words += ["--data", shlex.quote(data.resolve().name)]
+    if p.negative_prompt != protocol_of(m).negative_prompt:
+        words += ["--negative-prompt", shlex.quote(p.negative_prompt)]
+    words += [f"--prompts {len(study.data.ids)} --images {p.images} --steps {p.num_inference_steps}"]
+    words += [f"--guidance-scale {p.guidance_scale:g} --scheduler {p.scheduler}"]
+    return " ".join(words)
+
+
+def start_again(study: Study) -> None:
+    """Removes what a study left earlier."""
+    for side, condition in study.parts():
+        remove_records(study.place(side, condition))
+        for path in study.place(side, condition).glob("*.png"):
+            path.unlink(missing_ok=True)
+
+
+def draw(study: Study, shard: Shard, report: Report = lambda line: None) -> None:
+    """Draws and judges every prompt of this shard that has no record yet.
+
+    Raises: UserError where earlier records are of another study.
+    """
+    # All of them before the first is drawn: a refusal must not come after hours.
+    work = {
+        (side.name, condition): [index for index in study.pending(side, condition) if shard.takes(index)]
+        for side, condition in study.parts()
+    }
+    for side in study.sides:
+        if lacking := [condition for condition in study.conditions if condition not in side.conditions]:
+            report(f"{side.name} has no {', '.join(lacking)}: left out")
+        own = {condition: pending for (name, condition), pending in work.items() if name == side.name and pending}
+        if own:
+            _draw_side(study, side, own, shard, report)
+
+
+def _draw_side(study: Study, side: Side, work: Mapping[str, Sequence[int]], shard: Shard, report: Report) -> None:
+    opened = side.open()  # goes when this returns: two sides are not held at once
+    for condition, pending in work.items():
+        _draw_prompts(study, side, opened, condition, pending, shard, report)
+
+
+def _draw_prompts(
+    study: Study, side: Side, opened: Draws, condition: str, pending: Sequence[int], shard: Shard, report: Report
+) -> None:
+    start = said = time.perf_counter()
+    with appending(study.place(side, condition), shard, study.header(side, condition)) as append:
+        for done, index in enumerate(pending, 1):
+            append(_draw_prompt(study, side, opened, condition, index))
+            if (now := time.perf_counter()) - said > _REPORT_EVERY or done == len(pending):
+                report(f"{side.name}, {condition}: {done} of {len(pending)} prompts in {now - start:.0f} s")
+                said = now
+
+
+def _draw_prompt(study: Study, side: Side, opened: Draws, condition: str, index: int) -> dict[str, Any]:
+    request = study.request(condition, index)
+    images = list(opened(request).images)
+    given = request.controls[0].image
+    found = [study.deployed.extract(condition, image) for image in images]
+    scores = [score(condition, given, extracted) for extracted in found]
+    if study.keep_pictures:
+        for path, image in zip(study.pictures(side, condition, index), images, strict=True):
+            _replace(path, encode_png(image))
+    if index == 0 and side.name == DEPLOYED:
+        _replace(study.sheet(condition), encode_sheet(request, images, found, scores))
+    return {
+        "id": study.data.ids[index],
+        "seeds": [int(request.seed or 0) + i for i in range(len(images))],
+        "scores": [s.value for s in scores],
+        "counts": counts(condition, given, found),
+        "pixels": [pixels_sha256(image) for image in images],
+    }
+
+
+def counts(condition: str, given: Picture, found: Sequence[Picture]) -> dict[str, list[int]]:
+    """What of a prompt's images is pooled: pixels by class for mIoU, edge pixels for F1, nothing else.
+
+    Returns: for mIoU the classes that either map has, with their `intersection` and `union`; for F1 `hits` and
+        `marked`, one of each, as `runtime.consistency.f1_counts` has them.
+    """
+    match CONDITIONS[condition].metric:
+        case "mIoU":
+            metric = MeanIoU()
+            for extracted in found:
+                metric.update(labels_from_colors(given)[0], labels_from_colors(extracted)[0])
+            intersection, union = metric.counts()
+            classes = np.flatnonzero(union)
+            return {
+                "classes": classes.tolist(),
+                "intersection": intersection[classes].tolist(),
+                "union": union[classes].tolist(),
+            }
+        case "F1":
+            pairs = [f1_counts(edges(given), edges(extracted)) for extracted in found]
+            return {"hits": [sum(hits for hits, _ in pairs)], "marked": [sum(marked for _, marked in pairs)]}
+        case _:
+            return {}
+
+
+def _is_whole(record: Mapping[str, Any], images: int, metric: str) -> bool:
+    """Whether a record has a value for each image, and the counts that its metric pools."""
+    names = {"mIoU": ("classes", "intersection", "union"), "F1": ("hits", "marked")}.get(metric, ())
+    pooled = {len(record["counts"].get(name, ())) for name in names}
+    return (
+        all(len(record[name]) == images for name in ("seeds", "scores", "pixels"))
+        and len(pooled) <= 1
+        and (metric != "F1" or pooled == {1})
+    )
+
+
+def read_sheets(study: Study) -> list[records.Sheet]:
+    """Those that have been drawn."""
+    paths = {condition: study.sheet(condition) for condition in study.conditions}
+    return [
+        records.Sheet(condition=condition, png=base64.b64encode(read_bytes(path)).decode("ascii"))
+        for condition, path in paths.items()
+        if path.is_file()
+    ]
+
+
+def read_pictures(
+    study: Study, side: Side, condition: str, which: slice = slice(None)
+) -> Iterator[tuple[int, list[Picture]]]:
+    """(index, its images) of every prompt that was kept.
+
+    Args: which: of a prompt's images.
+    Raises: UserError where a picture is not the one that was judged.
+    """
+    found: Mapping[str, Mapping[str, Any]] = study.records(side, condition)
+    for index, id_ in enumerate(study.data.ids):
+        if id_ not in found:
+            continue
+        paths = study.pictures(side, condition, index)[which]
+        images = [read_image(path).pixels for path in paths]
+        for path, image, digest in zip(paths, images, found[id_]["pixels"][which], strict=True):
+            if pixels_sha256(image) != digest:
+                raise UserError(
+                    f"{printable(path)} is not the picture that was judged: delete it to have it drawn again"
+                )
+        yield index, images
+
+
+def encode_sheet(
+    request: Request, images: Sequence[Picture], found: Sequence[Picture], scores: Sequence[object]
+) -> bytes:
+    """The sheet of a request's first two images as a PNG of 256 colours: their largest side is 256 pixels, or as many
+    less as it takes to stay within `SHEET_BYTES`. The lettering stays as it is."""
+    from PIL import Image
+
+    (control,) = request.controls
+    shown = slice(_SHEET_IMAGES)
+    details = f"{request.scheduler} · {request.num_inference_steps} steps · guidance {request.guidance_scale:g}"
+    captions = [f"seed {int(request.seed or 0) + i}" for i in range(len(images))][shown]
+    resample = CONDITIONS[control.condition].resample
+    for side in (256, 192, 128, 96, 64):
+        maps = [_at_most(picture, side, resample) for picture in (control.image, *found[shown])]
+        row = SheetControl(CONDITIONS[control.condition].title, maps[0], maps[1:], scores[shown])
+        pictures = [_at_most(image, side, "lanczos") for image in images[shown]]
+        sheet = draw_sheet(pictures, [row], prompt=request.prompt, details=details, captions=captions)
+        file = io.BytesIO()
+        Image.fromarray(sheet).quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        if file.tell() <= SHEET_BYTES:
+            break
+    return file.getvalue()
+
+
+def _at_most(picture: Picture, side: int, resample: Literal["nearest", "lanczos"]) -> Picture:
+    height, width = picture.shape[:2]
+    share = side / max(height, width)
+    return resize(picture, round(width * share), round(height * share), resample) if share < 1 else picture
+
+
+def _replace(path: Path, content: bytes) -> None:
+    try:
+        replace_file(path, content)
+    except OSError as e:
+        raise CnppError(
+            f"cannot write {printable(path)} ({e.strerror or e}): mend that and run again to go on"
+        ) from None

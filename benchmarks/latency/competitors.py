@@ -1,0 +1,317 @@
+"""What competes in `cnpp-trt bench`: each draws the same requests with the same weights, in a process of its own."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BackendError
+from ...gpu import Gpu, find_gpu
+from ...install import EXPORT_MODULES, cannot_import, found
+from ...runtime.request import Request
+
+Device = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Attributes:
+    device: where it computes.
+    precision: of its large networks; `bundle_precision` of the bundle that it needs, None for PyTorch.
+    everywhere: whether it takes part in every case, and not in the base case alone: what compiles for each size anew
+        would spend the benchmark on compiling.
+    """
+
+    name: str
+    title: str
+    device: Device
+    precision: str
+    bundle_precision: str | None = None
+    everywhere: bool = True
+
+
+ENTRIES = (
+    Entry("pytorch", "PyTorch eager (diffusers)", "cpu", "fp32"),
+    Entry("pytorch-compile", "PyTorch, torch.compile (freezing)", "cpu", "fp32", everywhere=False),
+    Entry("onnxruntime-cpu", "cnpp-trt, onnxruntime-cpu", "cpu", "fp32", "fp32"),
+    Entry("openvino", "cnpp-trt, openvino", "cpu", "fp32", "fp32"),
+    Entry("openvino-bf16", "cnpp-trt, openvino bf16", "cpu", "bf16", "fp32"),
+    Entry("optimum-onnxruntime", "optimum, ONNX Runtime", "cpu", "fp32"),
+    Entry("optimum-openvino", "optimum, OpenVINO", "cpu", "fp32"),
+    Entry("pytorch-cuda", "PyTorch eager (diffusers)", "gpu", "fp16"),
+    Entry("pytorch-cuda-compile", "PyTorch, torch.compile (channels-last, max-autotune)", "gpu", "fp16", None, False),
+    Entry("onnxruntime-cuda", "cnpp-trt, onnxruntime-cuda", "gpu", "fp16", "fp16"),
+    Entry("tensorrt", "cnpp-trt, TensorRT plans", "gpu", "fp16", "fp16"),
+)
+BY_NAME = {entry.name: entry for entry in ENTRIES}
+
+_NEEDS = {
+    "pytorch": ("torch", "diffusers", "transformers"),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+}
+
+
+def why_not(entry: Entry) -> str:
+    """Why this one cannot compete here, as far as is known before it is started; empty where nothing is."""
+    if entry.name.startswith("optimum"):
+        return _optimum(entry.name)
+    gpu = find_gpu()
+    if entry.device == "gpu" and not isinstance(gpu, Gpu):
+        return gpu
+    missing = [m for prefix, modules in _NEEDS.items() if entry.name.startswith(prefix) for m in modules]
+    if absent := [m for m in missing if not found(m)]:
+        return f"{', '.join(absent)} not installed"
+    return ""
+
+
+def _optimum(name: str) -> str:
+    package, module = ("optimum-onnx", "optimum.onnxruntime") if "onnx" in name else ("optimum-intel", "optimum.intel")
+    if not found(module):
+        return f"{package} not installed; none of its releases up to {_LATEST[package]} has a ControlNet pipeline"
+    import importlib
+
+    classes = [name for name in dir(importlib.import_module(module)) if "ControlNet" in name]
+    if not classes:
+        return f"the installed {package} has no pipeline that takes a ControlNet"
+    return f"{package} has {', '.join(classes)}, which this benchmark does not know yet"
+
+
+# Looked through for the word: optimum-onnx's sources never say it, optimum-intel's only in an unused argument.
+_LATEST = {"optimum-onnx": "0.1.0", "optimum-intel": "2.2.0"}
+
+
+class Contestant(Protocol):
+    """An opened contender."""
+
+    def draw(self, request: Request) -> NDArray[np.uint8]:
+        """The whole request: images uint8 [B,H,W,3] on the host."""
+        ...
+
+    def stages(self, request: Request) -> dict[str, float]:
+        """Seconds by stage of the same request, launched one by one; `host` is the rest of its `whole`."""
+        ...
+
+    def extract(self, condition: str, image: NDArray[np.uint8]) -> float | None:
+        """Seconds to extract the condition from a photo of the model's size; None where it has no extractor."""
+        ...
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a contender is opened with.
+
+    bundles: folders by image size `WxH`; all of one model.
+    recipe: the arguments of the `Checkpoint` that they were exported from; empty where PyTorch takes no part.
+    """
+
+    name: str
+    bundles: dict[str, Path]
+    recipe: dict[str, Any]
+    threads: int | None
+
+    def open(self) -> Contestant:
+        """Raises: CnppError where it does not work here."""
+        if self.name.startswith("pytorch"):
+            return _PyTorch(self)
+        return _Runtime(self)
+
+
+class _Runtime:
+    """This project's runtime: a pipeline for each size, one at a time."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+        self._size = ""
+        self._pipeline: Any = None
+        self._open(next(iter(opening.bundles)))
+
+    def draw(self, request: Request) -> NDArray[np.uint8]:
+        images: NDArray[np.uint8] = self._of(request)(request).images
+        return images
+
+    def stages(self, request: Request) -> dict[str, float]:
+        from ...runtime.loop import run
+
+        pipeline = self._of(request)
+        start = time.perf_counter()
+        ready = pipeline.prepare(request)
+        program = ready.program
+        run([*program.denoise, *program.decode], ready.clock)
+        pipeline.backend.download(program.workspace.image)
+        found = ready.clock.seconds()
+        whole = time.perf_counter() - start
+        stages = {stage: s for stage, s in found.items() if stage not in ("load", "fill")}
+        return {**stages, "host": whole - sum(stages.values())}
+
+    def extract(self, condition: str, image: NDArray[np.uint8]) -> float | None:
+        from ...runtime.control.extraction import can_extract
+
+        if not can_extract(self._pipeline.bundle, condition):
+            return None
+        start = time.perf_counter()
+        self._pipeline.extract(condition, image)
+        return time.perf_counter() - start
+
+    def _of(self, request: Request) -> Any:
+        height, width = request.controls[0].image.shape[:2]
+        if self._size != f"{width}x{height}":
+            self._pipeline = None  # the weights of one size at a time
+            self._open(f"{width}x{height}")
+        return self._pipeline
+
+    def _open(self, size: str) -> None:
+        from ...runtime.pipeline import Pipeline
+
+        name, dash, precision = self._opening.name.partition("-")
+        openvino = name == "openvino"
+        self._pipeline = Pipeline.open(
+            self._opening.bundles[size],
+            name if openvino else self._opening.name,
+            self._opening.threads if BY_NAME[self._opening.name].device == "cpu" else None,
+            openvino_precision=(precision if dash else "f32") if openvino else None,
+        )
+        self._size = size
+
+
+class _PyTorch:
+    """diffusers, eager or compiled. On a CPU compiled with freezing, its fastest there; on a GPU in channels-last."""
+
+    def __init__(self, opening: Opening) -> None:
+        try:
+            import torch
+
+            from ...export.checkpoint import Checkpoint
+            from ..pytorch import PyTorch
+        except ImportError as e:
+            raise BackendError(cannot_import("PyTorch", e, *EXPORT_MODULES)) from None
+        self._torch = torch
+        self._cuda = BY_NAME[opening.name].device == "gpu"
+        if self._cuda and not torch.cuda.is_available():
+            raise BackendError(f"PyTorch {torch.__version__} finds no CUDA device")
+        if opening.threads is not None and not self._cuda:
+            torch.set_num_threads(opening.threads)
+        self._compiled = opening.name.endswith("compile")
+        if self._compiled and not self._cuda:
+            import torch._inductor.config as inductor
+
+            inductor.freezing = True
+        self._drawing = PyTorch(
+            Checkpoint(**opening.recipe),
+            torch.float16 if self._cuda else torch.float32,
+            "cuda" if self._cuda else "cpu",
+            self._compile if self._compiled else lambda name, module: module,
+        )
+        self._extractors: dict[str, Any] = {}
+
+    def draw(self, request: Request) -> NDArray[np.uint8]:
+        with self._torch.no_grad():
+            return self._drawing.images(request)
+
+    def stages(self, request: Request) -> dict[str, float]:
+        pipeline = self._drawing.pipeline(request)
+        parts = {
+            "text_encoder": pipeline.text_encoder,
+            "controlnet": pipeline.controlnet,
+            "unet": pipeline.unet,
+            "vae_decoder": pipeline.vae.decoder,
+        }
+        if not self._compiled:  # inside a compiled ControlNet there is no embedding to be seen
+            parts["hint"] = pipeline.controlnet.controlnet_cond_embedding
+        timers = {stage: _ModuleTimer(self._torch, module, self._cuda) for stage, module in parts.items()}
+        step = pipeline.scheduler.step
+        update = _CallTimer(self._torch, step, self._cuda)
+        pipeline.scheduler.step = update
+        start = time.perf_counter()
+        try:
+            self.draw(request)
+        finally:
+            pipeline.scheduler.step = step
+            found = {stage: timer.close() for stage, timer in timers.items()}
+        whole = time.perf_counter() - start
+        found["update"] = update.seconds()
+        if "hint" in found:
+            found["controlnet"] -= found["hint"]
+        return {**found, "host": whole - sum(found.values())}
+
+    def extract(self, condition: str, image: NDArray[np.uint8]) -> float | None:
+        from ...export.extractors import open_extractor
+
+        source = self._drawing.checkpoint.places.extractor(condition)
+        if source is None:
+            return None
+        if condition not in self._extractors:
+            height, width = image.shape[:2]
+            loaded = open_extractor(condition, source, width, height)
+            self._extractors[condition] = loaded.to(self._drawing.device)
+        start = time.perf_counter()
+        with self._torch.no_grad():
+            pixels = self._torch.from_numpy(image[None]).to(self._drawing.device)
+            self._extractors[condition](pixels).cpu().numpy()
+        return time.perf_counter() - start
+
+    def _compile(self, name: str, module: Any) -> Any:
+        if self._cuda:
+            module = module.to(memory_format=self._torch.channels_last)
+        mode = "max-autotune" if self._cuda else None
+        if name == "vae":
+            module.decoder = self._torch.compile(module.decoder, mode=mode)
+            return module
+        if name == "text_encoder":
+            return module  # once an image, a few milliseconds: users leave it
+        return self._torch.compile(module, mode=mode)
+
+
+class _CallTimer:
+    """Times calls where the work is done: CUDA events on a GPU, else the wall clock."""
+
+    def __init__(self, torch: Any, call: Callable[..., Any] | None, cuda: bool) -> None:
+        self._torch, self._call, self._cuda = torch, call, cuda
+        self._spans: list[tuple[Any, Any]] = []
+        self._begin: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._call is not None
+        self.begin()
+        result = self._call(*args, **kwargs)
+        self.end()
+        return result
+
+    def begin(self, *_: Any) -> None:
+        self._begin = self._now()
+
+    def end(self, *_: Any) -> None:
+        self._spans.append((self._begin, self._now()))
+
+    def seconds(self) -> float:
+        if not self._cuda:
+            return float(sum(end - begin for begin, end in self._spans))
+        self._torch.cuda.synchronize()
+        return float(sum(begin.elapsed_time(end) for begin, end in self._spans)) / 1000
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = self._torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class _ModuleTimer(_CallTimer):
+    """Times a module's forward calls until it is closed."""
+
+    def __init__(self, torch: Any, module: Any, cuda: bool) -> None:
+        super().__init__(torch, None, cuda)
+        self._hooks = [
+            module.register_forward_pre_hook(lambda *_: self.begin()),
+            module.register_forward_hook(lambda *_: self.end()),
+        ]
+
+    def close(self) -> float:
+        for hook in self._hooks:
+            hook.remove()
+        return self.seconds()

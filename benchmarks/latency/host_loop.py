@@ -1,0 +1,134 @@
+"""The denoising loop as people write it: sessions called on NumPy arrays, and the sampler in NumPy between the calls.
+
+It computes what `runtime.loop.Program` computes, and is where the waterfall starts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundles.bundle import Bundle
+from ...errors import BackendError
+from ...runtime.loop import Values
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """images uint8 [B,H,W,3]; latents float32 [B,4,h,w], as the decoder was given them."""
+
+    images: NDArray[np.uint8]
+    latents: NDArray[np.float32]
+
+
+class Sessions:
+    """ONNX Runtime's sessions of a bundle, each made when it is first called.
+
+    Args: make: a session of a graph by the graph's name.
+    """
+
+    def __init__(self, bundle: Bundle, make: Callable[[str], Any]) -> None:
+        self.bundle = bundle
+        self._make = make
+        self._sessions: dict[str, Any] = {}
+
+    def __call__(self, graph: str, feeds: dict[str, Array]) -> dict[str, Array]:
+        """The graph's outputs by name. Raises: BackendError"""
+        try:
+            if graph not in self._sessions:
+                self._sessions[graph] = self._make(graph)
+            outputs = self._sessions[graph].run(None, feeds)
+        except Exception as e:  # ONNX Runtime's exceptions share no base class
+            raise BackendError(f"ONNX Runtime failed in {graph}: {' '.join(str(e).split())[:300]}") from e
+        return {t.name: a for t, a in zip(self.bundle.graph(graph).outputs, outputs, strict=True)}
+
+
+class HostLoop:
+    """Called, it goes from an encoded prompt to decoded images. One control, which applies at every step.
+
+    Args:
+        hoist_hint: the control image is encoded once; else at every step for each row of the batch, as diffusers does
+            in its ControlNet.
+        update_graph: guidance, sampler and the next model input are the graph `update`; else NumPy.
+    """
+
+    def __init__(
+        self, run: Sessions, condition: str, values: Values, *, hoist_hint: bool = False, update_graph: bool = False
+    ) -> None:
+        self._run = run
+        self._condition = condition
+        self._values = values
+        self._hoist_hint = hoist_hint
+        self._update = self._update_in_graph if update_graph else self._update_on_host
+        self._float = run.bundle.graph("unet").inputs[0].dtype
+        self._batch, self._images = len(values.prompts.input_ids), len(values.noise)
+        text = {"input_ids": values.prompts.input_ids, "clip_skip": values.prompts.clip_skip}
+        self._prompt_embeds = run("text_encoder", text)["prompt_embeds"]
+
+    def __call__(self) -> Drawn:
+        values, table = self._values, self._values.table
+        x = values.start()
+        state = np.stack([x, *[np.zeros_like(x)] * 3])
+        model_input = self._batched(x * np.float32(table.input_scale))
+        for k in range(len(table.timesteps)):
+            step = {
+                "model_input": model_input,
+                "timestep": table.timesteps[k : k + 1],
+                "prompt_embeds": self._prompt_embeds,
+            }
+            if k == 0 or not self._hoist_hint:
+                hint = self._hint()
+            scale = np.array(values.conditioning_scales[0], np.float32)
+            residuals = self._run(f"controlnet_{self._condition}", {**step, "hint": hint, "scale": scale})
+            noise_pred = self._run("unet", {**step, **residuals})["noise_pred"]
+            state, model_input = self._update(k, state, noise_pred)
+        images = self._run("vae_decoder", {"latents": state[0]})["image"]
+        return Drawn(images, state[0])
+
+    def _hint(self) -> Array:
+        feeds = {"control_image": self._values.control_images[0][None]}
+        for _ in range(1 if self._hoist_hint else self._batch):
+            hint = self._run(f"hint_{self._condition}", feeds)["hint"]
+        return hint
+
+    def _update_on_host(self, k: int, state: Array, noise_pred: Array) -> tuple[Array, Array]:
+        """noise_pred [G,4,h,w], state [4,B,4,h,w] → the new state, the next model input [G,4,h,w]."""
+        guided = noise_pred.astype(np.float32)
+        if self._batch > self._images:
+            unconditional, conditional = np.split(guided, 2)
+            guided = unconditional + np.float32(self._values.guidance_scale) * (conditional - unconditional)
+        rows = np.concatenate([state, guided[None], self._noise(k)[None]])
+        coefficients, limit = self._coefficients(k), np.float32(self._values.table.x0_limit)
+        new = np.tensordot(coefficients[:, :6], rows, axes=1)
+        new += coefficients[:, 6].reshape(5, 1, 1, 1, 1) * (np.clip(new[2], -limit, limit) - new[2])
+        return new[:4], self._batched(new[4])
+
+    def _update_in_graph(self, k: int, state: Array, noise_pred: Array) -> tuple[Array, Array]:
+        n, scale = self._batch // self._images, self._values.guidance_scale
+        feeds = {
+            "noise_pred": noise_pred.reshape(n, self._images, *noise_pred.shape[1:]),
+            "guidance": np.array([1 - scale, scale] if n == 2 else [1.0], np.float32),
+            "state": state,
+            "coefficients": self._coefficients(k),
+            "x0_limit": np.array([self._values.table.x0_limit], np.float32),
+            "noise": self._noise(k),
+        }
+        found = self._run("update", feeds)
+        return found["new_state"], found["model_input"].reshape(noise_pred.shape)
+
+    def _coefficients(self, k: int) -> Array:
+        coefficients: Array = self._values.table.coefficients[k].astype(np.float32)
+        return coefficients
+
+    def _noise(self, k: int) -> Array:
+        drawn = self._values.step_noise[k]
+        return np.zeros_like(self._values.noise) if drawn is None else drawn
+
+    def _batched(self, x: Array) -> Array:
+        """[B,4,h,w] once for each side of the guidance, as the model reads it."""
+        batched: Array = np.concatenate([x] * (self._batch // self._images)).astype(self._float)
+        return batched

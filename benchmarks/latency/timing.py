@@ -1,0 +1,325 @@
+"""How fast: contenders draw the same requests in turn, each in its own process; and each once from a cold start."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BackendError, CnppError
+from ...runtime.images.metadata import image_from_base64, image_to_base64
+from ...runtime.request import Request
+from ..environment import gpu_memory_used, memory_bytes
+from ..image_metrics import max_difference, psnr
+from ..records import Case, Cold, Contender, Timed, TimedCase
+from ..statistics import Summary, paired_ratio, summarize
+from .competitors import BY_NAME, Entry, Opening
+from .worker import request_to_json
+
+Report = Callable[[str], None]
+# The index-th request of a case: every round has one of its own, so that nobody draws from a cache.
+Requests = Callable[[Case, int], Request]
+
+# Weights, activations and what the warm-up leaves: processes that together need more are not held at once.
+_MEMORY_SHARE = 0.85
+MIN_ROUNDS = 3
+_COLD_SECONDS = 30.0
+# Up to here `cases` samples as few-step models are sampled.
+FEW_STEPS = 8
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attributes:
+    rounds: of the base case; the other cases get a quarter of it, at least 3.
+    seconds: after which a case has no further round, once it has 3.
+    cold_rounds: processes started anew for each contender.
+    """
+
+    cases: tuple[Case, ...]
+    rounds: int = 20
+    seconds: float = 60.0
+    cold_rounds: int = 3
+
+
+class Process:
+    """A contender's process. Raises: BackendError from everything that it answers with an error."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.name = opening.name
+        command = [sys.executable, "-m", "cnpp_trt.benchmarks.latency.worker", opening.name]
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
+        )
+        given = asdict(opening)
+        given["bundles"] = {size: str(folder) for size, folder in opening.bundles.items()}
+        try:
+            self.ask(given)
+        except BackendError:
+            self.close()
+            raise
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            self._said.seek(0)
+            last = [" ".join(line.split()) for line in self._said if line.strip()][-1:]
+            raise BackendError(": ".join([f"its process died (exit status {status})", *last]))
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BackendError(answer["error"])
+        return answer
+
+    def peak_bytes(self) -> int:
+        """Of host memory, so far."""
+        peak: int = self.ask({"do": "peak_bytes"})["peak_bytes"]
+        return peak
+
+    def close(self) -> None:
+        if self._process.stdin is not None and self._process.stdout is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.wait()
+            self._process.stdout.close()
+        self._said.close()
+
+
+@dataclass(frozen=True)
+class Measured:
+    contenders: list[Contender]
+    cases: list[TimedCase]
+    cold: dict[str, Cold]
+
+
+def measure(
+    openings: Sequence[tuple[Entry, Opening | str]], plan: Plan, requests: Requests, report: Report
+) -> Measured:
+    """Runs the contest.
+
+    Args:
+        openings: each contender with what opens it, or the reason why it cannot take part. The first that works is the
+            baseline.
+        requests: makes the index-th request of a case.
+    Raises: CnppError where no contender works.
+    """
+    reasons = {entry.name: opening for entry, opening in openings if isinstance(opening, str)}
+    entries = {entry.name: entry for entry, _ in openings}
+    able = {entry.name: opening for entry, opening in openings if isinstance(opening, Opening)}
+    base = next(case for case in plan.cases if case["base"])
+    cold: dict[str, Cold] = {}
+    for name, opening in able.items():
+        report(f"{name}: cold starts")
+        try:
+            cold[name] = _cold(opening, request_to_json(requests(base, 0)), plan.cold_rounds)
+        except BackendError as e:
+            reasons[name] = str(e)
+            report(f"{name}: {e}")
+    names = [name for name in able if name in cold]
+    if not names:
+        raise CnppError("no contender works here: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+
+    cases: list[TimedCase] = [TimedCase(case=case, runs={}) for case in plan.cases]
+    for group in groups(names, {name: cold[name]["host_bytes"] for name in names}, memory_bytes()):
+        with _processes([able[name] for name in group]) as processes:
+            for timed in cases:
+                taking_part = [p for p in processes if timed["case"]["base"] or entries[p.name].everywhere]
+                if len(taking_part) > 1 or len(names) == 1:
+                    found = _contest(taking_part, timed["case"], plan, requests, report)
+                    # The baseline is measured again beside every group; its figures are those of the first.
+                    timed["runs"] |= {name: run for name, run in found.items() if name not in timed["runs"]}
+    order = sorted(entries, key=lambda name: name not in cold)
+    listed = [
+        Contender(
+            name=name,
+            title=entries[name].title,
+            precision=entries[name].precision,
+            available=name in cold,
+            reason=reasons.get(name, ""),
+        )
+        for name in order
+    ]
+    return Measured(listed, cases, cold)
+
+
+def groups(names: Sequence[str], peaks: dict[str, int], memory: int) -> list[list[str]]:
+    """Who is measured together: the first, the baseline, in every group, and as many others as memory holds."""
+    baseline, *others = names
+    found: list[list[str]] = [[baseline]]
+    for name in others:
+        held = sum(peaks[n] for n in found[-1]) + peaks[name]
+        if len(found[-1]) > 1 and held > _MEMORY_SHARE * memory:
+            found.append([baseline])
+        found[-1].append(name)
+    return found
+
+
+def _cold(opening: Opening, request: dict[str, Any], rounds: int) -> Cold:
+    """Processes started anew; one that takes long, as one that compiles does, is started once."""
+    seconds: list[float] = []
+    host, device = 0, None
+    while len(seconds) < rounds and sum(seconds) < _COLD_SECONDS:
+        before = gpu_memory_used()
+        start = time.perf_counter()
+        process = Process(opening)
+        try:
+            process.ask({"do": "draw", "request": request})
+            seconds.append(time.perf_counter() - start)
+            if before is not None and (used := gpu_memory_used()) is not None:
+                device = max(device or 0, used - before)
+            host = max(host, process.peak_bytes())
+        finally:
+            process.close()
+    return Cold(seconds=summarize(seconds), host_bytes=host, device_bytes=device)
+
+
+@contextmanager
+def _processes(openings: Iterable[Opening]) -> Iterator[list[Process]]:
+    processes: list[Process] = []
+    try:
+        for opening in openings:
+            processes.append(Process(opening))
+        yield processes
+    finally:
+        for process in processes:
+            process.close()
+
+
+def _contest(
+    processes: Sequence[Process], case: Case, plan: Plan, requests: Requests, report: Report
+) -> dict[str, Timed]:
+    """Rounds in which each draws the round's request, after a warm-up whose pictures are compared."""
+    report(f"{describe(case)}: {', '.join(p.name for p in processes)}")
+    baseline = processes[0].name
+    pictures: dict[str, NDArray[np.uint8]] = {}
+    for process in processes:
+        try:
+            warm = request_to_json(requests(case, 0))
+            picture = process.ask({"do": "picture", "request": warm})["image"]
+            if BY_NAME[process.name].device == "gpu":  # after its first request a structure's loop is recorded
+                process.ask({"do": "draw", "request": request_to_json(requests(case, 1))})
+        except BackendError as e:  # too little memory for so many images, or no plan for them
+            report(f"{process.name} leaves this case out: {e}")
+            continue
+        pictures[process.name] = image_from_base64(picture)
+    processes = [process for process in processes if process.name in pictures]
+    if not processes:
+        return {}
+
+    def draw(process: Process, k: int) -> float:
+        seconds: float = process.ask({"do": "draw", "request": request_to_json(requests(case, k + 2))})["seconds"]
+        return seconds
+
+    rounds = plan.rounds if case["base"] else max(MIN_ROUNDS, plan.rounds // 4)
+    whole = _rounds(processes, rounds, plan.seconds, draw)
+    stages: dict[str, list[dict[str, float]]] = {process.name: [] for process in processes}
+    if case["base"]:
+        seen = len(whole[processes[0].name]) + 2
+
+        def by_stage(process: Process, k: int) -> dict[str, float]:
+            return _stages(process, requests(case, k + seen))
+
+        stages = _rounds(processes, max(MIN_ROUNDS, rounds // 2), plan.seconds, by_stage)
+    found = {}
+    for name, seconds in whole.items():
+        timed = Timed(whole=summarize(seconds), stages=_summaries(stages[name]))
+        if name != baseline and baseline in whole:
+            timed["ratio"] = paired_ratio(whole[baseline], seconds)
+            timed["max_difference"] = max_difference(pictures[baseline], pictures[name])
+            timed["psnr"] = psnr(pictures[baseline], pictures[name])
+        found[name] = timed
+    return found
+
+
+def _rounds(
+    processes: Sequence[Process], rounds: int, seconds: float, work: Callable[[Process, int], _T]
+) -> dict[str, list[_T]]:
+    """`work` of every process in turn, `rounds` times, or until `seconds` have gone."""
+    found: dict[str, list[_T]] = {process.name: [] for process in processes}
+    start = time.perf_counter()
+    for k in range(rounds):
+        if k >= MIN_ROUNDS and time.perf_counter() - start > seconds:
+            break
+        for process in processes:
+            found[process.name].append(work(process, k))
+    return found
+
+
+def _stages(process: Process, request: Request) -> dict[str, float]:
+    stages: dict[str, float] = process.ask({"do": "stages", "request": request_to_json(request)})["stages"]
+    (control,) = request.controls
+    order = {"do": "extract", "condition": control.condition, "image": image_to_base64(control.image)}
+    seconds = process.ask(order)["seconds"]
+    return stages if seconds is None else {**stages, "extraction": seconds}
+
+
+def _summaries(rounds: Sequence[dict[str, float]]) -> dict[str, Summary]:
+    return {stage: summarize([found[stage] for found in rounds]) for stage in (rounds[0] if rounds else {})}
+
+
+def cases(
+    sizes: Sequence[tuple[int, int]],
+    images: Sequence[int],
+    steps: Sequence[int],
+    request: Request,
+    few_step: bool = True,
+) -> tuple[Case, ...]:
+    """The base case, and around it one case for every other size, number of images and number of steps.
+
+    The base has the first of each.
+
+    Args:
+        request: whose scheduler and guidance scale they have.
+        few_step: up to `FEW_STEPS` steps are sampled as few-step models are, with LCM and without guidance.
+    """
+
+    def case(size: tuple[int, int], n: int, step_count: int, base: bool = False) -> Case:
+        few = few_step and step_count <= FEW_STEPS
+        return Case(
+            width=size[0],
+            height=size[1],
+            images=n,
+            steps=step_count,
+            scheduler="lcm" if few else request.scheduler,
+            guidance_scale=1.0 if few else request.guidance_scale,
+            base=base,
+        )
+
+    return (
+        case(sizes[0], images[0], steps[0], base=True),
+        *(case(sizes[0], n, steps[0]) for n in images[1:]),
+        *(case(sizes[0], images[0], n) for n in steps[1:]),
+        # Sizes last: a process holds the weights of one size at a time.
+        *(case(size, images[0], steps[0]) for size in sizes[1:]),
+    )
+
+
+def sampling(case: Case) -> dict[str, Any]:
+    """The fields of `Request` that a case sets."""
+    return {
+        "num_inference_steps": case["steps"],
+        "num_images_per_prompt": case["images"],
+        "scheduler": case["scheduler"],
+        "guidance_scale": case["guidance_scale"],
+    }
+
+
+def describe(case: Case) -> str:
+    guided = f"guidance {case['guidance_scale']:g}" if case["guidance_scale"] > 1 else "no guidance"
+    images = f"{case['images']} image{'s' if case['images'] > 1 else ''}"
+    return f"{case['width']}x{case['height']}, {images}, {case['steps']} steps of {case['scheduler']}, {guided}"

@@ -1,0 +1,277 @@
+"""What each technique of the runtime is worth: one switched on after the other, from the loop that people write.
+
+A bar goes from the encoded prompt, the control image and the noise on the host to the image on the host: it encodes the
+condition (as often as it does), denoises and decodes. The text encoder is left out: it is the same for all.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundles.bundle import Bundle
+from ...errors import BackendError, CnppError, UserError
+from ...gpu import find_gpu
+from ...runtime.pipeline import Pipeline
+from ...runtime.request import Request
+from ..records import Case, Technique, Waterfall
+from ..requests import make_requests
+from ..statistics import paired_ratio, summarize
+from .competitors import Device
+from .host_loop import Drawn, HostLoop, Sessions
+
+Draw = Callable[[], Drawn]
+
+# Seconds before each bar: ONNX Runtime's threads that spin after a run have gone to sleep by then. So the miniature's
+# bars take on two cores what they take alone; without a pause the first one after `update_graph` took 1.4 times that.
+_PAUSE = 0.05
+
+# Largest relative L2 difference of the final latents to the first bar's. Rounding leaves some 1e-6 in fp32 and 1e-2 in
+# half precision.
+_TOLERANCE = {"fp32": 1e-3, "half": 1e-1}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Attributes:
+    open: makes what draws, given the bench that it is measured on. Raises: BackendError where it cannot work here.
+    device: the only one that it works on.
+    half: whether it computes in half precision whatever the bundle's.
+    """
+
+    name: str
+    title: str
+    open: Callable[["_Bench"], Draw]
+    device: Device | None = None
+    half: bool = False
+
+
+BARS = (
+    Bar("naive", "Loop on the host, ONNX Runtime as it comes", lambda b: b.host_loop(b.plain)),
+    Bar("hint_hoisted", "Condition encoded once", lambda b: b.host_loop(b.plain, hoist_hint=True)),
+    Bar(
+        "update_graph",
+        "Guidance and sampler in one graph",
+        lambda b: b.host_loop(b.plain, hoist_hint=True, update_graph=True),
+    ),
+    Bar(
+        "session_options",
+        "The runtime's session options",
+        lambda b: b.host_loop(b.tuned, hoist_hint=True, update_graph=True),
+    ),
+    Bar("io_binding", "Inputs and outputs bound to buffers", lambda b: b.program(b.onnxruntime)),
+    Bar("plan", "TensorRT plans", lambda b: b.program("tensorrt"), "gpu"),
+    Bar("graph_per_engine", "A CUDA graph for each launch", lambda b: b.program("tensorrt", record="each"), "gpu"),
+    Bar("whole_loop", "One CUDA graph for the loop", lambda b: b.program("tensorrt", record="loop"), "gpu"),
+    Bar("openvino", "OpenVINO", lambda b: b.program("openvino"), "cpu"),
+    Bar("openvino_bf16", "OpenVINO in bfloat16", lambda b: b.program("openvino", "bf16"), "cpu", half=True),
+)
+
+
+def waterfall(
+    bundle: Bundle,
+    condition: str,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+    plans: Path | None = None,
+    techniques: Sequence[str] = (),
+    rounds: int = 10,
+    report: Callable[[str], None] = lambda line: None,
+    **fields: Any,
+) -> Waterfall:
+    """Measures the bars in turn, round by round, in this process; the first round warms up. Wall clock.
+
+    Ratios are to the first bar that could be measured. On a CPU two copies of the weights are held in ONNX Runtime, and
+    one for each bar of OpenVINO's.
+
+    Args:
+        threads: of the CPU; None is every physical core.
+        plans: the plan store; None is the default one.
+        techniques: names of `BARS` to measure; none are all.
+        fields: of `Request`, over the model's defaults.
+    Raises: UserError for an argument that cannot be used, CnppError where no bar works.
+    """
+    if unknown := set(techniques) - {bar.name for bar in BARS}:
+        raise UserError(f"unknown technique {min(unknown)!r}: choose from {', '.join(bar.name for bar in BARS)}")
+    if rounds < 1:
+        raise UserError(f"rounds must be above 0, not {rounds}")
+    bench = _Bench(bundle, condition, device, threads, plans, fields)
+    reasons = {bar.name: _why_not(bar, device, techniques) for bar in BARS}
+    differences: dict[str, float] = {}
+    draws = dict(_opened(bench, reasons, differences, report))
+    if not draws:
+        raise CnppError("no technique works here: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+    seconds = _rounds(draws, rounds, report)
+    first = next(iter(seconds))
+
+    def technique(bar: Bar) -> Technique:
+        found = Technique(name=bar.name, title=bar.title, reason=reasons[bar.name])
+        if bar.name in differences:
+            found["difference"] = differences[bar.name]
+        if bar.name in seconds:
+            found["seconds"] = summarize(seconds[bar.name])
+            found["ratio"] = paired_ratio(seconds[first], seconds[bar.name])
+        return found
+
+    shown = [technique(bar) for bar in BARS if device == "cpu" or bar.device != "cpu"]
+    return Waterfall(model=bundle.manifest.model, condition=condition, case=_case(bench), techniques=shown)
+
+
+class _Bench:
+    """What the bars share: the request, and pipelines and sessions, opened when a bar first needs them."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        condition: str,
+        device: Device,
+        threads: int | None,
+        plans: Path | None,
+        fields: dict[str, Any],
+    ) -> None:
+        self.bundle = bundle
+        self.onnxruntime: str = "onnxruntime-cuda" if device == "gpu" else "onnxruntime-cpu"
+        self._condition = condition
+        self._device = device
+        self._threads = threads
+        self._plans = plans
+        self._fields = fields
+        self._pipelines: dict[tuple[str, str | None], Pipeline] = {}
+
+    @cached_property
+    def request(self) -> Request:
+        return next(make_requests(self.pipeline("onnxruntime-cpu"), self._condition, [0], **self._fields))
+
+    @cached_property
+    def plain(self) -> Sessions:
+        """With the options that a session has when nobody sets any, but for the number of threads and TF32."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads or 0
+        cuda = [("CUDAExecutionProvider", {"use_tf32": "0"})] if self._device == "gpu" else []
+
+        def make(graph: str) -> Any:
+            file = self.bundle.folder / self.bundle.graph(graph).file
+            return onnxruntime.InferenceSession(str(file), options, providers=[*cuda, "CPUExecutionProvider"])
+
+        return Sessions(self.bundle, make)
+
+    @cached_property
+    def tuned(self) -> Sessions:
+        """The runtime's own: on a CPU their threads stop spinning, on a GPU runs share a stream."""
+        backend: Any = self.pipeline(self.onnxruntime).backend
+        return Sessions(self.bundle, lambda graph: backend.load(graph).session)
+
+    def pipeline(self, backend: str, precision: str | None = None) -> Pipeline:
+        key = (backend, precision)
+        if key not in self._pipelines:
+            self._pipelines[key] = Pipeline.open(
+                self.bundle, backend, self._threads, openvino_precision=precision, plans=self._plans
+            )
+        return self._pipelines[key]
+
+    def host_loop(self, sessions: Sessions, *, hoist_hint: bool = False, update_graph: bool = False) -> Draw:
+        values = self.pipeline(self.onnxruntime).prepare(self.request).values
+        return HostLoop(sessions, self._condition, values, hoist_hint=hoist_hint, update_graph=update_graph)
+
+    def program(self, name: str, precision: str | None = None, record: Literal["each", "loop"] | None = None) -> Draw:
+        """The runtime's program, launched one by one; or every launch recorded by itself; or the whole loop as one.
+
+        Conditions are encoded outside of the loop's recording, as the runtime does.
+        """
+        pipeline = self.pipeline(name, precision)
+        ready = pipeline.prepare(self.request)
+        backend, program, values, w = pipeline.backend, ready.program, ready.values, ready.program.workspace
+        hints = [step.launch for step in program.hints]
+        loop = [step.launch for step in (*program.denoise, *program.decode)]
+        launches = [*hints, *loop]
+        if record is not None:
+            for launch in launches:
+                launch()  # what was never run cannot be recorded
+            groups = [[launch] for launch in launches] if record == "each" else [loop]
+            recorded = [recording for group in groups if (recording := backend.record(group)) is not None]
+            if len(recorded) < len(groups):
+                raise BackendError(f"{backend.name} records nothing")
+            launches = recorded if record == "each" else [*hints, *recorded]
+
+        def draw() -> Drawn:
+            program.fill(values)
+            for buffer, image in zip(w.control_images, values.control_images, strict=True):
+                backend.upload(buffer, image[None])
+            for launch in launches:
+                launch()
+            return Drawn(backend.download(w.image), backend.download(w.latents))
+
+        return draw
+
+
+def _why_not(bar: Bar, device: Device, techniques: Sequence[str]) -> str:
+    """Why a bar is not even tried; empty where it is."""
+    if bar.device not in (None, device):
+        gpu = find_gpu()
+        return gpu if bar.device == "gpu" and isinstance(gpu, str) else f"runs on a {bar.device.upper()} only"
+    return "not asked for" if techniques and bar.name not in techniques else ""
+
+
+def _opened(
+    bench: _Bench, reasons: dict[str, str], differences: dict[str, float], report: Callable[[str], None]
+) -> Iterator[tuple[str, Draw]]:
+    """The bars that work here and draw the first one's latents; for the others, `reasons` says why not."""
+    reference: NDArray[np.float32] | None = None
+    for bar in BARS:
+        if reasons[bar.name]:
+            continue
+        report(f"{bar.name}: opened")
+        try:
+            draw = bar.open(bench)
+            latents = draw().latents
+        except BackendError as e:
+            folder = bench.bundle.folder
+            reasons[bar.name] = str(e).replace(str(folder), folder.name)
+            report(f"{bar.name}: {e}")
+            continue
+        reference = latents if reference is None else reference
+        difference = float(np.linalg.norm(latents - reference) / np.linalg.norm(reference))
+        if np.isfinite(difference):
+            differences[bar.name] = difference
+        half = bar.half or bench.bundle.manifest.precision == "fp16"
+        tolerance = _TOLERANCE["half" if half else "fp32"]
+        if difference <= tolerance:
+            yield bar.name, draw
+        else:  # or not a number
+            reasons[bar.name] = f"its latents differ by {difference:.1e}, more than {tolerance:.0e}"
+            report(f"{bar.name}: {reasons[bar.name]}")
+
+
+def _rounds(draws: dict[str, Draw], rounds: int, report: Callable[[str], None]) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in draws}
+    for k in range(rounds + 1):
+        report(f"round {k} of {rounds}" if k else "warm-up")
+        for name, draw in draws.items():
+            time.sleep(_PAUSE)
+            start = time.perf_counter()
+            draw()
+            if k:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _case(bench: _Bench) -> Case:
+    m, request = bench.bundle.manifest, bench.request
+    return Case(
+        width=m.width,
+        height=m.height,
+        images=request.num_images_per_prompt,
+        steps=request.num_inference_steps,
+        scheduler=request.scheduler,
+        guidance_scale=request.guidance_scale,
+        base=True,
+    )

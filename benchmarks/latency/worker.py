@@ -1,0 +1,109 @@
+"""One contender of `cnpp-trt bench` in its own process: requests come in on stdin, measurements go out on stdout.
+
+    python -m cnpp_trt.benchmarks.latency.worker NAME < lines
+
+Every line is a JSON object. The first says what to open, each of the others what to do: `draw`, `picture`, `stages`,
+`extract` or `peak_bytes`. Each is answered by one line, `{"error": …}` where it failed. The process ends at once, also
+amid a drawing, when stdin ends: then whoever asked is gone, however it was stopped.
+"""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...errors import CnppError
+from ...runtime.images.metadata import image_from_base64, image_to_base64
+from ...runtime.request import Control, Request
+from .competitors import Contestant, Opening
+
+
+def main() -> None:
+    # Ctrl-C in a terminal reaches every process in it: the one that asks decides what becomes of this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Native libraries print to stdout as they please: only this process's own answers may be there.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(work: Callable[[], dict[str, Any]]) -> bool:
+        try:
+            reply = work()
+        except CnppError as e:
+            reply = {"error": str(e)}
+        except Exception as e:  # whatever PyTorch, a compiler or a backend raise: the benchmark lists it
+            reply = {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"}
+        print(json.dumps(reply), file=answers, flush=True)
+        return "error" not in reply
+
+    contestant: list[Contestant] = []
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), name="stdin", daemon=True).start()
+
+    def opened() -> dict[str, Any]:
+        given = json.loads(lines.get())
+        bundles = {size: Path(folder) for size, folder in given["bundles"].items()}
+        contestant.append(Opening(**{**given, "bundles": bundles}).open())
+        return {}
+
+    if not answer(opened):
+        os._exit(1)  # not through Python's own end, which would wait for the thread that reads
+    while True:
+        line = lines.get()
+        answer(lambda line=line: _perform(contestant[0], json.loads(line)))  # type: ignore[misc]
+
+
+def _read(lines: queue.SimpleQueue[str]) -> None:
+    """Hands on the lines of stdin, and ends the process with them."""
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)
+
+
+def request_to_json(request: Request) -> dict[str, Any]:
+    """A request with one control at its defaults."""
+    (control,) = request.controls
+    fields = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "seed")
+    return {
+        **{name: getattr(request, name) for name in (*fields, "num_images_per_prompt")},
+        "condition": control.condition,
+        "image": image_to_base64(control.image),
+    }
+
+
+def peak_bytes() -> int:
+    """The most host memory that this process has held. Linux's `ru_maxrss` would count the one that started it too."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _request(fields: dict[str, Any]) -> Request:
+    control = Control(fields.pop("condition"), image_from_base64(fields.pop("image")))
+    return Request(controls=(control,), **fields)
+
+
+def _perform(contestant: Contestant, order: dict[str, Any]) -> dict[str, Any]:
+    if order["do"] == "peak_bytes":
+        return {"peak_bytes": peak_bytes()}
+    if order["do"] == "extract":
+        return {"seconds": contestant.extract(order["condition"], image_from_base64(order["image"]))}
+    request = _request(order["request"])
+    if order["do"] == "stages":
+        return {"stages": contestant.stages(request)}
+    start = time.perf_counter()
+    images = contestant.draw(request)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, **({"image": image_to_base64(images[0])} if order["do"] == "picture" else {})}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Who draws the same requests to be compared: the deployed pipeline, other bundles, and PyTorch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..bundles.bundle import MANIFEST, Bundle, find_bundle, model_name
+from ..errors import CnppError, UserError
+from ..install import EXPORT_MODULES, cannot_import
+from ..runtime.pipeline import Pipeline
+from ..runtime.request import Request
+from ..versions import RUNTIME_PACKAGES, installed
+
+DEPLOYED = "deployed"
+PYTORCH = {"pytorch": "fp32", "pytorch-fp16": "fp16"}
+
+
+class Draws(Protocol):
+    """What `Pipeline` and `PyTorch` have in common."""
+
+    def __call__(self, request: Request, /) -> Any:
+        """Something with `images`, uint8 [B,H,W,3]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Side:
+    """Attributes:
+    title: for people.
+    conditions: that it has.
+    identity: what its images depend on besides the request, JSON-able.
+    open: loads it; what is loaded goes with the last reference to it.
+    """
+
+    name: str
+    title: str
+    conditions: tuple[str, ...]
+    identity: Mapping[str, Any]
+    open: Callable[[], Draws]
+
+
+def title_of(pipeline: Pipeline) -> str:
+    """As in `miniature, fp32 on onnxruntime-cpu`."""
+    backend, bf16, _ = pipeline.backend.name.partition("-bf16")
+    m = pipeline.bundle.manifest
+    return f"{m.model}, {'bf16' if bf16 else m.precision} on {backend}"
+
+
+def deployed_side(pipeline: Pipeline) -> Side:
+    return _of_pipeline(DEPLOYED, pipeline, lambda: pipeline)
+
+
+def other_sides(
+    names: Sequence[str],
+    deployed: Pipeline,
+    open_pipeline: Callable[[Path], Pipeline],
+    model: str | None = None,
+    controlnets: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> list[Side]:
+    """Of `pytorch`, `pytorch-fp16`, a bundle's folder, or a model whose bundle is under CNPP_TRT_HOME.
+
+    Args:
+        open_pipeline: opens a bundle's folder as the deployed one was.
+        model, controlnets: where PyTorch finds the checkpoint of the deployed bundle; None for the embedded models.
+        threads: of PyTorch on a CPU; None leaves them as they are.
+    Raises: UserError, CnppError
+    """
+    sides = [
+        _pytorch(name, deployed, model, controlnets, threads)
+        if name in PYTORCH
+        else _bundle(name, deployed, open_pipeline)
+        for name in dict.fromkeys(names)
+    ]
+    taken = [DEPLOYED, *(side.name for side in sides)]
+    for name in taken:
+        if taken.count(name) > 1:
+            raise UserError(f"two sides are called {name!r}: rename the folder of one")
+    return sides
+
+
+def _bundle(given: str, deployed: Pipeline, open_pipeline: Callable[[Path], Pipeline]) -> Side:
+    m = deployed.bundle.manifest
+    size = m.width, m.height
+    is_bundle = (Path(given) / MANIFEST).is_file()
+    folder = Path(given) if is_bundle else find_bundle(given, None, size, (m.precision,))
+    other = Bundle.open(folder).manifest
+    if (other.width, other.height) != size:
+        raise UserError(f"{folder} draws {other.width}x{other.height}, the deployed bundle {m.width}x{m.height}")
+    # Opened for its backend's name only: no graph is loaded before it draws.
+    name = folder.resolve().name if is_bundle else model_name(given)
+    return _of_pipeline(name, open_pipeline(folder), lambda: open_pipeline(folder))
+
+
+def _of_pipeline(name: str, pipeline: Pipeline, open_: Callable[[], Draws]) -> Side:
+    identity = {
+        "bundle": pipeline.bundle.digest,
+        "backend": pipeline.backend.name,
+        "versions": installed(RUNTIME_PACKAGES),
+    }
+    return Side(name, title_of(pipeline), tuple(pipeline.bundle.manifest.conditions), identity, open_)
+
+
+def _pytorch(
+    name: str,
+    deployed: Pipeline,
+    model: str | None,
+    controlnets: Mapping[str, str] | None,
+    threads: int | None,
+) -> Side:
+    from ..export.reopen import checkpoint_of
+
+    checkpoint = checkpoint_of(deployed.bundle, model, controlnets)
+    try:
+        import torch
+
+        from .parity.graph_parity import device_of
+        from .parity.pytorch_backend import exact_float32
+        from .pytorch import PyTorch
+    except ModuleNotFoundError as e:
+        raise CnppError(cannot_import(f"--against {name}", e, *EXPORT_MODULES)) from None
+    precision, device = PYTORCH[name], device_of(deployed)
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    exact_float32()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    identity = {
+        "base": checkpoint.fingerprint(),
+        "precision": precision,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "versions": installed(("torch", "diffusers", "transformers")),
+    }
+    conditions = tuple(deployed.bundle.manifest.conditions)
+    return Side(name, f"PyTorch, {precision}", conditions, identity, lambda: PyTorch(checkpoint, dtype, device))

@@ -1,0 +1,212 @@
+"""A TensorRT plan: what it depends on, the sizes that it takes, and its record in the store."""
+
+import hashlib
+import json
+import platform
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from ..bundles.bundle import Bundle
+from ..bundles.manifest import GraphName
+from ..errors import BackendError, UserError
+from ..files import sha256_of
+from ..schema import Meta, SchemaError, read_bounded
+from .flavor import Flavor
+from .fusion import FusionReport
+
+ENGINE = "plan.engine"
+
+# Raised by whoever changes what is built from the same settings: older plans are then built anew.
+REVISION = 1
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes that a plan takes: exactly one where the three are equal."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    def __contains__(self, shape: object) -> bool:
+        return (
+            isinstance(shape, tuple)
+            and len(shape) == len(self.min)
+            and all(low <= s <= high for low, s, high in zip(self.min, shape, self.max, strict=True))
+        )
+
+
+# An optimisation profile: the range of every input, by name.
+Profile = Mapping[str, Range]
+
+
+@dataclass(frozen=True)
+class BuilderSettings:
+    """Args: optimization_level: TensorRT's, 0 to 5; None leaves its default (3)."""
+
+    optimization_level: int | None = None
+
+    def __post_init__(self) -> None:
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= 5:
+            raise UserError(f"optimization level {level} cannot be used: 0 to 5")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """Attributes:
+    plan: the serialized engine (a buffer).
+    weights, activations: device bytes that the plan says it needs.
+    timing_cache: to give to the next build; None where the flavour has none here.
+    peak: the process's peak memory so far, in bytes.
+    """
+
+    plan: Any
+    fusion: FusionReport
+    seconds: float
+    weights: int
+    activations: int
+    timing_cache: bytes | None
+    peak: int
+
+
+_Word = Annotated[str, Meta(min_length=1, max_length=128)]
+Count = Annotated[int, Meta(ge=0, le=2**50)]
+_Sizes = Annotated[list[Annotated[int, Meta(ge=0, le=2**31)]], Meta(max_length=8)]
+
+
+class Row(TypedDict):
+    """The sizes of one input in one profile."""
+
+    min: _Sizes
+    opt: _Sizes
+    max: _Sizes
+
+
+@dataclass(frozen=True)
+class PlanKey:
+    """Everything a plan depends on.
+
+    Attributes:
+        source: SHA-256 over the digests of the graph's ONNX files.
+        target: the GPU's compute capability (`sm90`), or `portable`.
+        profiles: the sizes it takes, as JSON-able rows.
+        revision: of the builder's own code.
+    """
+
+    graph: GraphName
+    source: _Word
+    flavor: _Word
+    version: _Word
+    target: _Word
+    system: _Word
+    profiles: Annotated[
+        tuple[Annotated[dict[_Word, Row], Meta(max_length=256)], ...],
+        Meta(max_length=256),
+    ]
+    settings: Annotated[dict[_Word, Annotated[int, Meta(ge=0, le=100)] | None], Meta(max_length=16)]
+    revision: Count = REVISION
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, graph: str, flavor: Flavor, profiles: Sequence[Profile], settings: BuilderSettings
+    ) -> "PlanKey":
+        return cls(
+            graph=graph,
+            source=graph_digest(bundle, graph),
+            flavor=flavor.name,
+            version=flavor.version,
+            target=flavor.target(),
+            system=system(),
+            # Through JSON, so that a key is the same before it is written and after.
+            profiles=tuple(json.loads(json.dumps([{name: asdict(r) for name, r in p.items()} for p in profiles]))),
+            settings=asdict(settings),
+        )
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folder(self) -> str:
+        return f"{self.graph}-{self.digest[:16]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A plan of the store.
+
+    Attributes:
+        model: the bundle it was built from, for people.
+        size, sha256: of the engine file.
+        seconds, peak: what building took: time, and the process's peak memory in bytes.
+        weights, activations: device bytes it needs.
+    """
+
+    folder: Path
+    key: PlanKey
+    model: str
+    size: int
+    sha256: str
+    seconds: float
+    peak: int
+    weights: int
+    activations: int
+    fusion: FusionReport
+
+    @property
+    def engine(self) -> Path:
+        return self.folder / ENGINE
+
+    def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """The index of the first profile that takes inputs of these shapes; one of fixed sizes before a range."""
+        found = [i for i, p in enumerate(self._profiles()) if all(shapes.get(name) in r for name, r in p.items())]
+        return min(found, key=lambda i: any(r.min != r.max for r in self._profiles()[i].values()), default=None)
+
+    def _profiles(self) -> list[dict[str, Range]]:
+        return [
+            {name: Range(tuple(r["min"]), tuple(r["opt"]), tuple(r["max"])) for name, r in profile.items()}
+            for profile in self.key.profiles
+        ]
+
+    def damage(self) -> str:
+        """What is wrong with the engine file, read whole; empty where nothing is."""
+        try:
+            status = self.engine.stat()
+        except OSError:
+            return f"{self.engine} is missing"
+        if status.st_size != self.size:
+            return f"{self.engine} has {status.st_size} bytes instead of {self.size}"
+        if not stat.S_ISREG(status.st_mode):
+            return f"{self.engine} is no file"
+        if sha256_of(self.engine) != self.sha256:
+            return f"{self.engine} changed since it was built"
+        return ""
+
+    def read(self) -> bytes:
+        """The engine's bytes. Raises: BackendError where they are not those that were built."""
+        try:
+            content = read_bounded(self.engine, self.size)
+        except SchemaError:
+            content = b""
+        except OSError as e:
+            raise BackendError(f"cannot read {self.engine} ({e.strerror}): run `cnpp-trt build` again") from None
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise BackendError(f"{self.engine} is damaged and was not loaded: run `cnpp-trt build` again")
+        return content
+
+
+def graph_digest(bundle: Bundle, graph: str) -> str:
+    """SHA-256 over the recorded digests of the graph's files: its ONNX file and the weights beside it."""
+    parts = [entry["sha256"] for entry in bundle.graph_files(graph).values()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def system() -> str:
+    """A plan runs only on the operating system and processor family that it was built on."""
+    return f"{platform.system()}-{platform.machine()}"

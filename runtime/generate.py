@@ -1,0 +1,322 @@
+"""One `cnpp-trt run`: control images in, pictures with their metadata and the sheet out."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from msgspec import to_builtins
+
+from ..bundles.bundle import Bundle
+from ..conditions import CONDITIONS
+from ..errors import CnppError, UserError
+from ..messages import one_line
+from ..schema import convert
+from ..versions import RUNTIME_PACKAGES, __version__, installed
+from .control.consistency import Score, graded, score
+from .control.extraction import can_extract
+from .control.plausibility import control_image_note
+from .images import metadata
+from .images.fitting import ResizeMode, aspect_note, fit
+from .images.image_files import Pixels, read_image, save_png
+from .images.metadata import BundleRecord, PictureRecord
+from .images.saving import Saved, kept_note, save_pictures
+from .images.sheet import SheetControl, draw_sheet
+from .init_image import fit_init_image
+from .pipeline import OnProgress, Pipeline, Result
+from .request import Control, Request
+from .sampling.schedulers import DEFAULT_SCHEDULER
+
+# diffusers' defaults, where neither the user nor the model says otherwise.
+NUM_INFERENCE_STEPS = 20
+GUIDANCE_SCALE = 7.5
+
+_WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class ControlOption:
+    """One `--cond` with what goes with it; without an image the model's own example is used."""
+
+    condition: str
+    image: Path | None = None
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class UserRequest:
+    """What a user asked for.
+
+    Attributes:
+        request: ready to be drawn.
+        notes: on what was done to the images and what looks wrong with them, one line each.
+        photos: for each control, the photo that it was extracted from, uint8 [*,*,3], or None.
+    """
+
+    request: Request
+    notes: tuple[str, ...]
+    photos: tuple[Pixels | None, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a run wrote.
+
+    Attributes:
+        folder: the new folder of this run.
+        images: the pictures' paths, image 0 first.
+        sheet: the sheet's path; None without controls.
+        scores: for each control, its condition and the score of each image; controls that cannot be extracted are left
+            out.
+        timings: seconds by stage, writing and the sheet (extraction and scoring) included.
+        reason: why this backend.
+        memory: peak bytes of device memory by part; empty on a CPU.
+    """
+
+    folder: Path
+    images: tuple[Path, ...]
+    sheet: Path | None
+    scores: tuple[tuple[str, tuple[Score, ...]], ...]
+    seed: int
+    timings: dict[str, float]
+    notes: tuple[str, ...]
+    pixels_sha256: tuple[str, ...]
+    request: dict[str, Any]
+    bundle: dict[str, Any]
+    backend: str
+    reason: str
+    memory: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able; control images are left out."""
+        controls = [{k: v for k, v in c.items() if k != "image"} for c in self.request["controls"]]
+        return {
+            **asdict(self),
+            "folder": str(self.folder),
+            "images": [str(path) for path in self.images],
+            "sheet": self.sheet and str(self.sheet),
+            "scores": [{"condition": name, "images": [asdict(s) for s in found]} for name, found in self.scores],
+            "request": {**self.request, "controls": controls, "init_image": self.request["init_image"] is not None},
+        }
+
+
+def make_request(
+    pipeline: Pipeline,
+    controls: Sequence[ControlOption],
+    *,
+    extract: bool = False,
+    init_image: Path | None = None,
+    resize_mode: ResizeMode = "stretch",
+    prompt: str | None = None,
+    seed: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    scheduler: str | None = None,
+    **fields: Any,
+) -> UserRequest:
+    """A request from a user's options; what was not said comes from the bundle's example and defaults.
+
+    Args:
+        extract: the images are photos to extract the conditions from.
+        init_image: the image to begin with.
+        resize_mode: how images of another size than the bundle's are brought to it.
+        fields: further fields of `Request`.
+    Raises: UserError
+    """
+    manifest = pipeline.bundle.manifest
+    size = (manifest.width, manifest.height)
+    notes: list[str] = []
+    made, examples, photos = [], [], []
+    for option in controls:
+        pipeline.bundle.require_condition(option.condition)
+        photo = None
+        if option.image is None:
+            examples.append(_example(pipeline.bundle, option.condition))
+            image = read_image(examples[-1]["path"]).pixels
+        elif extract:
+            photo = read_image(option.image, background=_WHITE).pixels
+            image = pipeline.extract(option.condition, _fitted(photo, option.image, size, resize_mode, notes))
+        else:
+            image = _control_image(pipeline.bundle, option, resize_mode, notes)
+        photos.append(photo)
+        made.append(Control(option.condition, image, option.scale, option.start, option.end))
+    begin = None
+    if init_image is not None:
+        begin = _fitted(read_image(init_image, background=_WHITE).pixels, init_image, size, resize_mode, notes)
+    example: Mapping[str, Any] = examples[0] if examples else {}
+    defaults = manifest.defaults
+    request = Request(
+        prompt=example.get("prompt", "") if prompt is None else prompt,
+        controls=tuple(made),
+        seed=example.get("seed") if seed is None else seed,
+        num_inference_steps=_first(num_inference_steps, defaults.get("num_inference_steps"), NUM_INFERENCE_STEPS),
+        guidance_scale=_first(guidance_scale, defaults.get("guidance_scale"), GUIDANCE_SCALE),
+        init_image=begin,
+        scheduler=_first(scheduler, defaults.get("scheduler"), DEFAULT_SCHEDULER),
+        **fields,
+    )
+    if prompt is None and not request.prompt:
+        notes.append("the prompt is empty: say what to draw with --prompt")
+    return UserRequest(request, tuple(dict.fromkeys(notes)), tuple(photos))
+
+
+def draw(
+    pipeline: Pipeline,
+    request: Request,
+    out: Path,
+    notes: Sequence[str] = (),
+    photos: Sequence[Pixels | None] = (),
+    on_progress: OnProgress | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Drawn:
+    """Runs a request and writes `image-0.png`, … and `sheet.png` into a new numbered folder under `out`.
+
+    The images are written as soon as they are drawn: whatever fails or interrupts after that leaves them.
+
+    Args:
+        photos: for each control, what it was extracted from, or None; for the sheet.
+        on_progress: see `Pipeline.__call__`.
+        report: is told which images there are where the sheet is interrupted.
+    Raises: UserError, BackendError; CnppError where files cannot be written, or the sheet cannot be made: it names the
+        images.
+    """
+    result = pipeline(request, on_progress=on_progress)
+    request = replace(request, seed=result.seed)
+    start = perf_counter()
+    try:
+        records = _records(pipeline, request, result)
+        texts = [metadata.pack(record) for record in records]
+    except Exception as e:
+        bare = save_pictures(out, list(result.images), [{}] * len(result.images))
+        raise CnppError(f"the pictures' metadata could not be made ({one_line(e)}); {kept_note(bare.images)}") from e
+    saved = save_pictures(out, list(result.images), texts)
+    written = perf_counter()
+    try:
+        sheet, scores = _sheet(pipeline, request, result, photos, saved)
+    except KeyboardInterrupt:
+        report(f"before the sheet was made: {kept_note(saved.images)}")
+        raise
+    except Exception as e:
+        raise CnppError(f"the sheet could not be made ({one_line(e)}); {kept_note(saved.images)}") from e
+    timings = {**result.timings, "write": written - start, "sheet": perf_counter() - written}
+    timings["total"] += timings["write"] + timings["sheet"]
+    record = records[0]
+    return Drawn(
+        folder=saved.folder,
+        images=saved.images,
+        sheet=sheet,
+        scores=scores,
+        seed=result.seed,
+        timings=timings,
+        notes=(*notes, *result.notes, *saved.notes),
+        pixels_sha256=tuple(r.pixels_sha256 for r in records),
+        request=to_builtins(record.request),
+        bundle=to_builtins(record.bundle),
+        backend=record.backend,
+        reason=pipeline.reason,
+        memory=pipeline.backend.memory(),
+    )
+
+
+def _fitted(pixels: Pixels, path: Path, size: tuple[int, int], mode: ResizeMode, notes: list[str]) -> Pixels:
+    """A photo at the bundle's size, or as it is where it is stretched: extractor and encoder do that themselves."""
+    if mode != "stretch":
+        return fit(pixels, *size, mode, "lanczos", fill="edge")
+    if note := aspect_note(str(path), pixels, *size):
+        notes.append(note)
+    return pixels
+
+
+def _control_image(bundle: Bundle, option: ControlOption, mode: ResizeMode, notes: list[str]) -> Pixels:
+    assert option.image is not None
+    manifest, condition = bundle.manifest, option.condition
+    # What is transparent in a control image is "nothing here": black.
+    file = read_image(option.image)
+    ade20k = "palette" not in manifest.conditions[condition]
+    if found := control_image_note(condition, file, ade20k=ade20k, extractable=can_extract(bundle, condition)):
+        notes.append(found)
+    size = (manifest.width, manifest.height)
+    if mode == "stretch":
+        if note := aspect_note(str(file.path), file.pixels, *size):
+            notes.append(note)
+        return file.pixels
+    return fit(file.pixels, *size, mode, CONDITIONS[condition].resample)
+
+
+def _example(bundle: Bundle, condition: str) -> dict[str, Any]:
+    example = bundle.manifest.conditions[condition]
+    if "image" not in example:
+        raise UserError(f"{bundle.folder} ships no example for {condition!r}: give an image with --image FILE")
+    return {**example, "path": bundle.file(example["image"])}
+
+
+def _sheet(
+    pipeline: Pipeline, request: Request, result: Result, photos: Sequence[Pixels | None], saved: Saved
+) -> tuple[Path | None, tuple[tuple[str, tuple[Score, ...]], ...]]:
+    """The sheet's path, and the scores of the controls that can be extracted."""
+    if not request.controls:
+        return None, ()
+    photos = photos or [None] * len(request.controls)
+    rows = [
+        _row(pipeline, control, image, photo, result)
+        for control, image, photo in zip(request.controls, result.controls, photos, strict=True)
+    ]
+    page = draw_sheet(
+        list(result.images),
+        [row for row, _ in rows],
+        prompt=request.prompt,
+        details=f"{request.scheduler} · {request.num_inference_steps} steps · guidance {request.guidance_scale:g}",
+        captions=[f"seed {result.seed + i}" for i in range(len(result.images))],
+        init_image=request.init_image,
+    )
+    path = saved.folder / "sheet.png"
+    save_png(path, page)
+    return path, tuple((c.condition, found) for c, (_, found) in zip(request.controls, rows, strict=True) if found)
+
+
+def _row(
+    pipeline: Pipeline, control: Control, given: Pixels, photo: Pixels | None, result: Result
+) -> tuple[SheetControl, tuple[Score, ...]]:
+    title = CONDITIONS[control.condition].title
+    if not can_extract(pipeline.bundle, control.condition):
+        blank, images = np.full_like(given, 255), len(result.images)
+        return SheetControl(title, given, [blank] * images, ["no extractor"] * images, photo), ()
+    extracted = [pipeline.extract(control.condition, image) for image in result.images]
+    typical = pipeline.bundle.manifest.conditions[control.condition].get("typical_score")
+    scores = tuple(graded(score(control.condition, given, found), typical) for found in extracted)
+    return SheetControl(title, given, extracted, [_caption(s) for s in scores], photo), scores
+
+
+def _caption(score: Score) -> str:
+    return f"{score} · {score.grade}" if score.grade else str(score)
+
+
+def _records(pipeline: Pipeline, request: Request, result: Result) -> list[PictureRecord]:
+    m = pipeline.bundle.manifest
+    # As they were used: a photo may be larger than a record.
+    init_image = None if request.init_image is None else fit_init_image(pipeline.bundle, request.init_image, [])
+    drawn = metadata.request_record(request, result.seed, result.controls, init_image)
+    fields = {"model": m.model, "digest": pipeline.bundle.digest, "precision": m.precision}
+    bundle = convert({**fields, "width": m.width, "height": m.height}, BundleRecord)
+    versions = {"python": platform.python_version(), **installed(RUNTIME_PACKAGES)}
+    return [
+        PictureRecord(
+            version=__version__,
+            request=drawn,
+            image_index=i,
+            bundle=bundle,
+            backend=pipeline.backend.name,
+            versions=versions,
+            pixels_sha256=metadata.pixels_sha256(image),
+        )
+        for i, image in enumerate(result.images)
+    ]
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)

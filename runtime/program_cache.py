@@ -1,0 +1,82 @@
+"""What a pipeline keeps from request to request: programs, and on a GPU the engines of conditions."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+from ..bundles.bundle import Bundle
+from ..errors import DeviceMemoryError
+from .backends.interface import Backend
+from .loop import Program, Structure, graphs_of
+
+# Every condition with room to spare. At full size the buffers of one are some 30 MB for each pair of images in fp16.
+MAX_PROGRAMS = 8
+
+# What belongs to one condition. The other graphs serve every request and stay.
+_OF_A_CONDITION = ("hint_", "controlnet_", "extractor_")
+
+T = TypeVar("T")
+
+
+class Residents:
+    """Programs by structure, and which graphs of conditions were used when.
+
+    Where device memory is short, what was used longest ago goes first: a program with its buffers and its recording,
+    then the engines of its condition, which nothing holds any more. They are loaded again on demand.
+    """
+
+    def __init__(self, backend: Backend, bundle: Bundle) -> None:
+        self.programs: OrderedDict[Structure, Program] = OrderedDict()
+        self._backend = backend
+        self._bundle = bundle
+        # Structures and graphs in the order of their last use, a structure before its graphs.
+        self._used: OrderedDict[Structure | str, None] = OrderedDict()
+
+    def program(self, structure: Structure) -> Program:
+        """The program of a structure, made where it is not there.
+
+        Raises: DeviceMemoryError where it does not fit although everything else that can go is gone.
+        """
+        graphs = graphs_of(structure)
+        if structure not in self.programs:
+            while len(self.programs) >= MAX_PROGRAMS:
+                self._used.pop(self.programs.popitem(last=False)[0], None)
+            self.programs[structure] = self.with_room(graphs, lambda: Program(self._backend, self._bundle, structure))
+        self.programs.move_to_end(structure)
+        self._touch(structure, *graphs)
+        return self.programs[structure]
+
+    def with_room(self, keep: Collection[Structure | str], work: Callable[[], T]) -> T:
+        """What `work` returns; while device memory is too short for it, something that it does not need goes.
+
+        Args:
+            keep: the structures and graphs that it needs.
+            work: may be called several times.
+        Raises: DeviceMemoryError where nothing else can go.
+        """
+        self._touch(*keep)  # first: what is loaded before `work` fails can go too, one day
+        nothing_left = False
+        while True:
+            try:
+                return work()
+            except DeviceMemoryError:
+                if nothing_left:
+                    raise
+            # Not in the `except`: the error's traceback holds what `work` had made so far.
+            old = next((old for old in self._used if old not in keep), None)
+            nothing_left = old is None
+            self._drop(old)
+
+    def _touch(self, *used: Structure | str) -> None:
+        for one in used:
+            if isinstance(one, Structure) or one.startswith(_OF_A_CONDITION):
+                self._used[one] = None
+                self._used.move_to_end(one)
+
+    def _drop(self, old: Structure | str | None) -> None:
+        """A program or a graph, and what no program needs any more."""
+        if old is not None:
+            del self._used[old]
+        if isinstance(old, Structure):
+            self.programs.pop(old, None)
+        self._backend.release(old if isinstance(old, str) else None)

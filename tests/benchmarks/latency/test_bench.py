@@ -1,0 +1,228 @@
+"""The contest itself, on the tiny model: who takes part, what is measured, and what becomes of one that fails."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from cnpp_trt import Pipeline, Request
+from cnpp_trt.benchmarks.environment import environment, physical_cores
+from cnpp_trt.benchmarks.latency import bench
+from cnpp_trt.benchmarks.latency import competitors as contenders
+from cnpp_trt.benchmarks.latency import timing as latency
+from cnpp_trt.benchmarks.latency import worker as contend
+from cnpp_trt.benchmarks.requests import make_requests
+from cnpp_trt.errors import BackendError, CnppError, UserError
+from cnpp_trt.export.checkpoint import Checkpoint
+
+STAGES = {"text_encoder", "hint", "controlnet", "unet", "update", "vae_decoder", "host"}
+
+
+@pytest.fixture
+def request_of(tiny: Any):
+    def make(case: dict[str, Any], index: int) -> Request:
+        sampling = {"num_inference_steps": case["steps"], "num_images_per_prompt": case["images"]}
+        sampling |= {"scheduler": case["scheduler"], "guidance_scale": case["guidance_scale"]}
+        return next(make_requests(tiny.pipeline, "seg", [index], **sampling))
+
+    return make
+
+
+@pytest.fixture
+def opening(tiny: Any):
+    def make(name: str) -> contenders.Opening:
+        size = "{}x{}".format(*tiny.size)
+        return contenders.Opening(name, {size: tiny.bundle}, {"model": str(tiny.checkpoint)}, 1)
+
+    return make
+
+
+def test_cases_vary_one_thing_of_the_base():
+    request = Request(scheduler="euler", guidance_scale=4.0)
+    made = latency.cases([(64, 64), (96, 64)], [1, 2], [20, 4, 50], request)
+    base, *others = made
+    assert base == {
+        "width": 64, "height": 64, "images": 1, "steps": 20, "scheduler": "euler", "guidance_scale": 4.0, "base": True
+    }  # fmt: skip
+    # Few steps are LCM without guidance, which is one thing.
+    sampling = ("steps", "scheduler", "guidance_scale")
+    varied = [{k for k in case if case[k] != base[k]} - {"base"} for case in others]
+    assert varied == [{"images"}, set(sampling), {"steps"}, {"width"}]
+    assert (others[1]["scheduler"], others[1]["guidance_scale"]) == ("lcm", 1.0)
+    assert latency.cases([(64, 64)], [1], [4], request, few_step=False)[0]["scheduler"] == "euler"
+
+
+def test_memory_decides_who_is_measured_together():
+    peaks = {"a": 5, "b": 7, "c": 7, "d": 1}
+    assert latency.groups("abcd", peaks, 100) == [["a", "b", "c", "d"]]
+    assert latency.groups("abcd", peaks, 20) == [["a", "b"], ["a", "c", "d"]]
+    # Two that do not fit are tried all the same: a lone baseline compares with nothing.
+    assert latency.groups("abcd", peaks, 1) == [["a", "b"], ["a", "c"], ["a", "d"]]
+    assert latency.groups("a", peaks, 100) == [["a"]]
+
+
+def test_contest(request_of: Any, opening: Any, tiny: Any):
+    names = ("pytorch", "onnxruntime-cpu", "openvino")
+    openings = [(contenders.BY_NAME[name], opening(name)) for name in names]
+    openings.insert(0, (contenders.BY_NAME["tensorrt"], "no GPU here"))
+    cases = latency.cases([tiny.size], [1, 2], [3], request_of({"steps": 3, "images": 1, "scheduler": "ddim",
+                                                                "guidance_scale": 3.0}, 0), few_step=False)  # fmt: skip
+    told: list[str] = []
+    found = latency.measure(openings, latency.Plan(cases, rounds=4, cold_rounds=1), request_of, told.append)
+
+    # Those that could not run are listed last: the first is the baseline.
+    assert [c["name"] for c in found.contenders] == [*names, "tensorrt"]
+    assert [c["available"] for c in found.contenders] == [True, True, True, False]
+    assert found.contenders[-1]["reason"] == "no GPU here"
+    assert set(found.cold) == set(names)
+    for cold in found.cold.values():
+        assert cold["host_bytes"] > 30 * 2**20 and cold["device_bytes"] is None
+    assert found.cold["pytorch"]["host_bytes"] > found.cold["onnxruntime-cpu"]["host_bytes"]
+
+    base, pair = found.cases
+    assert (base["case"]["images"], pair["case"]["images"]) == (1, 2)
+    assert len(base["runs"]["pytorch"]["whole"]["samples"]) == 4
+    assert len(pair["runs"]["pytorch"]["whole"]["samples"]) == 3
+    assert "ratio" not in base["runs"]["pytorch"]
+    for name in names:
+        run = base["runs"][name]
+        assert set(run["stages"]) == STAGES and not pair["runs"][name]["stages"]
+        assert all(min(stage["samples"]) > 0 for stage in run["stages"].values())
+        if name != "pytorch":
+            samples = zip(base["runs"]["pytorch"]["whole"]["samples"], run["whole"]["samples"], strict=True)
+            assert run["ratio"]["median"] == pytest.approx(np.median([a / b for a, b in samples]))
+            assert run["max_difference"] <= 1, "the same weights and request, or the times mean nothing"
+
+
+def test_one_that_cannot_be_opened_is_listed(request_of: Any, opening: Any, tiny: Any, tmp_path: Path):
+    case = {"width": 1, "height": 1, "images": 1, "steps": 1, "scheduler": "ddim", "guidance_scale": 1.0, "base": True}
+    nowhere = contenders.Opening("openvino", {"64x64": tmp_path / "none"}, {}, 1)
+    plan = latency.Plan((case,), rounds=1, cold_rounds=1)
+    openings = [
+        (contenders.BY_NAME["openvino"], nowhere),
+        (contenders.BY_NAME["onnxruntime-cpu"], opening("onnxruntime-cpu")),
+    ]
+    found = latency.measure(openings, plan, request_of, lambda line: None)
+    assert [c["name"] for c in found.contenders] == ["onnxruntime-cpu", "openvino"]
+    assert "none" in found.contenders[1]["reason"]
+    with pytest.raises(CnppError, match="no contender works here: openvino"):
+        latency.measure(openings[:1], plan, request_of, lambda line: None)
+
+
+def test_a_process_that_dies_is_an_error(opening: Any):
+    process = latency.Process(opening("onnxruntime-cpu"))
+    os.kill(process._process.pid, signal.SIGKILL)
+    with pytest.raises(BackendError, match="its process died"):
+        process.ask({"do": "draw", "request": {}})
+    process.close()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
+def test_a_contender_ends_amid_a_drawing_when_who_asked_is_gone(tiny: Any, tmp_path: Path, kind: signal.Signals):
+    """Whatever way the benchmark ends, also one in which it can tell nobody."""
+    line = ["bench", "--bundle", tiny.bundle, "--contender", "onnxruntime-cpu", "--steps", 500, "--num-images", 16]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cnpp_trt", *map(str, line), "--no-waterfall", "--out", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        watched, deadline = psutil.Process(process.pid), time.monotonic() + 120
+        # It draws, for minutes, once it has used more time than loading takes.
+        while not any(child.cpu_times().user > 4 for child in watched.children()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        drawing = watched.children()
+        process.send_signal(kind)
+        process.wait(timeout=10)
+        _, alive = psutil.wait_procs(drawing, timeout=3)
+        assert alive == []
+    finally:
+        process.kill()
+        process.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_of_the_terminal_is_left_to_who_asked(opening: Any):
+    process = latency.Process(opening("onnxruntime-cpu"))
+    os.kill(process._process.pid, signal.SIGINT)
+    assert process.peak_bytes() > 0
+    process.close()
+    assert process._process.returncode == 0
+
+
+def test_an_order_that_fails_is_answered(opening: Any):
+    process = latency.Process(opening("onnxruntime-cpu"))
+    with pytest.raises(BackendError, match="KeyError"):
+        process.ask({"do": "draw"})
+    assert process.peak_bytes() > 0
+    process.close()
+
+
+def test_requests_survive_the_way(tiny: Any):
+    request = next(make_requests(tiny.pipeline, "seg", [7], num_inference_steps=5, scheduler="lcm", guidance_scale=1.5))
+    again = contend._request(json.loads(json.dumps(contend.request_to_json(request))))
+    assert np.array_equal(again.controls[0].image, request.controls[0].image)
+    for name in ("prompt", "seed", "num_inference_steps", "scheduler", "guidance_scale", "num_images_per_prompt"):
+        assert getattr(again, name) == getattr(request, name)
+
+
+def test_every_contender_has_a_reason_or_a_chance():
+    reasons = {name: contenders.why_not(entry) for name, entry in contenders.BY_NAME.items()}
+    assert not reasons["pytorch"] and not reasons["onnxruntime-cpu"] and not reasons["openvino"]
+    assert "ControlNet" in reasons["optimum-onnxruntime"] and "ControlNet" in reasons["optimum-openvino"]
+
+
+def test_settings_are_checked():
+    with pytest.raises(UserError, match="unknown contender 'tensorflow'"):
+        bench.Settings(contenders=("tensorflow",))
+    with pytest.raises(UserError, match="give more than 0"):
+        bench.Settings(rounds=0)
+
+
+def test_sizes_for_a_benchmark_stay_out_of_the_users_bundles(tiny: Any, monkeypatch: Any, tmp_path: Path):
+    """Or `run` would find several bundles of the model from then on."""
+    monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path))
+    checkpoint = Checkpoint(str(tiny.checkpoint))
+    own, other = checkpoint.size(None), (96, 96)
+    usual = tmp_path / "bundles"
+    assert bench.folder_of(checkpoint, "fp32", own).parent == usual
+    assert bench.folder_of(checkpoint, "fp32", other).parent == tmp_path / "bench"
+    there = usual / bench.folder_of(checkpoint, "fp32", other).name
+    there.mkdir(parents=True)
+    assert bench.folder_of(checkpoint, "fp32", other) == there  # the user has that size: it is measured
+
+
+def test_a_child_loads_no_pytorch_for_the_runtime():
+    """Or cold starts and memory would be PyTorch's."""
+    code = "import sys, cnpp_trt.benchmarks.latency.worker; print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
+
+
+def test_environment_tells_nothing_private():
+    found = environment(2)
+    text = json.dumps(found)
+    assert platform.node() not in text or len(platform.node()) < 4
+    assert str(Path.home()) not in text and str(Path.cwd()) not in text
+    assert found["versions"]["numpy"] == np.__version__ and found["threads"] == 2
+    assert 1 <= physical_cores() <= (os.cpu_count() or 1)
+
+
+def test_pipeline_is_not_needed_to_list(tiny: Any):
+    """A bundle without its checkpoint: PyTorch is listed with the reason, and the rest competes."""
+    settings = bench.Settings(contenders=("pytorch", "onnxruntime-cpu"))
+    size = tiny.pipeline.bundle.manifest.width, tiny.pipeline.bundle.manifest.height
+    opened = Pipeline.open(tiny.bundle, "onnxruntime-cpu").bundle
+    found = dict(bench._openings("cpu", settings, {size: opened}, None, {}, 1))
+    by_name = {entry.name: opening for entry, opening in found.items()}
+    assert "--model" in str(by_name["pytorch"]) and isinstance(by_name["pytorch"], str)
+    assert isinstance(by_name["onnxruntime-cpu"], contenders.Opening)

@@ -1,0 +1,179 @@
+"""The waterfall: every bar draws the same picture, in the way that its name says, and only such bars are timed."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cnpp_trt.benchmarks.latency import waterfall as module
+from cnpp_trt.benchmarks.latency.host_loop import Drawn, HostLoop, Sessions
+from cnpp_trt.benchmarks.latency.waterfall import BARS, waterfall
+from cnpp_trt.benchmarks.requests import make_requests
+from cnpp_trt.errors import CnppError, UserError
+from cnpp_trt.gpu import Gpu, find_gpu
+
+ON_HOST = ("naive", "hint_hoisted", "update_graph", "session_options", "io_binding")
+
+
+class Counting(Sessions):
+    """The runtime's own sessions, which remember what was called how often."""
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline.bundle, lambda graph: pipeline.backend.load(graph).session)
+        self.calls: Counter[str] = Counter()
+
+    def __call__(self, graph: str, feeds: dict[str, Any]) -> dict[str, Any]:
+        self.calls[graph] += 1
+        return super().__call__(graph, feeds)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_inference_steps": 4, "scheduler": "unipc", "guidance_scale": 5.0},
+        {"num_inference_steps": 3, "scheduler": "euler", "num_images_per_prompt": 2},
+        {"num_inference_steps": 3, "scheduler": "lcm", "guidance_scale": 1.0, "num_images_per_prompt": 2},
+    ],
+)
+def test_the_loop_on_the_host_draws_what_the_pipeline_draws(tiny, fields):
+    pipeline = tiny.pipeline
+    request = next(make_requests(pipeline, "seg", [3], **fields))
+    expected = pipeline(request)
+    values = pipeline.prepare(request).values
+    n, batch = request.num_inference_steps, len(values.prompts.input_ids)
+    for hoist_hint, update_graph in ((False, False), (True, False), (True, True)):
+        run = Counting(pipeline)
+        drawn = HostLoop(run, "seg", values, hoist_hint=hoist_hint, update_graph=update_graph)()
+        np.testing.assert_allclose(drawn.latents, expected.latents, rtol=1e-4, atol=1e-5)
+        assert np.abs(drawn.images.astype(int) - expected.images).max() <= 1
+        assert run.calls == Counter(
+            text_encoder=1,
+            hint_seg=1 if hoist_hint else n * batch,
+            controlnet_seg=n,
+            unet=n,
+            vae_decoder=1,
+            **({"update": n} if update_graph else {}),
+        )
+
+
+def test_every_bar_that_works_here_is_measured_and_every_other_has_its_reason(tiny):
+    told: list[str] = []
+    result = waterfall(
+        tiny.pipeline.bundle, "depth", threads=1, rounds=2, report=told.append, num_inference_steps=2, scheduler="ddim"
+    )
+    techniques = {t["name"]: t for t in result["techniques"]}
+    assert list(techniques) == [bar.name for bar in BARS]
+    assert result["case"] == {
+        **{"width": tiny.size[0], "height": tiny.size[1], "images": 1, "steps": 2, "scheduler": "ddim"},
+        **{"guidance_scale": 7.5, "base": True},
+    }
+    for name in ON_HOST:
+        assert techniques[name]["reason"] == ""
+        assert len(techniques[name]["seconds"]["samples"]) == 2
+        assert techniques[name]["difference"] < 1e-5
+    assert techniques["naive"]["difference"] == 0
+    assert techniques["naive"]["ratio"] == {"median": 1, "low": 1, "high": 1}
+    assert techniques["openvino"]["difference"] < 1e-5
+    for t in result["techniques"]:
+        assert ("seconds" in t) == ("ratio" in t) == (t["reason"] == "")
+    if not isinstance(find_gpu(), Gpu):
+        assert {techniques[name]["reason"] for name in ("plan", "graph_per_engine", "whole_loop")} == {find_gpu()}
+    assert not any("\n" in line for line in told)
+
+
+def test_only_what_was_asked_for_is_opened(tiny):
+    result = waterfall(
+        tiny.pipeline.bundle, "seg", threads=1, rounds=1, techniques=["io_binding"], num_inference_steps=1
+    )
+    measured = [t["name"] for t in result["techniques"] if "seconds" in t]
+    assert measured == ["io_binding"]
+    assert {t["reason"] for t in result["techniques"] if t["name"] in ON_HOST} == {"", "not asked for"}
+
+
+@pytest.mark.parametrize("factor", [1.01, np.nan])
+def test_what_draws_something_else_is_not_timed(tiny, monkeypatch, factor):
+    right = BARS[0]
+
+    def off(bench: Any) -> Any:
+        draw = right.open(bench)
+        return lambda: Drawn((drawn := draw()).images, drawn.latents * factor)
+
+    monkeypatch.setattr(module, "BARS", (right, replace(right, name="off", open=off)))
+    first, second = waterfall(tiny.pipeline.bundle, "seg", threads=1, rounds=1, num_inference_steps=1)["techniques"]
+    assert first["reason"] == ""
+    assert second["reason"].startswith(f"its latents differ by {abs(factor - 1):.1e}, more than 1e-03")
+    assert "seconds" not in second
+    assert ("difference" in second) == np.isfinite(factor)  # a result holds no NaN
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"techniques": ["io_binding", "magic"]}, "unknown technique 'magic': choose from naive, "),
+        ({"rounds": 0}, "rounds must be above 0, not 0"),
+        ({"condition": "hed"}, "has no condition 'hed', only seg, depth"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(tiny, arguments, message):
+    with pytest.raises(UserError, match=message):
+        waterfall(tiny.pipeline.bundle, **{"condition": "seg", **arguments})
+
+
+@pytest.mark.skipif(isinstance(find_gpu(), Gpu), reason="there is a GPU")
+def test_where_no_bar_works_each_says_why(tiny):
+    with pytest.raises(CnppError, match="no technique works here: naive: no GPU to run on: "):
+        waterfall(tiny.pipeline.bundle, "seg", device="gpu", num_inference_steps=1)
+
+
+def test_a_damaged_graph_is_told_as_the_bundles(bundle_copy):
+    from cnpp_trt.bundles.bundle import Bundle
+
+    bundle = Bundle.open(bundle_copy)
+    file = bundle_copy / "unet.onnx"
+    file.write_bytes(file.read_bytes()[:1000] + bytes(file.stat().st_size - 1000))
+    with pytest.raises(UserError, match=r"is damaged: unet\.onnx changed since the export"):
+        waterfall(bundle, "seg", threads=1, num_inference_steps=1)
+
+
+def test_recordings_draw_the_same_bytes_on_the_simulated_gpu(simulated_gpu, tiny, tmp_path):
+    simulated_gpu.run(
+        """
+import sys
+import fake_tensorrt
+gpu = fake_tensorrt.install()
+from pathlib import Path
+import numpy as np
+from cnpp_trt import Pipeline
+from cnpp_trt.benchmarks import waterfall as module
+from cnpp_trt.bundle import Bundle
+
+bundle, plans = Bundle.open(sys.argv[1]), Path(sys.argv[2])
+fake_tensorrt.make_plans(bundle, plans)
+bench = module._Bench(bundle, "seg", "gpu", 1, plans, {"num_inference_steps": 3})
+expected = Pipeline.open(bundle, "onnxruntime-cpu", threads=1)(bench.request)
+replays = {"plan": 0, "graph_per_engine": 1 + 3 * 3 + 1, "whole_loop": 1}
+for bar in module.BARS:
+    if bar.name in replays:
+        draw = bar.open(bench)
+        for _ in range(2):
+            gpu.clear()
+            fake_tensorrt.launches.clear()
+            drawn = draw()
+            assert np.array_equal(drawn.latents, expected.latents), bar.name
+            assert np.array_equal(drawn.images, expected.images), bar.name
+            assert gpu.trace().count("cuGraphLaunch") == replays[bar.name], gpu.trace()
+            step = ["controlnet_seg", "unet", "update"]
+            assert fake_tensorrt.launches == ["hint_seg", *step * 3, "vae_decoder"], fake_tensorrt.launches
+
+result = module.waterfall(bundle, "seg", device="gpu", threads=1, plans=plans, rounds=2, num_inference_steps=2)
+found = {t["name"]: t for t in result["techniques"]}
+assert set(found) == {bar.name for bar in module.BARS if bar.device != "cpu"}
+for name in replays:
+    assert found[name]["reason"] == "" and found[name]["difference"] == 0 and "ratio" in found[name], found[name]
+assert "CUDA provider" in found["naive"]["reason"] and "seconds" not in found["naive"], found["naive"]
+""",
+        tiny.bundle,
+        tmp_path / "plans",
+    )
