@@ -64,9 +64,11 @@ def _call(arguments: list[str], closed: bool) -> int:
         raise UserError("an argument holds a NUL character, which no text or path can: leave it out")
     keep_caches_at_home()
     from .commands.app import app
+    from .commands.logs import logs_on_stderr
 
     # Not standalone: Typer would frame a usage error in a box of several lines.
-    status = app(arguments, prog_name="cnpp-trt", standalone_mode=False)
+    with logs_on_stderr():
+        status = app(arguments, prog_name="cnpp-trt", standalone_mode=False)
     return status if isinstance(status, int) else 0
 
 
@@ -76,11 +78,11 @@ def _report(error: BaseException, arguments: list[str]) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, BrokenPipeError):  # as in `| head`: who reads has what they wanted
         return 1
-    from .commands.options import say
+    from .commands.options import echo
 
     line, status = _line_of(error, arguments)
     if line:
-        say(f"error: {line}")
+        echo(f"error: {line}")
     return status
 
 

@@ -27,12 +27,12 @@ from .options import (
     PlanStorePath,
     Vae,
     Variant,
+    echo,
     read_conditions,
     read_counts,
     read_pairs,
     read_precision,
     read_size,
-    say,
     show,
     user_path,
 )
@@ -147,8 +147,8 @@ def build_command(
             conditions = list(opened.manifest.conditions) if asked_conditions == ["all"] else asked_conditions
             asked = tuple(g for g, wanted in ((True, guided or both), (False, unguided or both)) if wanted)
             sizes = Sizes(counts, asked or (guided_by_default(opened),), dynamic, chunks)
-            made.append(build_engines(opened, conditions, loaded, store, sizes, settings, say, progress))
-            found.append(checks[i](conditions, sizes, plans, say) if check else None)
+            made.append(build_engines(opened, conditions, loaded, store, sizes, settings, progress=progress))
+            found.append(checks[i](conditions, sizes, plans, echo) if check else None)
     if as_json:
         rows = [engines_json(e) | ({"check": f} if f else {}) for e, f in zip(made, found, strict=True)]
         print(json.dumps(rows))
@@ -161,7 +161,7 @@ def build_command(
                 show(f"\n{describe_check(outcome, opened.manifest.precision)}")
     failures = [line for outcome in found if outcome for line in outcome["missed"]]
     for line in failures:
-        say(f"missed: {line}")
+        echo(f"missed: {line}")
     if failures:
         raise typer.Exit(1)
 
@@ -193,7 +193,7 @@ def _export(
     require_writable(places.bundles() if out is None else out.absolute().parent)
     checkpoint = parts.checkpoint(model)
     wanted = checkpoint.places.conditions if conditions == ["all"] else conditions
-    return export_model(checkpoint, wanted, read, pixels, out, say)
+    return export_model(checkpoint, wanted, read, pixels, out)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import typer
 
 from ..errors import UserError
 from ..messages import printable
-from .options import Json, PlanStorePath, say, show, user_path
+from .options import Json, PlanStorePath, echo, show, user_path
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +33,7 @@ def engines_list(store: PlanStorePath = None, as_json: Json = False) -> None:
     elif plans:
         show(plans_table(plans))
     else:
-        say(f"no plans in {opened.root}: make some with `cnpp-trt build --cond seg`")
+        echo(f"no plans in {opened.root}: make some with `cnpp-trt build --cond seg`")
 
 
 def engines_inspect(
@@ -82,7 +82,7 @@ def engines_prune(
     else:
         reasons = opened.useless(installed_versions(), bundle_sources() if unused else None)
     for plan, reason in reasons.items():
-        say(f"{plan.folder.name}: {reason}")
+        echo(f"{plan.folder.name}: {reason}")
     freed = 0 if dry_run else opened.remove(reasons) + opened.remove_leftovers()
     if as_json:
         print(json.dumps({"plans": [p.folder.name for p in reasons], "freed": freed, "dry_run": dry_run}))

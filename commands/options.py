@@ -224,7 +224,6 @@ class Parts:
             extractors=read_pairs(self.extractor or [], "--extractor"),
             variant=self.variant,
             config=self.config,
-            report=say,
         )
 
 
@@ -295,9 +294,12 @@ def _require_as_asked(folder: Path, precision: str | None, size: tuple[int, int]
         raise UserError(f"{folder} is for {m.width}x{m.height}: leave --size out, or give another --bundle")
 
 
-def say(line: str) -> None:
-    """Progress and errors: to stderr, at once."""
+def echo(line: str) -> None:
+    """Prints a line of progress or an error to stderr, at once."""
     print(escaped(line), file=sys.stderr, flush=True)
+
+
+say = echo
 
 
 def show(text: str) -> None:

@@ -1,7 +1,8 @@
 """bundle → plans: which graphs, at which sizes, and the report of what came out."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,7 +13,8 @@ from .flavor import Flavor
 from .plan import BuilderSettings, BuildResult, Plan, PlanKey, Profile, Range, Shape
 from .store import PlanStore
 
-Report = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 MAX_IMAGES = 16
 
 
@@ -82,7 +84,6 @@ def build_engines(
     store: PlanStore,
     sizes: Sizes,
     settings: BuilderSettings,
-    report: Report = lambda line: None,
     progress: Progress | None = None,
 ) -> Engines:
     """The plans that the runtime needs to draw with these conditions; those that are there are not built again.
@@ -116,11 +117,11 @@ def build_engines(
             cache = made.timing_cache
             return made
 
-        plan, new = store.get_or_build(key, bundle.manifest.model, build, report)
+        plan, new = store.get_or_build(key, bundle.manifest.model, build)
         plans.append(plan)
         if new:
             built.append(graph)
-            report(
+            logger.info(
                 f"{graph}: {plan.seconds:.1f} s, {plan.size / 2**20:.1f} MiB, {plan.fusion}; "
                 f"on the device {plan.weights / 2**20:.0f} + {plan.activations / 2**20:.0f} MiB"
             )

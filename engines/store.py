@@ -10,6 +10,7 @@ sibling and renamed when whole; a lock lets two processes that ask for one plan 
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -27,6 +28,8 @@ from ..versions import installed
 from .flavor import Flavor, installed_flavors
 from .fusion import FusionReport
 from .plan import ENGINE, BuildResult, Count, Plan, PlanKey, graph_digest, system
+
+logger = logging.getLogger(__name__)
 
 RECORD = "plan.json"
 _MAX_RECORD = 8 << 20
@@ -68,12 +71,9 @@ class PlanStore:
         ]
         return sorted(found, key=lambda plan: -_modified(plan.folder / RECORD))
 
-    def get_or_build(
-        self, key: PlanKey, model: str, build: Callable[[], BuildResult], report: Callable[[str], None]
-    ) -> tuple[Plan, bool]:
+    def get_or_build(self, key: PlanKey, model: str, build: Callable[[], BuildResult]) -> tuple[Plan, bool]:
         """The plan of `key`, and whether it had to be built.
 
-        Args: report: is told in one line why a plan that is there is built again.
         Raises: UserError where the store cannot be written or its disk is full; what `build` raises.
         """
         folder = self.root / key.folder
@@ -89,11 +89,11 @@ class PlanStore:
                 reason = plan.damage() if plan and plan.key == key else f"{folder / RECORD} cannot be read"
                 if plan and not reason:
                     return plan, False
-                report(f"{key.graph}: {reason}: building it again")
+                logger.info(f"{key.graph}: {reason}: building it again")
             else:
                 stale = self._stale(key)
                 if stale:
-                    report(f"{key.graph}: {stale}: building it again")
+                    logger.info(f"{key.graph}: {stale}: building it again")
             built = build()
             self._write(folder, key, model, built)
         plan = _read(folder / RECORD)

@@ -13,7 +13,6 @@ from .architecture import require_fitting, require_sd1_configs, require_sd1_file
 from .configs import checked
 from .recipe import COMPONENTS, CONFIG, EMBEDDED, Places, Recipe
 from .sources import LocalTree, Source
-from .space import Report
 
 if TYPE_CHECKING:
     # Only for types: to look at a checkpoint without loading its weights takes no PyTorch, which is slow to import.
@@ -35,7 +34,6 @@ class Checkpoint:
 
     Args:
         model, controlnets, parts: of a `Recipe`, which says what they may be.
-        report: is told what is downloaded.
     Raises: UserError where the model cannot be found, or is of another architecture.
     """
 
@@ -43,12 +41,10 @@ class Checkpoint:
         self,
         model: str,
         controlnets: Mapping[str, str | Path] | None = None,
-        *,
-        report: Report = lambda line: None,
         **parts: Any,
     ) -> None:
         self.recipe = Recipe(model, controlnets or {}, **parts)
-        self.places = Places(self.recipe, report)
+        self.places = Places(self.recipe)
         self._configs: dict[str, dict[str, Any]] = {}
         self._require_configs()
 

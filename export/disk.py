@@ -1,5 +1,6 @@
 """What an export writes, known before it begins."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,10 +9,12 @@ from ..conditions import CONDITIONS
 from ..errors import UserError
 from .checkpoint import Checkpoint
 from .sources import Source
-from .space import Report, amount, require_space
+from .space import amount, require_space
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 _BYTES = {"fp32": 4, "fp16": 2}
 # Of a graph beside its weights: SD 1.5's UNet has 4 MB of nodes, and constants besides.
@@ -39,13 +42,13 @@ def space_needed(checkpoint: Checkpoint, base: bool, conditions: Iterable[str], 
     return total
 
 
-def state_space(folder: Path, nbytes: int, report: Report) -> None:
+def state_space(folder: Path, nbytes: int) -> None:
     """Says what will be written below `folder`, and what is free there.
 
     Raises: UserError where it does not fit.
     """
     free = require_space(folder.parent, nbytes, "free some, or choose another --out")
-    report(f"writes about {amount(nbytes)} to {folder}; {amount(free)} are free")
+    logger.info(f"writes about {amount(nbytes)} to {folder}; {amount(free)} are free")
 
 
 def _count(module: "nn.Module") -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import shutil
 import time
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16")
 
-Report = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def export_bundle(
@@ -39,7 +40,6 @@ def export_bundle(
     *,
     precision: str = "fp32",
     size: tuple[int, int] | None = None,
-    report: Report = lambda line: None,
 ) -> Bundle:
     """Exports a checkpoint's graphs into the bundle `out`, each compared with its PyTorch module.
 
@@ -50,7 +50,6 @@ def export_bundle(
     Args:
         conditions: of `CONDITIONS`, at least one.
         size: (width, height) in pixels, multiples of 8, 64 to 2048; None takes the UNet's own sample size.
-        report: is told in one line what was done and how long it took.
     Raises: UserError for an argument or checkpoint that cannot be used or a full disk, ExportError where a graph
         differs from its module. No bundle appears then.
     """
@@ -62,7 +61,7 @@ def export_bundle(
         checkpoint.check_controlnet(condition)
     manifest = _manifest(checkpoint, precision, *checkpoint.size(size))
     with lock_bundle(out):
-        return _export_locked(checkpoint, conditions, out, manifest, report)
+        return _export_locked(checkpoint, conditions, out, manifest)
 
 
 def export_model(
@@ -71,7 +70,6 @@ def export_model(
     precision: str,
     size: tuple[int, int] | None,
     out: Path | None,
-    report: Report,
 ) -> Bundle:
     """`export_bundle` to where a user's bundles are (or `out`), at the model's own size unless another is given.
 
@@ -80,14 +78,12 @@ def export_model(
     pixels = checkpoint.size(size)
     folder = out or bundle_folder(checkpoint.name, precision, *pixels)
     try:
-        return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, report=report)
+        return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels)
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("export", e, *EXPORT_MODULES)) from None
 
 
-def _export_locked(
-    checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest, report: Report
-) -> Bundle:
+def _export_locked(checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest) -> Bundle:
     before = ""
     if (out / MANIFEST).exists():
         manifest = _existing(out, manifest)
@@ -101,7 +97,7 @@ def _export_locked(
         elif manifest.conditions[condition].get("controlnet") != checkpoint.controlnet_fingerprint(condition):
             raise UserError(f"the bundle {out} has another ControlNet for {condition}: choose another --out")
     if not missing:
-        report(f"{out} has {', '.join(conditions)} already: nothing to export")
+        logger.info(f"{out} has {', '.join(conditions)} already: nothing to export")
         return Bundle.open(out)
 
     # Not before there is something to export: PyTorch is slow to import.
@@ -118,11 +114,11 @@ def _export_locked(
     checkpoint.check_weights((*base, *(f"controlnet_{condition}" for condition in missing)))
     if not manifest.graphs:
         checkpoint.check_tokenizer()
-        _put_in(checkpoint, manifest, report)
+        _put_in(checkpoint, manifest)
     records = {condition: _condition(checkpoint, condition) for condition in missing}
     example_images = _add_examples(checkpoint, records)
     _require_valid(manifest, records)
-    state_space(out, space_needed(checkpoint, not manifest.graphs, missing, manifest.precision), report)
+    state_space(out, space_needed(checkpoint, not manifest.graphs, missing, manifest.precision))
 
     made_of = _made_of(checkpoint, manifest, before)
     graphs: _Graphs = []
@@ -137,17 +133,17 @@ def _export_locked(
     with write_bundle(out, manifest, progress) as staging:
         taken = progress.keep({name: made_of for name, _, made_of in graphs})
         if taken:
-            report(f"{len(taken)} of {len(graphs)} graphs are there from an interrupted export, which goes on")
+            logger.info(f"{len(taken)} of {len(graphs)} graphs are there from an interrupted export, which goes on")
         if whole:
             checkpoint.tokenizer().save_pretrained(staging / "tokenizer")
         for condition, image in example_images.items():
             target = staging / records[condition]["image"]
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(image, target)
-        _export(graphs, taken, manifest, staging, progress, report)
+        _export(graphs, taken, manifest, staging, progress)
         manifest.conditions.update(records)
     bundle = Bundle.open(out)
-    report(f"bundle {out}: {', '.join(manifest.conditions)} in {time.perf_counter() - start:.1f} s")
+    logger.info(f"bundle {out}: {', '.join(manifest.conditions)} in {time.perf_counter() - start:.1f} s")
     return bundle
 
 
@@ -161,7 +157,6 @@ def _export(
     manifest: Manifest,
     folder: Path,
     progress: Progress,
-    report: Report,
 ) -> None:
     """Args: taken: graphs that are there already."""
     from .onnx_graph import OPSET, export_graph, return_large_blocks
@@ -172,7 +167,7 @@ def _export(
             if name in taken:
                 manifest.graphs[name] = taken[name]
                 continue
-            report(f"{name}: exporting and comparing with PyTorch")
+            logger.info(f"{name}: exporting and comparing with PyTorch")
             start = time.perf_counter()
             # Extractors score images: they stay exact whatever the precision of the model.
             exact = name.startswith("extractor_") or name.endswith("_fp32")
@@ -180,13 +175,13 @@ def _export(
             spec = export_graph(source(), folder, precision, OPSET[manifest.precision])
             progress.add(name, made_of, spec)
             manifest.graphs[name] = spec
-            report(
+            logger.info(
                 f"{name}: {time.perf_counter() - start:.1f} s, largest difference "
                 f"{spec.max_abs_difference:.1e} ({spec.measure} {spec.difference:.1e}, allowed {spec.tolerance:.0e})"
             )
     except (KeyboardInterrupt, SystemExit):
         if progress.graphs:
-            report(
+            logger.info(
                 f"interrupted: {progress.graphs} of {len(graphs)} graphs are kept; the same command goes on from there"
             )
         raise
@@ -307,7 +302,7 @@ def _extractor_digest(checkpoint: Checkpoint, condition: str) -> list[str]:
         return [extractor.origin]
 
 
-def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
+def _put_in(checkpoint: Checkpoint, manifest: Manifest) -> None:
     """What LoRAs and textual inversions there are, before anything heavy is loaded.
 
     Raises: UserError where one does not fit the model.
@@ -316,11 +311,11 @@ def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
     public = dict(zip(recipe.loras, recipe.recorded().get("loras", ()), strict=True))
     for lora, fit in zip(checkpoint.places.loras, checkpoint.fit_loras(), strict=True):
         if fit.unmatched:
-            report(
-                f"warning: {len(fit.unmatched)} of the LoRA {printable(lora.source)}'s keys match no layer and are "
+            logger.warning(
+                f"{len(fit.unmatched)} of the LoRA {printable(lora.source)}'s keys match no layer and are "
                 f"left out ({some(fit.unmatched)}); {fit.fused} layers are fused"
             )
-        report(f"the LoRA {printable(lora.source)} is fused into {fit.fused} layers with weight {lora.weight:g}")
+        logger.info(f"the LoRA {printable(lora.source)} is fused into {fit.fused} layers with weight {lora.weight:g}")
         manifest.loras.append(
             {
                 "source": public.get(lora.source, lora.source),
@@ -336,7 +331,7 @@ def _put_in(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
         manifest.vocabulary = max(manifest.vocabulary, len(tokenizer))
     for embedding in checkpoint.embeddings():
         count = len(embedding.vectors)
-        report(
+        logger.info(
             f"embedding: write {embedding.token} in a prompt, the word from {embedding.named_by} "
             f"({count} vector{'s' if count > 1 else ''})"
         )

@@ -1,16 +1,19 @@
 """A repository of the Hugging Face hub at a revision, and what is told where it cannot be had."""
 
 import errno
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..messages import one_line
-from .space import Report, amount, require_space
+from .space import amount, require_space
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,6 @@ class HubTree:
 
     repo: str
     revision: str
-    report: Report = field(compare=False)
 
     @property
     def origin(self) -> str:
@@ -50,7 +52,7 @@ class HubTree:
         ]
         size = sum(listing.sizes[name] or 0 for name in absent)
         if size > 1 << 20:
-            self.report(f"downloading {amount(size)} of {self.repo} into {HF_HUB_CACHE}")
+            logger.info(f"downloading {amount(size)} of {self.repo} into {HF_HUB_CACHE}")
             require_space(Path(HF_HUB_CACHE), size, "set HF_HOME to a larger disk")
         with self._errors():
             paths = [Path(hf_hub_download(self.repo, name, revision=listing.commit)) for name in wanted]

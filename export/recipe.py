@@ -1,5 +1,6 @@
 """What a checkpoint is made of, as a user says it, and where the files of each part are."""
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,8 +16,9 @@ from ..messages import printable
 from ..miniature import MODEL_FOLDER
 from .models import BASE, LORAS, MODELS, VAES, NamedModel
 from .sources import Finder, LocalTree, Source, mode_of
-from .space import Report
 from .weight_files import SUFFIXES, Library, variants_of
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 COMPONENTS = ("unet", "vae", "text_encoder")
@@ -168,10 +170,9 @@ class Places:
     Raises: UserError where the model or its VAE cannot be found.
     """
 
-    def __init__(self, recipe: Recipe, report: Report) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._finder = Finder(report)
-        self._report = report
+        self._finder = Finder()
         self._without_variant: list[Source] = []  # of which it was said
         self._embedded = EMBEDDED.get(recipe.model)
         self._named = MODELS.get(recipe.model)
@@ -233,7 +234,7 @@ class Places:
             shown = printable(repr(variant), 80)
             raise UserError(f"there are no weights of variant {shown} in {self.model.where}{instead}")
         if without := [c for c in own if c not in found]:
-            self._report(f"{' and '.join(without)} of {self._recipe.model} have no {variant} weights: others are taken")
+            logger.info(f"{' and '.join(without)} of {self._recipe.model} have no {variant} weights: others are taken")
         return dict.fromkeys(found, variant)
 
     def controlnet(self, condition: str) -> Source:
@@ -267,7 +268,7 @@ class Places:
         # A variant of the base model need not be one of the ControlNet.
         if source not in self._without_variant:
             self._without_variant.append(source)
-            self._report(f"the ControlNet {source.origin} has no {variant} weights: others are taken")
+            logger.info(f"the ControlNet {source.origin} has no {variant} weights: others are taken")
         return source.weights()
 
     def palette(self, condition: str) -> str:

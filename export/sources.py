@@ -25,7 +25,6 @@ from ..errors import UserError
 from ..install import EXPORT_MODULES, found, needs
 from ..messages import printable
 from .hub import HubTree
-from .space import Report
 from .weight_files import SUFFIXES, Library, choose_weights
 
 _HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^/@]+))?(/(?P<inside>.+?))?/?")
@@ -188,14 +187,9 @@ class Source:
 
 
 class Finder:
-    """Finds sources. A repository is asked once for its list of files.
+    """Finds sources. The list of files of a repository is fetched once."""
 
-    Args:
-        report: is told what is downloaded.
-    """
-
-    def __init__(self, report: Report = lambda line: None) -> None:
-        self._report = report
+    def __init__(self) -> None:
         self._hub: dict[tuple[str, str], HubTree] = {}
 
     def find(self, text: str | Path) -> Source:
@@ -239,7 +233,7 @@ class Finder:
             raise UserError(
                 needs(f"there is no {printable(repo)!r} here, and the hub", "huggingface_hub", *EXPORT_MODULES)
             )
-        return self._hub.setdefault((repo, revision), HubTree(repo, revision, self._report))
+        return self._hub.setdefault((repo, revision), HubTree(repo, revision))
 
 
 def mode_of(path: Path) -> int:

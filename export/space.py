@@ -1,12 +1,9 @@
 """Room on a disk, and how amounts of it are written."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
-
-Report = Callable[[str], None]
 
 
 def require_space(folder: Path, nbytes: int, advice: str) -> int:

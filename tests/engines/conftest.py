@@ -1,7 +1,7 @@
 """What the tests of the engines share: a bundle written by hand, a build that is none, and one real fp16 bundle."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +152,8 @@ def real_copy(real: Bundle, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def told() -> tuple[list[str], Callable[[str], None]]:
-    """A list, and a `report` that appends to it and takes nothing but single lines."""
-    lines: list[str] = []
-
-    def report(line: str) -> None:
-        assert "\n" not in line
-        lines.append(line)
-
-    return lines, report
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the package logs, all of it in single lines."""
+    caplog.set_level("INFO", "cnpp_trt")
+    yield caplog
+    assert not any("\n" in message for message in caplog.messages)

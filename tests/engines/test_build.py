@@ -1,6 +1,5 @@
 """bundle → plans: which graphs at which sizes, and that nothing is built twice or from a damaged file."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from cnpp_trt.engines.plan import BuilderSettings, Profile, Range
 from cnpp_trt.engines.store import PlanStore
 from cnpp_trt.errors import BackendError, BundleError, UserError
 
-Report = Callable[[str], None]
 ALL = ["unet", "update", "hint_seg", "controlnet_seg", "extractor_seg", "hint_depth", "controlnet_depth"]
 
 
@@ -194,17 +192,16 @@ def test_numbers_of_images_that_no_plan_is_for(images: tuple[int, ...]) -> None:
 
 
 def test_a_second_build_builds_nothing(
-    small: Bundle, store: PlanStore, builds: list[Any], told: tuple[list[str], Report]
+    small: Bundle, store: PlanStore, builds: list[Any], told: pytest.LogCaptureFixture
 ) -> None:
-    lines, report = told
-    first = make(small, ["seg"], store, report=report)
+    first = make(small, ["seg"], store)
     assert [p.key.graph for p in first.plans] == list(first.built) == required_graphs(small, ["seg"])
     assert [onnx for onnx, _, _ in builds] == [small.folder / f"{name}.onnx" for name in first.built]
-    assert [line.partition(":")[0] for line in lines] == list(first.built)
+    assert [line.partition(":")[0] for line in told.messages] == list(first.built)
     assert all(p.model == "small" for p in first.plans)
-    lines.clear()
-    second = make(small, ["seg"], store, report=report)
-    assert (second.built, lines, len(builds)) == ((), [], len(first.built))
+    told.clear()
+    second = make(small, ["seg"], store)
+    assert (second.built, told.messages, len(builds)) == ((), [], len(first.built))
     assert [p.sha256 for p in second.plans] == [p.sha256 for p in first.plans]
 
 
@@ -220,19 +217,19 @@ def test_one_unet_for_two_conditions(small: Bundle, store: PlanStore, builds: li
 
 
 def test_only_what_changed_is_built(
-    small: Bundle, store: PlanStore, builds: list[Any], told: tuple[list[str], Report]
+    small: Bundle, store: PlanStore, builds: list[Any], told: pytest.LogCaptureFixture
 ) -> None:
-    lines, report = told
     first = make(small, ["seg"], store)
     (next(p for p in first.plans if p.key.graph == "unet")).engine.write_bytes(b"")
-    assert make(small, ["seg"], store, report=report).built == ("unet",)
-    assert "has 0 bytes" in lines[0]
-    lines.clear()
+    told.clear()
+    assert make(small, ["seg"], store).built == ("unet",)
+    assert "has 0 bytes" in told.messages[0]
+    told.clear()
     # A number of images changes no hint's and no extractor's plan.
     assert set(make(small, ["seg"], store, sizes=Sizes((2,))).built) == {"unet", "controlnet_seg"}
     newer = replace(FAKE_RTX, version="1.7.2")
-    assert len(make(small, ["seg"], store, flavor=newer, report=report).built) == len(first.plans)
-    reasons = [line for line in lines if "building it again" in line]
+    assert len(make(small, ["seg"], store, flavor=newer).built) == len(first.plans)
+    reasons = [line for line in told.messages if "building it again" in line]
     assert len(reasons) == len(first.plans)
     assert all("was built for version 1.7.1, not 1.7.2" in line for line in reasons)
 

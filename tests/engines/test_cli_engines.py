@@ -387,7 +387,7 @@ def test_inspect_shows_ranges_and_what_is_not_fused(command: Any, store: PlanSto
     row = {"x": {"min": [1, 16], "opt": [2, 16], "max": [8, 16]}}
     key = PlanKey("unet", "ab" * 32, "tensorrt", "11.1", "sm90", system(), (row,), {"optimization_level": 4})
     fusion = FusionReport(9, 2, 1, 4, 3, 5, 1, ("node_Softmax_7", "node_norm_3"))
-    store.get_or_build(key, "sd15", lambda: fake_built(fusion=fusion), lambda line: None)
+    store.get_or_build(key, "sd15", lambda: fake_built(fusion=fusion))
     text = command("engines", "inspect", "unet", "--out", store.root).out
     for part in (
         "(1, 16) … (2, 16) … (8, 16)", "node_Softmax_7", "node_norm_3", "9 kernels, attention 1/2, norms 3/4",

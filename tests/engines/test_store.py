@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from cnpp_trt.files import PARTIAL
 ROW = {"x": {"min": [2, 16], "opt": [2, 16], "max": [2, 16]}}
 KEY = PlanKey("unet", "ab" * 32, "tensorrt-rtx", "1.7.1", "portable", system(), (ROW,), {"optimization_level": None})
 CONTENT = bytes(range(256)) * 8
-Report = Callable[[str], None]
 
 
 @pytest.fixture
@@ -39,15 +38,23 @@ def put(store: PlanStore, fake_built: Any) -> Callable[..., Plan]:
     """A plan of `key` in the store, with this content."""
 
     def call(key: PlanKey = KEY, content: bytes = CONTENT) -> Plan:
-        plan, new = store.get_or_build(key, "small", lambda: fake_built(content), lambda line: None)
+        plan, new = store.get_or_build(key, "small", lambda: fake_built(content))
         assert new
         return plan
 
     return call
 
 
-def unexpected(line: str = "") -> Any:
-    raise AssertionError(f"nothing was to be built or told: {line}")
+@pytest.fixture(autouse=True)
+def nothing_else_is_logged(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Only tests that ask for `told` have a plan of which something is told."""
+    caplog.set_level("INFO", "cnpp_trt")
+    yield
+    assert "told" in request.fixturenames or not caplog.get_records("call")
+
+
+def unexpected() -> Any:
+    raise AssertionError("nothing was to be built")
 
 
 def left(root: Path) -> list[str]:
@@ -148,9 +155,9 @@ def test_the_key_of_a_graph(small: Bundle, small_bundle: Any, tmp_path: Path, mo
 def test_a_plan_is_built_once_and_read_back(store: PlanStore, fake_built: Any) -> None:
     fusion = FusionReport(9, 2, 1, 4, 3, 5, 1, ("soft", "norm"))
     built = fake_built(CONTENT, fusion=fusion, seconds=1.234, weights=10, activations=20, peak=30)
-    plan, new = store.get_or_build(KEY, "small", lambda: built, unexpected)
+    plan, new = store.get_or_build(KEY, "small", lambda: built)
     assert new
-    again, new = store.get_or_build(KEY, "small", unexpected, unexpected)
+    again, new = store.get_or_build(KEY, "small", unexpected)
     assert not new
     for p in (plan, again):
         assert (p.key, p.model, p.size, p.fusion) == (KEY, "small", len(CONTENT), fusion)
@@ -169,7 +176,7 @@ def test_a_failed_build_leaves_nothing(store: PlanStore) -> None:
 
     for _ in range(2):
         with pytest.raises(BackendError, match="TensorRT cannot build"):
-            store.get_or_build(KEY, "small", fail, unexpected)
+            store.get_or_build(KEY, "small", fail)
         assert left(store.root) == []
 
 
@@ -186,7 +193,7 @@ def test_a_relative_store_survives_a_change_of_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_built: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan, _ = PlanStore(Path("mine")).get_or_build(KEY, "small", lambda: fake_built(CONTENT), unexpected)
+    plan, _ = PlanStore(Path("mine")).get_or_build(KEY, "small", lambda: fake_built(CONTENT))
     monkeypatch.chdir("/")
     assert plan.read() == CONTENT
 
@@ -194,7 +201,7 @@ def test_a_relative_store_survives_a_change_of_folder(
 # ---------------------------------------------------------------------------------------------------------- processes
 
 CHILD = """
-import os, sys, time
+import logging, os, sys, time
 from pathlib import Path
 from cnpp_trt.engines import store as module
 from cnpp_trt.engines.plan import BuildResult
@@ -203,6 +210,7 @@ from cnpp_trt.engines.plan import PlanKey
 from cnpp_trt.engines.store import PlanStore
 key = PlanKey(**eval(sys.argv[1]))
 store, log = PlanStore(Path(sys.argv[2])), sys.argv[3]
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
 def said(line):
     print(line, flush=True)
 def build(wait=0.0):
@@ -223,14 +231,14 @@ def child(store: PlanStore, code: str) -> "subprocess.Popen[str]":
 @pytest.mark.parametrize(
     ("code", "word", "partial"),
     [
-        ("store.get_or_build(key, 'm', lambda: build(60), said)", "building", False),
+        ("store.get_or_build(key, 'm', lambda: build(60))", "building", False),
         (
-            "module.os.fsync = lambda fd: (said('writing'), time.sleep(60))\nstore.get_or_build(key, 'm', build, said)",
+            "module.os.fsync = lambda fd: (said('writing'), time.sleep(60))\nstore.get_or_build(key, 'm', build)",
             "writing",
             True,
         ),
         (
-            "Path.rename = lambda *a: (said('renaming'), time.sleep(60))\nstore.get_or_build(key, 'm', build, said)",
+            "Path.rename = lambda *a: (said('renaming'), time.sleep(60))\nstore.get_or_build(key, 'm', build)",
             "renaming",
             True,
         ),
@@ -251,7 +259,7 @@ def test_a_killed_build(store: PlanStore, fake_built: Any, code: str, word: str,
     assert store.plans() == []
     built: list[bytes] = []
     start = time.perf_counter()
-    plan, new = store.get_or_build(KEY, "small", lambda: (built.append(CONTENT), fake_built(CONTENT))[1], unexpected)
+    plan, new = store.get_or_build(KEY, "small", lambda: (built.append(CONTENT), fake_built(CONTENT))[1])
     assert time.perf_counter() - start < 5
     assert (new, built, plan.read()) == (True, [CONTENT], CONTENT)
     assert left(store.root) == [KEY.folder]
@@ -262,7 +270,7 @@ def test_two_processes_build_one_plan_once(store: PlanStore) -> None:
     code = """
 said("ready")
 sys.stdin.readline()
-plan, new = store.get_or_build(key, "m", lambda: build(0.7), said)
+plan, new = store.get_or_build(key, "m", lambda: build(0.7))
 assert plan.read() and not plan.damage()
 said(f"{new} {plan.sha256}")
 """
@@ -286,11 +294,11 @@ said(f"{new} {plan.sha256}")
 
 def test_other_plans_do_not_wait(store: PlanStore, fake_built: Any) -> None:
     """While one plan is built, another of the same store can be."""
-    with child(store, "store.get_or_build(key, 'm', lambda: build(60), said)") as process:
+    with child(store, "store.get_or_build(key, 'm', lambda: build(60))") as process:
         assert process.stdout
         assert process.stdout.readline() == "building\n"
         other = replace(KEY, graph="update")
-        _, new = store.get_or_build(other, "small", lambda: fake_built(CONTENT), unexpected)
+        _, new = store.get_or_build(other, "small", lambda: fake_built(CONTENT))
         assert new
         assert [p.key for p in store.plans()] == [other]
         process.kill()
@@ -321,7 +329,7 @@ ENGINE_DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
 
 @pytest.mark.parametrize("kind", ENGINE_DAMAGE)
 def test_a_damaged_engine(
-    store: PlanStore, put: Callable[..., Plan], fake_built: Any, told: tuple[list[str], Report], kind: str
+    store: PlanStore, put: Callable[..., Plan], fake_built: Any, told: pytest.LogCaptureFixture, kind: str
 ) -> None:
     damage, reason, refusal = ENGINE_DAMAGE[kind]
     plan = put()
@@ -334,16 +342,15 @@ def test_a_damaged_engine(
     assert str(refused.value).endswith("run `cnpp-trt build` again")
     assert "\n" not in str(refused.value)
 
-    lines, report = told
-    again, new = store.get_or_build(KEY, "small", lambda: fake_built(CONTENT + b"new"), report)
+    again, new = store.get_or_build(KEY, "small", lambda: fake_built(CONTENT + b"new"))
     assert new
-    [line] = lines
+    [line] = told.messages
     assert line.startswith("unet: ")
     assert reason in line
     assert line.endswith("building it again")
     assert again.read() == CONTENT + b"new"
     assert left(store.root) == [KEY.folder]
-    assert store.get_or_build(KEY, "small", unexpected, unexpected)[1] is False
+    assert store.get_or_build(KEY, "small", unexpected)[1] is False
 
 
 RECORD_DAMAGE: dict[str, Callable[[Path], Any]] = {
@@ -365,16 +372,15 @@ RECORD_DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("kind", RECORD_DAMAGE)
 def test_a_damaged_record(
-    store: PlanStore, put: Callable[..., Plan], fake_built: Any, told: tuple[list[str], Report], kind: str
+    store: PlanStore, put: Callable[..., Plan], fake_built: Any, told: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """The engine beside it may be whole: without a record of its digest it is never loaded."""
     plan = put()
     RECORD_DAMAGE[kind](plan.folder / RECORD)
     assert [p.key for p in store.plans() if p.key == KEY] == []
-    lines, report = told
-    again, new = store.get_or_build(KEY, "small", lambda: fake_built(b"anew"), report)
+    again, new = store.get_or_build(KEY, "small", lambda: fake_built(b"anew"))
     assert new
-    [line] = lines
+    [line] = told.messages
     assert line.startswith("unet: ")
     assert RECORD in line
     assert line.endswith("building it again")
@@ -385,15 +391,14 @@ def test_a_damaged_record(
 
 @pytest.mark.parametrize("field", ["version", "target", "settings", "system", "revision"])
 def test_a_plan_for_something_else_is_built_again_and_said_so(
-    store: PlanStore, put: Callable[..., Plan], fake_built: Any, told: tuple[list[str], Report], field: str
+    store: PlanStore, put: Callable[..., Plan], fake_built: Any, told: pytest.LogCaptureFixture, field: str
 ) -> None:
     old = put(replace(KEY, **{field: OTHER[field]}), b"old")
-    lines, report = told
-    plan, new = store.get_or_build(KEY, "small", lambda: fake_built(CONTENT), report)
+    plan, new = store.get_or_build(KEY, "small", lambda: fake_built(CONTENT))
     assert new
     assert plan.folder != old.folder
     assert plan.read() == CONTENT
-    [line] = lines
+    [line] = told.messages
     assert line.startswith(f"unet: the plan that is there was built for {field} ")
     assert line.endswith("building it again")
 
@@ -409,7 +414,7 @@ def test_a_plan_beside_others_is_nothing_to_speak_of(
     store: PlanStore, put: Callable[..., Plan], fake_built: Any, field: str
 ) -> None:
     put(replace(KEY, **{field: OTHER[field]}))
-    assert store.get_or_build(KEY, "small", lambda: fake_built(CONTENT), unexpected)[1]
+    assert store.get_or_build(KEY, "small", lambda: fake_built(CONTENT))[1]
     assert len(store.plans()) == 2
 
 
@@ -428,12 +433,12 @@ def test_a_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(targets[where], where, fail)
         with pytest.raises(UserError) as refused:
-            store.get_or_build(KEY, "small", lambda: fake_built(CONTENT), unexpected)
+            store.get_or_build(KEY, "small", lambda: fake_built(CONTENT))
     line = str(refused.value)
     assert line.startswith(f"no space left for {store.root}")
     assert "\n" not in line
     assert left(store.root) == []
-    assert store.get_or_build(KEY, "small", lambda: fake_built(CONTENT), unexpected)[1]
+    assert store.get_or_build(KEY, "small", lambda: fake_built(CONTENT))[1]
 
 
 def test_a_full_disk_takes_no_plan_away(
@@ -447,7 +452,7 @@ def test_a_full_disk_takes_no_plan_away(
 
     monkeypatch.setattr(module.os, "fsync", fail)
     with pytest.raises(UserError):
-        store.get_or_build(KEY, "small", lambda: fake_built(CONTENT), unexpected)
+        store.get_or_build(KEY, "small", lambda: fake_built(CONTENT))
     [other] = store.plans()
     assert other.read() == CONTENT
 
@@ -464,7 +469,7 @@ def limited():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
     return built
 try:
-    store.get_or_build(key, "m", limited, said)
+    store.get_or_build(key, "m", limited)
 except UserError as e:
     said(f"refused: {e}")
 """
@@ -486,7 +491,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path, fake_built: Any, place: 
         blocked.write_text("a file")
     store = PlanStore(blocked if place == "a file" else blocked / "plans")
     with pytest.raises(UserError) as refused:
-        store.get_or_build(KEY, "small", unexpected, unexpected)
+        store.get_or_build(KEY, "small", unexpected)
     line = str(refused.value)
     assert line.startswith(f"cannot write {blocked}")
     assert line.endswith("choose another --out")
@@ -502,7 +507,7 @@ def test_a_file_system_that_is_read_only(store: PlanStore, fake_built: Any, monk
 
     monkeypatch.setattr(Path, "mkdir", fail)
     with pytest.raises(UserError, match=r"cannot write .*plans \(Read-only file system\): choose another --out"):
-        store.get_or_build(KEY, "small", unexpected, unexpected)
+        store.get_or_build(KEY, "small", unexpected)
 
 
 # --------------------------------------------------------------------------------------------------- finding a profile

@@ -35,14 +35,14 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_what_is_said_is_what_is_written(wide, tmp_path, precision):
+def test_what_is_said_is_what_is_written(wide, tmp_path, precision, caplog):
     checkpoint = Checkpoint(str(wide))
-    said: list[str] = []
-    bundle = export_bundle(checkpoint, ["seg"], tmp_path / "bundle", precision=precision, report=said.append)
+    caplog.set_level("INFO", "cnpp_trt")
+    bundle = export_bundle(checkpoint, ["seg"], tmp_path / "bundle", precision=precision)
     # Beside the weights, some MB are set aside for each graph's nodes, which a graph of this size does not need.
     nodes = space_needed(checkpoint, True, ["seg"], precision) - space_needed_by_weights(checkpoint, precision)
     assert space_needed(checkpoint, True, ["seg"], precision) - nodes == pytest.approx(weights(bundle), rel=0.03)
-    assert any(line.startswith("writes about ") and "are free" in line for line in said[:1]), said
+    assert any(line.startswith("writes about ") and "are free" in line for line in caplog.messages[:1]), caplog.messages
     # A condition more is its own graphs only.
     assert space_needed(checkpoint, False, ["seg"], precision) < space_needed(checkpoint, True, ["seg"], precision) / 2
 
@@ -61,15 +61,15 @@ def space_needed_by_weights(checkpoint: Checkpoint, precision: str) -> int:
     return sum(map(held, parts)) + twins
 
 
-def test_what_does_not_fit_is_refused_before_it_begins(tiny_checkpoint, tmp_path, monkeypatch):
+def test_what_does_not_fit_is_refused_before_it_begins(tiny_checkpoint, tmp_path, monkeypatch, caplog):
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
-    said: list[str] = []
+    caplog.set_level("INFO", "cnpp_trt")
     with pytest.raises(
         UserError, match=r"MB do not fit on the disk of .*, 1 MB are free: free some, or choose another --out"
     ):
-        export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], tmp_path / "out" / "bundle", report=said.append)
-    assert said == []
+        export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], tmp_path / "out" / "bundle")
+    assert caplog.messages == []
     assert [p.name for p in (tmp_path / "out").iterdir() if not p.name.endswith(".lock")] == []
 
 

@@ -105,17 +105,17 @@ def test_a_checkpoint_with_an_embedding(tmp_path, tiny_checkpoint):
     assert torch.equal(rows, torch.load(file)["<thing>"])
 
 
-def test_the_word_is_said_and_where_it_is_from(tmp_path, tiny_checkpoint):
+def test_the_word_is_said_and_where_it_is_from(tmp_path, tiny_checkpoint, caplog):
     """AUTOMATIC1111's own files, renamed as sites do, have another word inside."""
     content = {"string_to_param": {"*": torch.ones(2, WIDTH)}, "name": "turnaround-9500"}
     torch.save(content, tmp_path / "charturnerv2.pt")
     torch.save({**content, "name": None}, tmp_path / "plain.pt")
     lora = make_lora(tmp_path / "lora.safetensors", Checkpoint(str(tiny_checkpoint)).empty("unet"))
     texts = [f"{tmp_path}/charturnerv2.pt", f"{tmp_path}/plain.pt", f"{tmp_path}/plain.pt:<mine>"]
-    lines: list[str] = []
+    caplog.set_level("INFO", "cnpp_trt")
     checkpoint = Checkpoint(str(tiny_checkpoint), loras=[f"{lora}:0.5"], embeddings=texts)
-    export_bundle(checkpoint, ["seg"], tmp_path / "bundle", report=lines.append)
-    said = [line for line in lines if "embedding" in line or "LoRA" in line]
+    export_bundle(checkpoint, ["seg"], tmp_path / "bundle")
+    said = [line for line in caplog.messages if "embedding" in line or "LoRA" in line]
     assert said[1:] == [
         f"embedding: write turnaround-9500 in a prompt, the word from inside {tmp_path}/charturnerv2.pt (2 vectors)",
         f"embedding: write plain in a prompt, the word from the name of {tmp_path}/plain.pt (2 vectors)",

@@ -244,9 +244,10 @@ def test_another_controlnet_is_refused(tiny):
 def test_looking_at_a_bundle_that_has_all_takes_no_pytorch(tiny):
     """So that a second `make run` starts at once."""
     code = (
-        "import sys; sys.modules['torch'] = None; from pathlib import Path;"
+        "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout);"
+        "sys.modules['torch'] = None; from pathlib import Path;"
         "from cnpp_trt.export.checkpoint import Checkpoint; from cnpp_trt.export.exporter import export_bundle;"
-        f"export_bundle(Checkpoint({str(tiny.checkpoint)!r}), ['seg'], Path({str(tiny.bundle)!r}), report=print)"
+        f"export_bundle(Checkpoint({str(tiny.checkpoint)!r}), ['seg'], Path({str(tiny.bundle)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "nothing to export" in done.stdout, done.stderr
@@ -333,7 +334,7 @@ def exporting(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[subprocess.Pope
 @pytest.mark.parametrize(
     ("kind", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_interrupted(exporting, tiny, tmp_path, kind, status, word):
+def test_interrupted(exporting, tiny, tmp_path, caplog, kind, status, word):
     """The graphs that are finished are kept, which is said, and the next export goes on from them."""
     exporting.send_signal(kind)
     out, err = exporting.communicate(timeout=120)
@@ -345,13 +346,13 @@ def test_interrupted(exporting, tiny, tmp_path, kind, status, word):
     assert out == ""
     (partial,) = left(tmp_path / "bundles")
     assert partial.startswith(".b.partial-")
-    told: list[str] = []
-    bundle = export_bundle(Checkpoint(str(tiny.checkpoint)), ["seg"], tmp_path / "bundles" / "b", report=told.append)
+    caplog.set_level("INFO", "cnpp_trt")
+    bundle = export_bundle(Checkpoint(str(tiny.checkpoint)), ["seg"], tmp_path / "bundles" / "b")
     goes_on = r"(\d+) of (\d+) graphs are there from an interrupted export, which goes on"
-    (taken,) = filter(None, (re.fullmatch(goes_on, line) for line in told))
+    (taken,) = filter(None, (re.fullmatch(goes_on, line) for line in caplog.messages))
     if kept:
         assert kept == [f"interrupted: {taken[1]} of {taken[2]} graphs are kept; the same command goes on from there"]
-    assert len(compared(told)) == int(taken[2]) - int(taken[1])
+    assert len(compared(caplog.messages)) == int(taken[2]) - int(taken[1])
     assert bundle.verify() > 0
     assert left(tmp_path / "bundles") == ["b"]
 
@@ -438,15 +439,20 @@ def test_a_disk_that_fills_up_while_a_graph_is_written(tiny_checkpoint, tmp_path
     assert left(tmp_path) == []
 
 
-def test_progress_is_told(tiny_checkpoint, tmp_path, monkeypatch):
+def test_progress_is_told(tiny_checkpoint, tmp_path, monkeypatch, caplog):
     """Each graph with its seconds and its difference, as it is made."""
-    told: list[str] = []
+    caplog.set_level("INFO", "cnpp_trt")
     real = graphs.base_graphs
     monkeypatch.setattr(graphs, "base_graphs", lambda *a: list(real(*a))[:2])
-    export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], tmp_path / "bundle", report=told.append)
-    assert [line.split(":")[0] for line in compared(told)] == ["update", "add_residuals", "hint_seg", "controlnet_seg"]
-    assert all(re.search(r": \d+\.\d s, .*allowed 2e-05", line) for line in compared(told))
-    assert re.search(r"bundle.*: seg in \d+\.\d s", told[-1])
+    export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], tmp_path / "bundle")
+    assert [line.split(":")[0] for line in compared(caplog.messages)] == [
+        "update",
+        "add_residuals",
+        "hint_seg",
+        "controlnet_seg",
+    ]
+    assert all(re.search(r": \d+\.\d s, .*allowed 2e-05", line) for line in compared(caplog.messages))
+    assert re.search(r"bundle.*: seg in \d+\.\d s", caplog.messages[-1])
 
 
 def test_exports_that_are_killed(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -241,21 +241,21 @@ def test_numbers_that_are_none(folder):
 
 @pytest.mark.parametrize("having", [("unet",), ("unet", "vae"), ("text_encoder",)])
 @pytest.mark.parametrize("variant", ["fp16", "non_ema"])
-def test_components_without_the_variant_come_without(folder, variant, having):
+def test_components_without_the_variant_come_without(folder, variant, having, caplog):
     for component in having:
         file = folder / component / f"{STEMS[component]}.safetensors"
         save_file(other(load_file(file)), file.with_suffix(f".{variant}.safetensors"), {"format": "pt"})
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         folder, variant=variant, safety_checker=None, feature_extractor=None, torch_dtype=torch.float32
     )
-    lines: list[str] = []
-    checkpoint = Checkpoint(str(folder), variant=variant, report=lines.append)
+    caplog.set_level("INFO", "cnpp_trt")
+    checkpoint = Checkpoint(str(folder), variant=variant)
     for component in ("unet", "vae", "text_encoder"):
         state = getattr(checkpoint, component)(torch.float32).state_dict()
         assert_same(state, getattr(pipeline, component).state_dict())
     checkpoint.fingerprint()
     without = [c for c in ("unet", "vae", "text_encoder") if c not in having]
-    assert lines == [f"{' and '.join(without)} of {folder} have no {variant} weights: others are taken"]
+    assert caplog.messages == [f"{' and '.join(without)} of {folder} have no {variant} weights: others are taken"]
 
 
 # Weights that nothing reads
@@ -343,11 +343,11 @@ def test_an_extractor_in_shards(tmp_path, condition):
     assert torch.equal(open_extractor(condition, Finder().find(folder), 64, 64)(image), expected)
 
 
-def test_a_controlnet_without_the_variant_comes_without(folder):
+def test_a_controlnet_without_the_variant_comes_without(folder, caplog):
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(file, file.with_suffix(".fp16.safetensors"))
-    lines: list[str] = []
-    checkpoint = Checkpoint(str(folder), variant="fp16", report=lines.append)
+    caplog.set_level("INFO", "cnpp_trt")
+    checkpoint = Checkpoint(str(folder), variant="fp16")
     for _ in range(2):
         checkpoint.controlnet_fingerprint("canny")
-    assert lines == [f"the ControlNet {folder}/controlnet/canny has no fp16 weights: others are taken"]
+    assert caplog.messages == [f"the ControlNet {folder}/controlnet/canny has no fp16 weights: others are taken"]

@@ -135,7 +135,7 @@ def plan(place: Place) -> Kind:
         layers=3, attentions=1, attentions_fused=1, norms=2, norms_fused=1, casts=0, casts_left=0, unfused=("a",)
     )
     built = BuildResult(b"an engine", fusion, seconds=1.25, weights=3, activations=5, timing_cache=None, peak=7)
-    made, _ = store.get_or_build(key, "tiny", lambda: built, lambda line: None)
+    made, _ = store.get_or_build(key, "tiny", lambda: built)
     file = made.folder / "plan.json"
     valid = file.read_bytes()
 

@@ -193,4 +193,4 @@ def make_plans(bundle: Any, root: Any, images: tuple[int, ...] = (1, 2)) -> None
         key = PlanKey.of(bundle, graph, flavor, profiles, BuilderSettings())
         plan = str(bundle.folder / spec.file).encode()
         built = BuildResult(plan, FusionReport(1, 0, 0, 0, 0, 0, 0, ()), 0.0, WEIGHTS, Context.SCRATCH, None, 0)
-        store.get_or_build(key, bundle.manifest.model, lambda built=built: built, print)
+        store.get_or_build(key, bundle.manifest.model, lambda built=built: built)
