@@ -78,7 +78,7 @@ def run(
     if bundle is not None and settings.sizes:
         raise UserError("--size goes with --model: a bundle has its one size")
     bundles = (
-        _exported(model or "miniature", controlnets, settings, "fp16" if device == "gpu" else "fp32", report)
+        _exported(model or "miniature", controlnets, settings, "fp16" if device == "gpu" else "fp32")
         if bundle is None
         else [Bundle.open(bundle)]
     )
@@ -138,7 +138,7 @@ def _contest(
 
     openings = _openings(device, settings, by_size, model, controlnets, threads)
     if any(entry.name == "tensorrt" and isinstance(opening, Opening) for entry, opening in openings):
-        _build(bundles, settings.condition, chosen, report)
+        _build(bundles, settings.condition, chosen)
     measured = measure(openings, Plan(chosen, settings.rounds, settings.seconds), request, report)
     report("what this machine can do: matrix products and memory")
     floor, floor_reason = None, ""
@@ -172,9 +172,7 @@ def _command(bundle: Bundle, settings: Settings) -> str:
     return " ".join(["cnpp-trt bench", *options])
 
 
-def _exported(
-    model: str, controlnets: Mapping[str, str], settings: Settings, precision: str, report: Report
-) -> list[Bundle]:
+def _exported(model: str, controlnets: Mapping[str, str], settings: Settings, precision: str) -> list[Bundle]:
     from ...export.exporter import export_model
 
     checkpoint = Checkpoint(model, controlnets)
@@ -182,7 +180,7 @@ def _exported(
     grain = checkpoint.vae_scale_factor
     larger = (width * 3 // 2 // grain * grain, height * 3 // 2 // grain * grain)
     return [
-        export_model(checkpoint, [settings.condition], precision, size, folder_of(checkpoint, precision, size), report)
+        export_model(checkpoint, [settings.condition], precision, size, folder_of(checkpoint, precision, size))
         for size in settings.sizes or ((width, height), larger)
     ]
 
@@ -230,7 +228,7 @@ def _openings(
     return openings
 
 
-def _build(bundles: Sequence[Bundle], condition: str, chosen: Sequence[Case], report: Report) -> None:
+def _build(bundles: Sequence[Bundle], condition: str, chosen: Sequence[Case]) -> None:
     """The plans of every case, where they are missing."""
     from ...engines.build import Sizes, build_engines
     from ...engines.flavor import load_flavor
@@ -240,4 +238,4 @@ def _build(bundles: Sequence[Bundle], condition: str, chosen: Sequence[Case], re
     guided = tuple(sorted({case["guidance_scale"] > 1 for case in chosen}, reverse=True))
     sizes = Sizes(tuple(sorted({case["images"] for case in chosen})), guided)
     for bundle in bundles:
-        build_engines(bundle, [condition], load_flavor("auto"), PlanStore(), sizes, BuilderSettings(), report)
+        build_engines(bundle, [condition], load_flavor("auto"), PlanStore(), sizes, BuilderSettings())

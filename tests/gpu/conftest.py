@@ -143,7 +143,7 @@ def _try(name: str, bundle: Bundle, folder: Path) -> Tried:
     store = PlanStore(folder)
     sizes = Sizes((1, 2), (True, False))
     try:
-        build_engines(bundle, list(bundle.manifest.conditions), flavor, store, sizes, BuilderSettings(), print)
+        build_engines(bundle, list(bundle.manifest.conditions), flavor, store, sizes, BuilderSettings())
     except BackendError as e:
         if store.plans():
             raise  # it builds here, and not this graph
