@@ -186,6 +186,7 @@ def _check_of(bundle: Bundle, model: str, is_models: bool, controlnet: list[str]
 def _export(
     model: str, parts: Parts, conditions: list[str], precision: str, size: str | None, out: Path | None
 ) -> Bundle:
+    from ..export.allocator import return_large_blocks
     from ..export.exporter import PRECISIONS, export_model
 
     read = read_precision(precision, PRECISIONS) or precision
@@ -193,6 +194,7 @@ def _export(
     require_writable(places.bundles() if out is None else out.absolute().parent)
     checkpoint = parts.checkpoint(model)
     wanted = checkpoint.places.conditions if conditions == ["all"] else conditions
+    return_large_blocks()
     return export_model(checkpoint, wanted, read, pixels, out)
 
 

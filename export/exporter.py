@@ -159,9 +159,8 @@ def _export(
     progress: Progress,
 ) -> None:
     """Args: taken: graphs that are there already."""
-    from .onnx_graph import OPSET, export_graph, return_large_blocks
+    from .onnx_graph import OPSET, export_graph
 
-    return_large_blocks()
     try:
         for name, source, made_of in graphs:
             if name in taken:

@@ -1,14 +1,10 @@
 """A PyTorch module → one ONNX file that was compared with it."""
 
-import ctypes
-import gc
-import io
 import logging
 import re
-import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from ..bundles.bundle import GraphSpec, TensorSpec
 from ..errors import ExportError
+from .allocator import release_memory
 
 # By the bundle's precision. Opset 23 has Attention as one operator, one kernel on ONNX Runtime's CPU provider,
 # with less memory. TensorRT fuses attention from opset 20's plain operators just as well, and TensorRT-RTX fails on an
@@ -93,17 +90,6 @@ class GraphSource:
         }
 
 
-def return_large_blocks() -> None:
-    """Freed blocks of 1 MiB and more go back to the system at once, from now on.
-
-    glibc raises that limit up to 32 MiB as blocks are freed, and where modules were loaded and ONNX Runtime widens the
-    weights of an fp16 graph one by one, over 1 GiB of gaps is left for SD 1.5's UNet.
-    """
-    if set_option := _of_glibc("mallopt"):
-        m_mmap_threshold = -3  # malloc.h
-        set_option(m_mmap_threshold, 1 << 20)
-
-
 def export_graph(source: GraphSource, folder: Path, precision: str, opset: int) -> GraphSpec:
     """Writes `<name>.onnx` and `<name>.onnx.data` into `folder` and compares them with the module.
 
@@ -126,7 +112,7 @@ def export_graph(source: GraphSource, folder: Path, precision: str, opset: int) 
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(e))  # torch colours its messages
         raise ExportError(f"PyTorch cannot export {source.name}: {' '.join(reason.split())[:400]}") from e
     source.module = nn.Identity()
-    _give_back_memory()
+    release_memory()
 
     feeds = replace(source, inputs=compared).flat()
     found = run_onnx(folder / file, {name: t.numpy() for name, t in feeds.items()})
@@ -178,18 +164,6 @@ def _reference(module: nn.Module, inputs: Mapping[str, Tensor | tuple[Tensor, ..
     with torch.inference_mode(), _InFloat32():
         outputs = module(**inputs)
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
-def _give_back_memory() -> None:
-    """Frees what has no owner left, and gives the allocator's free pages back to the system where that can be asked."""
-    gc.collect()
-    if trim := _of_glibc("malloc_trim"):
-        trim(0)
-
-
-def _of_glibc(name: str) -> Any:
-    """A function of glibc's own; None where the C library is another."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -283,10 +257,16 @@ def _spec(name: str, tensor: Tensor, free: Mapping[int, str]) -> TensorSpec:
 
 
 @contextmanager
-def _quiet() -> Any:
-    """The exporter logs its own inner workings at length; errors still come out as exceptions."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings and log, which tell its inner workings at length; errors are exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,6 +1,7 @@
 """checkpoint → bundle: what it writes, that it is checked, and what an end before its time leaves."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -453,6 +455,40 @@ def test_progress_is_told(tiny_checkpoint, tmp_path, monkeypatch, caplog):
     ]
     assert all(re.search(r": \d+\.\d s, .*allowed 2e-05", line) for line in compared(caplog.messages))
     assert re.search(r"bundle.*: seg in \d+\.\d s", caplog.messages[-1])
+
+
+def test_an_export_leaves_the_process_as_it_was(tiny_checkpoint, tmp_path, monkeypatch, capfd):
+    """A service may export: its log levels, arguments, streams, threads, environment and warnings stay."""
+    real = graphs.base_graphs
+    monkeypatch.setattr(graphs, "base_graphs", lambda *a: list(real(*a))[:1])
+    before = process_state()
+    export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], tmp_path / "bundle")
+    after = process_state()
+    # Loggers that a library made meanwhile are its own; those that were there stay as they were.
+    assert {name: after["levels"].get(name) for name in before["levels"]} == before["levels"]
+    assert {key: after[key] for key in after if key != "levels"} == {k: before[k] for k in before if k != "levels"}
+    assert capfd.readouterr() == ("", "")
+
+
+def process_state() -> dict[str, Any]:
+    """What an export could change of its process, but for modules that it imports."""
+    import diffusers  # noqa: F401  # each sets up its loggers
+    import torch.onnx
+
+    named = {n: logger for n, logger in logging.root.manager.loggerDict.items() if isinstance(logger, logging.Logger)}
+    return {
+        "levels": {name: (logger.level, logger.propagate) for name, logger in named.items()},
+        "root": (logging.root.level, logging.root.handlers[:]),
+        "arguments": sys.argv[:],
+        "streams": (sys.stdin, sys.stdout, sys.stderr),
+        "threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(),
+        "type": torch.get_default_dtype(),
+        "environment": dict(os.environ),
+        "warnings": warnings.filters[:],
+        "signals": [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)],
+        "folder": Path.cwd(),
+    }
 
 
 def test_exports_that_are_killed(tiny_checkpoint: Path, tmp_path: Path) -> None:
