@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import places
-from .gpu import Gpu, find_gpu
+from .gpu import find_gpu
 from .install import EXPORT_MODULES, install_command
 from .install import found as can_import
 from .messages import one_line
@@ -17,8 +17,12 @@ from .versions import PACKAGES, __version__, installed
 
 
 def examine() -> dict[str, Any]:
-    """Versions, providers, GPU, TensorRT flavors, folders, and what works here. Nothing heavier than onnxruntime is
-    imported."""
+    """Examines this machine, importing nothing heavier than onnxruntime.
+
+    Returns:
+        JSON-able findings: versions, providers, GPU, TensorRT flavors, folders, and under `works` what can be done
+        here, with None where it works and else what to do about it.
+    """
     versions = {name: installed([name]).get(name) for name in PACKAGES}
     providers = _providers()
     gpu = _gpu()
@@ -44,18 +48,19 @@ def examine() -> dict[str, Any]:
     }
 
 
-def describe(found: dict[str, Any]) -> str:
-    """`examine`'s findings as text, one fact a line."""
+def describe(findings: dict[str, Any]) -> str:
+    """The findings of `examine` as text, one fact a line."""
     lines = [
-        f"cnpp-trt {found['cnpp-trt']}, Python {found['python']}, {found['platform']}, {found['cpus']} CPUs",
-        *(f"  {name} {there or 'not installed'}" for name, there in found["versions"].items()),
-        f"ONNX Runtime providers: {', '.join(found['onnxruntime_providers']) or 'none'}",
-        f"GPU: {found['gpu'] or 'none found by the NVIDIA driver'}",
-        f"TensorRT flavors: {', '.join(found['tensorrt_flavors']) or 'none'}",
-        f"home: {found['home']} ({found['home_free_gib']} GiB free)",
-        f"bundles: {', '.join(found['bundles']) or 'none'}; {found['plans']} TensorRT plans",
+        f"cnpp-trt {findings['cnpp-trt']}, Python {findings['python']}, {findings['platform']}, "
+        f"{findings['cpus']} CPUs",
+        *(f"  {name} {there or 'not installed'}" for name, there in findings["versions"].items()),
+        f"ONNX Runtime providers: {', '.join(findings['onnxruntime_providers']) or 'none'}",
+        f"GPU: {findings['gpu'] or 'none found by the NVIDIA driver'}",
+        f"TensorRT flavors: {', '.join(findings['tensorrt_flavors']) or 'none'}",
+        f"home: {findings['home']} ({findings['home_free_gib']} GiB free)",
+        f"bundles: {', '.join(findings['bundles']) or 'none'}; {findings['plans']} TensorRT plans",
         *(f"{'ok     ' if not missing else 'missing'}  {what}{': ' + missing if missing else ''}"
-          for what, missing in found["works"].items()),
+          for what, missing in findings["works"].items()),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -67,41 +72,46 @@ def _folders(root: Path) -> list[Path]:
         return []
 
 
-def _works(versions: dict[str, str | None], providers: list[str] | str) -> dict[str, str]:
-    """What one can do here; an empty string where it works, else what to do."""
-    lacking = [name for name in EXPORT_MODULES if not can_import(name)]
-    gpu = find_gpu()
-    found_gpu = isinstance(gpu, Gpu)
-    no_gpu = "" if isinstance(gpu, Gpu) else gpu
-    both = versions["onnxruntime"] and versions["onnxruntime-gpu"]
-    broken = providers if isinstance(providers, str) else ""
-    there = [] if isinstance(providers, str) else providers
+def _works(versions: dict[str, str | None], providers: list[str] | str) -> dict[str, str | None]:
+    """What this machine can do: None where it works, else what to do about it."""
+    search = find_gpu()
+    missing = [name for name in EXPORT_MODULES if not can_import(name)]
+    cuda = ("cuda-python", "cuda-core")
     return {
-        "run on ONNX Runtime, CPU": (
-            "onnxruntime and onnxruntime-gpu are both installed and break each other: uninstall both, install one"
-            if both
-            else broken or ("" if "CPUExecutionProvider" in there else install_command("cpu"))
-        ),
-        "export checkpoints": f"{install_command('export', 'cpu')} (lacks {', '.join(lacking)})" if lacking else "",
-        "run on OpenVINO, CPU": "" if versions["openvino"] else install_command("openvino"),
+        "run on ONNX Runtime, CPU": _cpu(versions, providers),
+        "export checkpoints": f"{install_command('export', 'cpu')} (lacks {', '.join(missing)})" if missing else None,
+        "run on OpenVINO, CPU": None if versions["openvino"] else install_command("openvino"),
         "build TensorRT plans": (
-            ""
-            if versions["tensorrt-rtx"] or (versions["tensorrt"] and found_gpu)
-            else install_command("gpu" if found_gpu else "rtx")
+            None
+            if versions["tensorrt-rtx"] or (versions["tensorrt"] and search.gpu)
+            else install_command("gpu" if search.gpu else "rtx")
         ),
-        "run TensorRT plans": no_gpu or _lacking(versions, ("cuda-python", "cuda-core"), ("tensorrt", "tensorrt-rtx")),
-        "run on ONNX Runtime, CUDA": no_gpu
-        or _lacking(versions, ("cuda-python", "cuda-core", "onnxruntime-gpu"))
-        or broken
-        or ("" if "CUDAExecutionProvider" in there else "onnxruntime-gpu finds no CUDA provider"),
+        "run TensorRT plans": search.reason or _lacking(versions, cuda, ("tensorrt", "tensorrt-rtx")),
+        "run on ONNX Runtime, CUDA": (
+            search.reason or _lacking(versions, (*cuda, "onnxruntime-gpu")) or _no_provider("CUDA", providers)
+        ),
     }
 
 
-def _lacking(versions: dict[str, str | None], needed: Sequence[str], one_of: Sequence[str] = ()) -> str:
+def _cpu(versions: dict[str, str | None], providers: list[str] | str) -> str | None:
+    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
+        return "onnxruntime and onnxruntime-gpu are both installed and break each other: uninstall both, install one"
+    if providers == []:
+        return install_command("cpu")
+    return _no_provider("CPU", providers)
+
+
+def _no_provider(device: str, providers: list[str] | str) -> str | None:
+    if isinstance(providers, str):
+        return providers
+    return None if f"{device}ExecutionProvider" in providers else f"ONNX Runtime finds no {device} provider"
+
+
+def _lacking(versions: dict[str, str | None], needed: Sequence[str], one_of: Sequence[str] = ()) -> str | None:
     missing = [name for name in needed if not versions[name]]
     if one_of and not any(versions[name] for name in one_of):
         missing.append(" or ".join(one_of))
-    return f"{install_command('gpu')} (lacks {', '.join(missing)})" if missing else ""
+    return f"{install_command('gpu')} (lacks {', '.join(missing)})" if missing else None
 
 
 def _providers() -> list[str] | str:
@@ -116,7 +126,5 @@ def _providers() -> list[str] | str:
 
 
 def _gpu() -> str | None:
-    gpu = find_gpu()
-    if not isinstance(gpu, Gpu):
-        return None
-    return f"{gpu.name}, {gpu.sm}, {gpu.memory / 2**30:.1f} GiB, CUDA {gpu.cuda}"
+    gpu = find_gpu().gpu
+    return None if gpu is None else f"{gpu.name}, {gpu.sm}, {gpu.memory / 2**30:.1f} GiB, CUDA {gpu.cuda}"

@@ -29,18 +29,31 @@ class Gpu:
         return "sm{}{}".format(*self.compute_capability)
 
 
+@dataclass(frozen=True)
+class GpuSearch:
+    """What the driver answered.
+
+    Attributes:
+        gpu: device 0; None where there is none.
+        reason: why there is none, in a few words.
+    """
+
+    gpu: Gpu | None = None
+    reason: str = ""
+
+
 @cache
-def find_gpu() -> Gpu | str:
-    """The GPU, or in a few words why there is none."""
+def find_gpu() -> GpuSearch:
+    """Asks the driver for its first GPU, once in a process."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)
     except OSError:
-        return f"no NVIDIA driver ({library})"
+        return GpuSearch(reason=f"no NVIDIA driver ({library})")
     status = driver.cuInit(0)
     number = ctypes.c_int()
     if status or driver.cuDeviceGetCount(ctypes.byref(number)) or not number.value:
-        return f"the NVIDIA driver finds no GPU (cuInit: {status})"
+        return GpuSearch(reason=f"the NVIDIA driver finds no GPU (cuInit: {status})")
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
     driver.cuDeviceGetName(name, len(name), 0)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), 0)
@@ -52,4 +65,4 @@ def find_gpu() -> Gpu | str:
     version = ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(version))
     cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return Gpu(name.value.decode(), (capability[0], capability[1]), memory.value, cuda)
+    return GpuSearch(Gpu(name.value.decode(), (capability[0], capability[1]), memory.value, cuda))

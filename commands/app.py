@@ -57,5 +57,5 @@ def doctor(as_json: Json = False) -> None:
     """Versions, providers, GPU, folders; what works here and what to install. Made to be pasted into an issue."""
     from ..doctor import describe, examine
 
-    found = examine()
-    print(json.dumps(found)) if as_json else show(describe(found))
+    findings = examine()
+    print(json.dumps(findings)) if as_json else show(describe(findings))

@@ -50,7 +50,7 @@ def engines_inspect(
     if not plans:
         raise UserError(f"no plan {printable(repr(name), 80)} in {opened.root}: see `cnpp-trt engines list`")
     if as_json:
-        print(json.dumps([{**plan_json(plan), "damage": plan.damage()} for plan in plans]))
+        print(json.dumps([{**plan_json(plan), "damage": plan.integrity_error()} for plan in plans]))
     else:
         show("\n\n".join(map(plan_details, plans)))
 
@@ -80,7 +80,7 @@ def engines_prune(
     if everything:
         reasons = dict.fromkeys(opened.plans(), "--all")
     else:
-        reasons = opened.useless(installed_versions(), bundle_sources() if unused else None)
+        reasons = opened.find_unusable(installed_versions(), bundle_sources() if unused else None)
     for plan, reason in reasons.items():
         echo(f"{plan.folder.name}: {reason}")
     freed = 0 if dry_run else opened.remove(reasons) + opened.remove_leftovers()

@@ -53,14 +53,14 @@ def plans_table(plans: Sequence[Plan]) -> str:
 
 def plan_details(plan: Plan) -> str:
     """Everything known of one plan; its engine file is read whole to compare its digest."""
-    damage = plan.damage()
+    error = plan.integrity_error()
     lines = [
         printable(plan.folder),
         f"graph      {plan.key.graph} of {printable(plan.model)} (source {plan.key.source[:16]})",
         f"for        {_kind(plan)}, {printable(plan.key.system)}",
         f"settings   {printable(', '.join(f'{k}={v}' for k, v in plan.key.settings.items()))}",
         f"built      in {plan.seconds:.1f} s, peak memory {plan.peak / 2**30:.1f} GiB",
-        f"engine     {plan.size / 2**20:.1f} MiB, sha256 {plan.sha256[:16]}: {damage or 'whole'}",
+        f"engine     {plan.size / 2**20:.1f} MiB, sha256 {plan.sha256[:16]}: {error or 'whole'}",
         f"device     {plan.weights / 2**20:.1f} MiB weights, {plan.activations / 2**20:.1f} MiB activations",
         f"fusion     {plan.fusion}",
     ]

@@ -39,13 +39,13 @@ class Flavor:
         """
         if self.rtx:
             return "portable"
-        gpu = find_gpu()
-        if isinstance(gpu, str):
+        search = find_gpu()
+        if search.gpu is None:
             raise BackendError(
-                f"TensorRT builds plans on the GPU that runs them, and here is none: {gpu}; "
+                f"TensorRT builds plans on the GPU that runs them, and here is none: {search.reason}; "
                 f"--flavor tensorrt-rtx builds without one ({install_command('rtx')})"
             )
-        return gpu.sm
+        return search.gpu.sm
 
     def runs(self, target: str, gpu: Gpu) -> bool:
         """Whether a plan for `target` may run on `gpu`. Of a portable plan only TensorRT-RTX itself knows: True."""
@@ -65,7 +65,7 @@ def load_flavor(name: str = "auto") -> Flavor:
     Raises: UserError for an unknown name, BackendError where it is not installed.
     """
     if name == "auto":
-        preferred = list(MODULES) if isinstance(find_gpu(), Gpu) else ["tensorrt-rtx"]
+        preferred = list(MODULES) if find_gpu().gpu else ["tensorrt-rtx"]
         name = next((flavor for flavor in preferred if flavor in installed_flavors()), preferred[-1])
     if name not in MODULES:
         raise unknown_choice("flavor", name, ("auto", *MODULES))

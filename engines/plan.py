@@ -174,8 +174,12 @@ class Plan:
             for profile in self.key.profiles
         ]
 
-    def damage(self) -> str:
-        """What is wrong with the engine file, read whole; empty where nothing is."""
+    def integrity_error(self) -> str | None:
+        """Reads the engine file whole and compares it with its record.
+
+        Returns:
+            What is wrong with the file; None where it is as it was built.
+        """
         try:
             status = self.engine.stat()
         except OSError:
@@ -186,7 +190,7 @@ class Plan:
             return f"{self.engine} is no file"
         if sha256_of(self.engine) != self.sha256:
             return f"{self.engine} changed since it was built"
-        return ""
+        return None
 
     def read(self) -> bytes:
         """The engine's bytes. Raises: BackendError where they are not those that were built."""

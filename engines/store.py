@@ -86,21 +86,21 @@ class PlanStore:
                         remove_folder(leftover)
             if folder.exists():
                 plan = _read(folder / RECORD)
-                reason = plan.damage() if plan and plan.key == key else f"{folder / RECORD} cannot be read"
+                reason = plan.integrity_error() if plan and plan.key == key else f"{folder / RECORD} cannot be read"
                 if plan and not reason:
                     return plan, False
                 logger.info(f"{key.graph}: {reason}: building it again")
             else:
-                stale = self._stale(key)
-                if stale:
-                    logger.info(f"{key.graph}: {stale}: building it again")
+                reason = self._outdated(key)
+                if reason:
+                    logger.info(f"{key.graph}: {reason}: building it again")
             built = build()
             self._write(folder, key, model, built)
         plan = _read(folder / RECORD)
         assert plan is not None
         return plan, True
 
-    def useless(self, versions: Mapping[str, str], sources: Collection[str] | None = None) -> dict[Plan, str]:
+    def find_unusable(self, versions: Mapping[str, str], sources: Collection[str] | None = None) -> dict[Plan, str]:
         """Plans that nothing here can use, each with the reason.
 
         Args:
@@ -116,8 +116,8 @@ class PlanStore:
                 reasons[plan] = f"{plan.key.flavor} {plan.key.version}, installed is {installed}"
             elif sources is not None and plan.key.source not in sources:
                 reasons[plan] = "no bundle has its graph"
-            elif damage := plan.damage():
-                reasons[plan] = damage
+            elif error := plan.integrity_error():
+                reasons[plan] = error
         return reasons
 
     def remove(self, plans: Collection[Plan]) -> int:
@@ -159,8 +159,8 @@ class PlanStore:
             if folder.name.startswith(f"{graph}-") and (plan := _read(folder / RECORD)) and plan.key.graph == graph:
                 yield plan
 
-    def _stale(self, key: PlanKey) -> str:
-        """Why a plan of the same graph and sizes that is there cannot serve."""
+    def _outdated(self, key: PlanKey) -> str | None:
+        """Why a plan of the same graph and sizes in the store cannot serve; None where there is no such plan."""
         for plan in self._of_graph(key.graph):
             if plan.key.profiles != key.profiles or plan.key.flavor != key.flavor:
                 continue
@@ -170,7 +170,7 @@ class PlanStore:
                 before, now = getattr(plan.key, what), getattr(key, what)
                 if before != now:
                     return f"the plan that is there was built for {what} {_short(before)}, not {_short(now)}"
-        return ""
+        return None
 
     def _write(self, folder: Path, key: PlanKey, model: str, built: BuildResult) -> None:
         staging = new_partial_folder(folder)

@@ -41,7 +41,7 @@ def kill_builds(bundle: Path, moments: int, folder: Path, seed: int = 0) -> Coun
 
     def look() -> None:
         for plan in PlanStore(plans).plans():
-            if damage := plan.damage():
+            if damage := plan.integrity_error():
                 raise CnppError(damage)
             shutil.rmtree(plan.folder)
 

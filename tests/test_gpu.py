@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cnpp_trt import gpu
-from cnpp_trt.gpu import Gpu, find_gpu
+from cnpp_trt.gpu import Gpu, GpuSearch, find_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
 def test_no_driver(install: Any, monkeypatch: pytest.MonkeyPatch, platform: str, file: str) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     opened = install(OSError(f"{file}: cannot open shared object file: No such file or directory"))
-    assert find_gpu() == f"no NVIDIA driver ({file})"
+    assert find_gpu() == GpuSearch(None, f"no NVIDIA driver ({file})")
     assert opened == [file]
 
 
@@ -83,13 +83,13 @@ def test_no_driver(install: Any, monkeypatch: pytest.MonkeyPatch, platform: str,
 def test_a_driver_without_a_gpu(install: Any, status: int, devices: int) -> None:
     library = driver(status, devices)
     install(library)
-    assert find_gpu() == f"the NVIDIA driver finds no GPU (cuInit: {status})"
+    assert find_gpu() == GpuSearch(None, f"the NVIDIA driver finds no GPU (cuInit: {status})")
     assert "cuDeviceGetName" not in library.calls
 
 
 def test_a_gpu(install: Any) -> None:
     install(driver())
-    found = find_gpu()
+    found = find_gpu().gpu
     assert found == Gpu("NVIDIA H200", (9, 0), 150 * 10**9, "13.0")
     assert isinstance(found, Gpu)
     assert found.sm == "sm90"
@@ -101,7 +101,7 @@ def test_a_gpu(install: Any) -> None:
 )
 def test_versions(install: Any, version: int, cuda: str, capability: tuple[int, int], sm: str) -> None:
     install(driver(version=version, capability=capability))
-    found = find_gpu()
+    found = find_gpu().gpu
     assert isinstance(found, Gpu)
     assert (found.cuda, found.sm) == (cuda, sm)
 
@@ -119,12 +119,13 @@ def test_this_machine() -> None:
     try:
         ctypes.CDLL(library)
     except OSError:
-        assert found == f"no NVIDIA driver ({library})"
+        assert found == GpuSearch(None, f"no NVIDIA driver ({library})")
         return
-    if isinstance(found, Gpu):
-        assert found.name
-        assert found.compute_capability >= (3, 0)
-        assert found.memory > 2**28
-        assert 11 <= float(found.cuda) < 100
+    if found.gpu is not None:
+        assert found.gpu.name
+        assert found.gpu.compute_capability >= (3, 0)
+        assert found.gpu.memory > 2**28
+        assert 11 <= float(found.gpu.cuda) < 100
+        assert found.reason == ""
     else:
-        assert "no GPU" in found
+        assert "no GPU" in found.reason

@@ -301,7 +301,7 @@ def test_stopped_while_building(real: Bundle, store: PlanStore, kind: signal.Sig
     done = store.plans()
     assert 1 <= len(done) < len(real.manifest.graphs)
     assert left(store.root) == {p.folder.name for p in done}
-    assert all(plan.damage() == "" for plan in done)
+    assert all(plan.integrity_error() is None for plan in done)
     assert "unet" not in {plan.key.graph for plan in done}
 
 
@@ -374,7 +374,7 @@ def test_inspect(command: Any, plans: PlanStore, small: Bundle) -> None:
         assert part in outcome.out, part
     by_name = command("engines", "inspect", unet.folder.name, "--out", plans.root, "--json")
     [found] = json.loads(by_name.out)
-    assert (found["sha256"], found["damage"]) == (unet.sha256, "")
+    assert (found["sha256"], found["damage"]) == (unet.sha256, None)
     several = json.loads(command("engines", "inspect", "u", "--out", plans.root, "--json").out)
     assert {p["key"]["graph"] for p in several} == {"unet", "update"}
     assert len(command("engines", "inspect", "u", "--out", plans.root).out.split("\n\n")) == 2

@@ -15,10 +15,11 @@ import pytest
 from cnpp_trt.engines import flavor
 from cnpp_trt.engines.flavor import MODULES, Flavor, installed_flavors, load_flavor
 from cnpp_trt.errors import BackendError, UserError
-from cnpp_trt.gpu import Gpu
+from cnpp_trt.gpu import Gpu, GpuSearch
 from hints import hint
 
 H200 = Gpu("NVIDIA H200", (9, 0), 150 * 10**9, "13.0")
+NO_DRIVER = GpuSearch(reason="no NVIDIA driver (libcuda.so.1)")
 PACKAGE = Path(cnpp_trt.__path__[0])
 
 
@@ -27,7 +28,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`machine("tensorrt", gpu=True)`: one where only these flavours are installed, with or without a GPU."""
 
     def make(*installed: str, gpu: bool = False) -> None:
-        monkeypatch.setattr(flavor, "find_gpu", lambda: H200 if gpu else "no NVIDIA driver (libcuda.so.1)")
+        monkeypatch.setattr(flavor, "find_gpu", lambda: GpuSearch(H200) if gpu else NO_DRIVER)
         for name, module_name in flavor.MODULES.items():
             module = None
             if name in installed:
@@ -168,7 +169,7 @@ import cnpp_trt.engines.store, cnpp_trt.engines.build, cnpp_trt.engines.builder,
 from cnpp_trt.engines.store import PlanStore, installed_versions
 store = PlanStore()
 versions = installed_versions()
-store.useless(versions)
+store.find_unusable(versions)
 print(json.dumps([versions, sorted(m for m in sys.modules if "tensorrt" in m or m in ("torch", "onnx"))]))
 """
     ended = subprocess.run(

@@ -163,7 +163,7 @@ def test_a_plan_is_built_once_and_read_back(store: PlanStore, fake_built: Any) -
         assert (p.key, p.model, p.size, p.fusion) == (KEY, "small", len(CONTENT), fusion)
         assert (p.seconds, p.weights, p.activations, p.peak) == (1.23, 10, 20, 30)
         assert p.read() == p.engine.read_bytes() == CONTENT
-        assert p.damage() == ""
+        assert p.integrity_error() is None
     assert left(store.root) == [KEY.folder]
     assert left(plan.folder) == [ENGINE, RECORD]
     if os.name == "posix":
@@ -271,7 +271,7 @@ def test_two_processes_build_one_plan_once(store: PlanStore) -> None:
 said("ready")
 sys.stdin.readline()
 plan, new = store.get_or_build(key, "m", lambda: build(0.7))
-assert plan.read() and not plan.damage()
+assert plan.read() and not plan.integrity_error()
 said(f"{new} {plan.sha256}")
 """
     processes = [child(store, code) for _ in range(3)]
@@ -334,7 +334,7 @@ def test_a_damaged_engine(
     damage, reason, refusal = ENGINE_DAMAGE[kind]
     plan = put()
     damage(plan.engine)
-    assert reason in plan.damage()
+    assert reason in plan.integrity_error()
     with pytest.raises(BackendError) as refused:
         plan.read()
     assert refusal in str(refused.value)
@@ -533,7 +533,9 @@ def test_the_profile_fits_every_input(put: Callable[..., Plan]) -> None:
     assert plan.profile_for({"x": (2, 16), "y": (2,)}) is None
 
 
-def test_plans_of_a_graph_the_newest_first(small: Bundle, store: PlanStore, put: Callable[..., Plan]) -> None:
+def test_plans_of_a_graph_the_newest_first(
+    small: Bundle, store: PlanStore, put: Callable[..., Plan], told: pytest.LogCaptureFixture
+) -> None:
     flavor = Flavor("tensorrt-rtx", None, "1.7.1")
     key = replace(KEY, source=graph_digest(small, "unet"))
     old, new = put(key), put(replace(key, profiles=rows((4, 4, 4))))
@@ -560,12 +562,12 @@ def test_useless_plans_and_why(store: PlanStore, put: Callable[..., Plan]) -> No
     flip(put(replace(KEY, graph="flipped")).engine)
     put(replace(KEY, graph="strange", source="other"))
     versions = {"tensorrt-rtx": "1.7.1"}
-    found = {plan.key.graph: reason for plan, reason in store.useless(versions).items()}
+    found = {plan.key.graph: reason for plan, reason in store.find_unusable(versions).items()}
     assert set(found) == {"elsewhere", "older", "flipped"}
     assert found["elsewhere"] == "for Plan9-mips"
     assert found["older"] == "tensorrt-rtx 1.6.0, installed is 1.7.1"
     assert "changed since it was built" in found["flipped"]
-    unused = {plan.key.graph: reason for plan, reason in store.useless(versions, {good.key.source}).items()}
+    unused = {plan.key.graph: reason for plan, reason in store.find_unusable(versions, {good.key.source}).items()}
     assert set(unused) == {"elsewhere", "older", "flipped", "strange"}
     assert unused["strange"] == "no bundle has its graph"
     assert len(store.plans()) == 6
@@ -609,7 +611,7 @@ def test_plans_without_a_readable_record_are_leftovers(store: PlanStore, put: Ca
 
 def test_no_store_at_all(store: PlanStore) -> None:
     assert store.plans() == []
-    assert store.useless(installed_versions()) == {}
+    assert store.find_unusable(installed_versions()) == {}
     assert store.remove_leftovers() == 0
     assert not store.root.exists()
 

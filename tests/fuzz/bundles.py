@@ -146,9 +146,9 @@ def plan(place: Place) -> Kind:
             plan_details(found)
             json.dumps(plan_json(found), allow_nan=False)
             found.profile_for({"x": (2, 16)})
-            found.damage()
+            found.integrity_error()
         plans_table(plans)
-        store.useless(installed_versions())
+        store.find_unusable(installed_versions())
         if not plans:
             raise CnppError("the record is none")
 
