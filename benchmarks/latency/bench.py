@@ -10,7 +10,7 @@ from ...bundles.bundle import Bundle, bundle_folder
 from ...errors import CnppError, UserError
 from ...export.checkpoint import Checkpoint
 from ...export.reopen import checkpoint_of
-from ...gpu import Gpu, find_gpu
+from ...gpu import find_gpu
 from ...places import home
 from ...runtime.pipeline import Pipeline, structure_of
 from ...runtime.request import Request
@@ -73,7 +73,7 @@ def run(
     Returns: the results by their files.
     Raises: UserError, CnppError
     """
-    device: Device = "gpu" if isinstance(find_gpu(), Gpu) else "cpu"
+    device: Device = "gpu" if find_gpu().gpu else "cpu"
     threads = None if device == "gpu" else settings.threads or physical_cores()
     if bundle is not None and settings.sizes:
         raise UserError("--size goes with --model: a bundle has its one size")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
-from ...gpu import Gpu, find_gpu
+from ...gpu import find_gpu
 from ...install import EXPORT_MODULES, cannot_import, found
 from ...runtime.request import Request
 
@@ -60,9 +60,9 @@ def why_not(entry: Entry) -> str:
     """Why this one cannot compete here, as far as is known before it is started; empty where nothing is."""
     if entry.name.startswith("optimum"):
         return _optimum(entry.name)
-    gpu = find_gpu()
-    if entry.device == "gpu" and not isinstance(gpu, Gpu):
-        return gpu
+    search = find_gpu()
+    if entry.device == "gpu" and search.gpu is None:
+        return search.reason
     missing = [m for prefix, modules in _NEEDS.items() if entry.name.startswith(prefix) for m in modules]
     if absent := [m for m in missing if not found(m)]:
         return f"{', '.join(absent)} not installed"

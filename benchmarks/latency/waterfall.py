@@ -216,8 +216,8 @@ class _Bench:
 def _why_not(bar: Bar, device: Device, techniques: Sequence[str]) -> str:
     """Why a bar is not even tried; empty where it is."""
     if bar.device not in (None, device):
-        gpu = find_gpu()
-        return gpu if bar.device == "gpu" and isinstance(gpu, str) else f"runs on a {bar.device.upper()} only"
+        search = find_gpu()
+        return search.reason if bar.device == "gpu" and search.gpu is None else f"runs on a {bar.device.upper()} only"
     return "not asked for" if techniques and bar.name not in techniques else ""
 
 

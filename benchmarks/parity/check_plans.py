@@ -8,7 +8,7 @@ from typing import TypedDict
 from ...bundles.bundle import Bundle
 from ...engines.build import Sizes
 from ...export.checkpoint import Checkpoint
-from ...gpu import Gpu, find_gpu
+from ...gpu import find_gpu
 from ...runtime.pipeline import Pipeline
 from ..records import GraphParity
 from ..report.fidelity import graph_table, verdict_text
@@ -40,12 +40,12 @@ def check_plans(
 
     Raises: BackendError where there is a GPU and the plans do not run on it.
     """
-    gpu = find_gpu()
+    search = find_gpu()
     wanted = list(product(sizes.images, sizes.guided))
-    if isinstance(gpu, Gpu):
+    if search.gpu is not None:
         note, deployed = "", Pipeline.open(bundle, "tensorrt", plans=plans)
     else:
-        note = f"no plan can run here ({gpu}): their source graphs were checked in ONNX Runtime on the CPU"
+        note = f"no plan can run here ({search.reason}): their source graphs were checked in ONNX Runtime on the CPU"
         deployed, wanted = Pipeline.open(bundle, "onnxruntime-cpu"), wanted[:1]
         report(note)
     graphs = check_graphs(deployed, checkpoint, conditions, wanted, device_of(deployed), report)

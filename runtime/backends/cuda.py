@@ -39,15 +39,15 @@ class Cuda:
     """
 
     def __init__(self, budget: int | None = None) -> None:
-        gpu = find_gpu()
-        if not isinstance(gpu, Gpu):
-            raise BackendError(f"no GPU to run on: {gpu}")
+        search = find_gpu()
+        if search.gpu is None:
+            raise BackendError(f"no GPU to run on: {search.reason}")
         try:
             from cuda.bindings import driver
             from cuda.core import Device
         except ImportError as e:
             raise BackendError(cannot_import("running on a GPU", e)) from None
-        self.gpu = gpu
+        self.gpu: Gpu = search.gpu
         self.trace: list[str] | None = None
         self._driver = driver
         self._device = Device(0)

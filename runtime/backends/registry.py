@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...bundles.bundle import Bundle
 from ...errors import BackendError, UserError
-from ...gpu import Gpu, find_gpu
+from ...gpu import find_gpu
 from ...install import found
 from ...messages import printable, unknown_choice
 from .interface import Backend
@@ -81,20 +81,21 @@ def open_backend(
     }
     if name != "auto":
         return makers[name](), "asked for"
-    gpu = find_gpu()
+    search = find_gpu()
+    gpu = search.gpu
     if vram_budget is not None:
-        if not isinstance(gpu, Gpu):
-            raise UserError(f"a vram budget is for a GPU: {gpu}: leave it out to draw on the CPU")
+        if gpu is None:
+            raise UserError(f"a vram budget is for a GPU: {search.reason}: leave it out to draw on the CPU")
         return tensorrt(), f"on {gpu.name}"
     reasons: list[str] = []
-    if isinstance(gpu, Gpu):
+    if gpu is not None:
         for candidate in ("tensorrt", "onnxruntime-cuda"):
             try:
                 return makers[candidate](), "; ".join([f"on {gpu.name}", *reasons])
             except BackendError as e:
                 reasons.append(f"not {candidate}: {e}")
     else:
-        reasons.append(gpu)
+        reasons.append(search.reason)
     try:
         return onnxruntime_cpu(), "; ".join(reasons)
     except BackendError as e:
@@ -106,5 +107,5 @@ def open_backend(
 
 def preferred_precisions(backend: str) -> tuple[str, ...]:
     """Which of a model's bundles a backend would rather have: fp16 where a GPU runs it."""
-    on_gpu = backend in ("tensorrt", "onnxruntime-cuda") or (backend == "auto" and isinstance(find_gpu(), Gpu))
+    on_gpu = backend in ("tensorrt", "onnxruntime-cuda") or (backend == "auto" and find_gpu().gpu is not None)
     return ("fp16", "fp32") if on_gpu else ("fp32", "fp16")

@@ -35,13 +35,13 @@ FLAVORS = ("tensorrt", "tensorrt-rtx")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before any fixture, and in one place: pytest prints the reason once for all tests."""
     found = find_gpu()
-    if isinstance(found, str):
-        pytest.skip(f"these tests need an NVIDIA GPU, and there is none: {found}")
+    if found.gpu is None:
+        pytest.skip(f"these tests need an NVIDIA GPU, and there is none: {found.reason}")
 
 
 @pytest.fixture(scope="session")
 def gpu() -> Gpu:
-    found = find_gpu()
+    found = find_gpu().gpu
     assert isinstance(found, Gpu)
     return found
 

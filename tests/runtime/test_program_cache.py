@@ -355,9 +355,10 @@ def test_a_backend_that_cannot_keep_a_budget_refuses_it(five, refused, backend):
 
 
 def test_a_budget_without_a_gpu(five, monkeypatch):
+    from cnpp_trt.gpu import GpuSearch
     from cnpp_trt.runtime.backends import registry as choose
 
-    monkeypatch.setattr(choose, "find_gpu", lambda: "no driver")
+    monkeypatch.setattr(choose, "find_gpu", lambda: GpuSearch(reason="no driver"))
     with pytest.raises(UserError, match="a vram budget is for a GPU: no driver"):
         Pipeline.open(five, vram_budget=1 << 30)
 

@@ -15,7 +15,7 @@ import pytest
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundles.bundle import find_bundle
 from cnpp_trt.errors import BackendError, BundleError, UserError
-from cnpp_trt.gpu import Gpu, find_gpu
+from cnpp_trt.gpu import Gpu, GpuSearch, find_gpu
 from cnpp_trt.runtime.backends import cuda, onnxruntime_cuda, tensorrt
 from cnpp_trt.runtime.backends import registry as choose
 from cnpp_trt.runtime.backends.onnxruntime_cuda import OnnxRuntimeCuda
@@ -31,14 +31,14 @@ NO_DRIVER = "no NVIDIA driver (libcuda.so.1)"
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, whatever this machine has."""
     for module in (choose, cuda):
-        monkeypatch.setattr(module, "find_gpu", lambda: NO_DRIVER)
+        monkeypatch.setattr(module, "find_gpu", lambda: GpuSearch(reason=NO_DRIVER))
 
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU is found when the backend is chosen; there is none to run on."""
-    monkeypatch.setattr(choose, "find_gpu", lambda: GPU)
-    monkeypatch.setattr(cuda, "find_gpu", lambda: NO_DRIVER)
+    monkeypatch.setattr(choose, "find_gpu", lambda: GpuSearch(GPU))
+    monkeypatch.setattr(cuda, "find_gpu", lambda: GpuSearch(reason=NO_DRIVER))
 
 
 def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
@@ -95,7 +95,7 @@ def test_auto_without_a_gpu_is_the_cpu_and_names_the_driver(tiny, no_gpu):
 
 
 def test_auto_on_this_machine(tiny):
-    if isinstance(find_gpu(), Gpu):
+    if find_gpu().gpu:
         pytest.skip("there is a GPU: tests/gpu covers it")
     pipeline = Pipeline.open(tiny.bundle)
     assert pipeline.backend.name == "onnxruntime-cpu"
@@ -117,7 +117,7 @@ def test_the_command_with_a_gpu_backend_without_a_gpu(tiny, no_gpu, command, nam
 
 
 def test_a_gpu_without_cuda_python(tiny, fake_gpu, monkeypatch):
-    monkeypatch.setattr(cuda, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(cuda, "find_gpu", lambda: GpuSearch(GPU))
     for module in [name for name in sys.modules if name == "cuda" or name.startswith("cuda.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "cuda", None)
@@ -215,7 +215,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         self.gpu, self.stream = GPU, 4321
 
     monkeypatch.setattr(cuda.Cuda, "__init__", start)
-    monkeypatch.setattr(choose, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(choose, "find_gpu", lambda: GpuSearch(GPU))
 
 
 def test_a_silent_fall_back_to_the_cpu_is_an_error(tiny, on_a_gpu, monkeypatch):
