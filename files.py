@@ -160,7 +160,7 @@ def remove_folder(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive(lock: Path, folder: Path, wait: bool = True) -> Iterator[None]:
+def exclusive(lock: Path, folder: Path, wait: bool = True, option: str = "--out") -> Iterator[None]:
     """Whoever holds the lock file is alone in writing `folder`: others wait. The lock file goes with its last holder.
 
     Raises: UserError when the disk is full or cannot be written; Busy where another holds it and `wait` is False.
@@ -181,5 +181,5 @@ def exclusive(lock: Path, folder: Path, wait: bool = True) -> Iterator[None]:
         raise Busy(f"another process writes {folder}") from None
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left for {folder}: free some, or choose another --out") from e
-        raise UserError(f"cannot write {e.filename or folder} ({e.strerror or e}): choose another --out") from e
+            raise UserError(f"no space left for {folder}: free some, or choose another {option}") from e
+        raise UserError(f"cannot write {e.filename or folder} ({e.strerror or e}): choose another {option}") from e

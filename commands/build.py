@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from ..errors import CnppError, UserError
 from ..files import require_writable
 from ..install import EXPORT_MODULES, cannot_import
 from .options import (
+    CheckpointOptions,
     Config,
     ControlNets,
     Embeddings,
@@ -23,10 +24,10 @@ from .options import (
     Json,
     Loras,
     Model,
-    Parts,
-    PlanStorePath,
+    Plans,
     Vae,
     Variant,
+    add_command,
     echo,
     read_conditions,
     read_counts,
@@ -37,15 +38,40 @@ from .options import (
     user_path,
 )
 
+if TYPE_CHECKING:
+    from ..benchmarks.parity.check_plans import Check
+    from ..engines.build import Engines
+
+
+_MODEL = ("model", "controlnet", "vae", "lora", "embedding", "extractor", "variant", "config")
+_EXPORT_PANELS = {
+    "Model": (*_MODEL, "precision", "size"),
+    "Control": ("cond",),
+    "Output": ("out", "as_json"),
+}
+_EXPORT_EXAMPLES = """cnpp-trt export --cond all
+cnpp-trt export --model sd15 --cond seg --precision fp16 --size 512
+cnpp-trt export --model owner/name --controlnet seg=./controlnet --lora lcm --cond seg"""
+_BUILD_PANELS = {
+    "Model": (*_MODEL, "bundle", "size"),
+    "Control": ("cond",),
+    "Sampling": ("images", "prompt_chunks", "guided", "unguided", "both", "dynamic"),
+    "Runtime": ("flavor", "optimization_level", "check", "plans"),
+    "Output": ("as_json",),
+}
+_BUILD_EXAMPLES = """cnpp-trt build --cond seg --flavor tensorrt-rtx
+cnpp-trt build --bundle ./bundle --cond seg --cond depth --num-images 1-4 --both
+cnpp-trt build --model sd15 --cond all --size 512 --size 768x512 --check"""
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `cnpp-trt`. Nothing heavy is imported until one of them runs."""
-    app.command("export")(export_command)
-    app.command("build")(build_command)
+    add_command(app, "export", export_command, _EXPORT_PANELS, _EXPORT_EXAMPLES)
+    add_command(app, "build", build_command, _BUILD_PANELS, _BUILD_EXAMPLES)
 
 
 def export_command(
-    cond: Annotated[list[str], typer.Option(help=f"Repeatable: {', '.join(CONDITIONS)}, or all.")],
+    cond: Annotated[list[str], typer.Option(help=f"A condition, repeatable: {', '.join(CONDITIONS)}, or all.")],
     model: Model = "miniature",
     controlnet: ControlNets = None,
     vae: Vae = None,
@@ -62,9 +88,9 @@ def export_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Checkpoint → bundle of ONNX graphs, each compared with PyTorch. A bundle that exists gains new conditions."""
-    parts = Parts(controlnet, vae, lora, embedding, extractor, variant, config)
-    bundle = _export(model, parts, read_conditions(cond), precision, size, out)
+    """Export a checkpoint to a bundle of ONNX graphs, each compared with PyTorch. A bundle gains new conditions."""
+    options = CheckpointOptions(controlnet, vae, lora, embedding, extractor, variant, config)
+    bundle = _export(model, options, read_conditions(cond), precision, size, out)
     if as_json:
         print(json.dumps({"bundle": str(bundle.folder), **json.loads(bundle.manifest.dumps())}))
     else:
@@ -72,7 +98,7 @@ def export_command(
 
 
 def build_command(
-    cond: Annotated[list[str], typer.Option(help=f"Repeatable: {', '.join(CONDITIONS)}, or all.")],
+    cond: Annotated[list[str], typer.Option(help=f"A condition, repeatable: {', '.join(CONDITIONS)}, or all.")],
     model: Model = "miniature",
     bundle: Annotated[
         Path | None,
@@ -108,12 +134,11 @@ def build_command(
     check: Annotated[
         bool, typer.Option("--check", help="Compare every graph with PyTorch after the build, as `parity` does.")
     ] = False,
-    plans: PlanStorePath = None,
+    plans: Plans = None,
     as_json: Json = False,
 ) -> None:
-    """Bundle → TensorRT plans, and what was fused in each. Exports the fp16 bundle first where it is missing."""
-    from ..engines.build import MAX_IMAGES, Engines, Sizes, build_engines, guided_by_default
-    from ..engines.describe import engines_json, engines_table
+    """Build TensorRT plans from a bundle and show what was fused. An fp16 bundle that is missing is exported first."""
+    from ..engines.build import MAX_IMAGES, BuildRequest, build_all
     from ..engines.flavor import load_flavor
     from ..engines.plan import BuilderSettings
     from ..engines.store import PlanStore
@@ -122,80 +147,90 @@ def build_command(
         raise UserError("--size goes with --model: a bundle has its one size")
     if optimization_level is not None and not 0 <= optimization_level <= 5:
         raise UserError(f"--optimization-level is TensorRT's, 0 to 5, not {optimization_level}")
-    settings, counts = BuilderSettings(optimization_level), read_counts(images, most=MAX_IMAGES)
-    chunks = read_counts(prompt_chunks, "--prompt-chunks")
-    asked_conditions = read_conditions(cond)
+    conditions = read_conditions(cond)
+    request = BuildRequest(
+        conditions=() if conditions == ["all"] else tuple(conditions),
+        images=read_counts(images, most=MAX_IMAGES),
+        guided=(True,) * (guided or both) + (False,) * (unguided or both),
+        dynamic=dynamic,
+        chunks=read_counts(prompt_chunks, "--prompt-chunks"),
+        settings=BuilderSettings(optimization_level),
+    )
     for text in size or ():
         read_size(text)
     store = PlanStore(plans)
     require_writable(store.root, "--plans")
-    loaded = load_flavor(flavor)
-    loaded.target()  # whether it can build here at all is known before anything is exported
-    sizes_given: list[str | None] = [*size] if size else [None]
-    parts = Parts(controlnet, vae, lora, embedding, extractor, variant, config)
-    bundles = (
-        [Bundle.open(bundle)]
-        if bundle is not None
-        else [_export(model, parts, asked_conditions, "fp16", s, None) for s in sizes_given]
-    )
-    # Before anything is built: what a check needs may be missing.
-    checks = [_check_of(opened, model, bundle is None, controlnet) for opened in bundles] if check else []
-    made: list[Engines] = []
-    found: list[Any] = []
-    with _progress_bar() as progress:
-        for i, opened in enumerate(bundles):
-            conditions = list(opened.manifest.conditions) if asked_conditions == ["all"] else asked_conditions
-            asked = tuple(g for g, wanted in ((True, guided or both), (False, unguided or both)) if wanted)
-            sizes = Sizes(counts, asked or (guided_by_default(opened),), dynamic, chunks)
-            made.append(build_engines(opened, conditions, loaded, store, sizes, settings, progress=progress))
-            found.append(checks[i](conditions, sizes, plans, echo) if check else None)
-    if as_json:
-        rows = [engines_json(e) | ({"check": f} if f else {}) for e, f in zip(made, found, strict=True)]
-        print(json.dumps(rows))
+    tensorrt = load_flavor(flavor)
+    tensorrt.target()  # whether it can build here at all is known before anything is exported
+    if bundle is not None:
+        bundles = [Bundle.open(bundle)]
     else:
-        for opened, engines, outcome in zip(bundles, made, found, strict=True):
-            show(f"{opened.folder}\n{engines_table(engines)}\nin {store.root}")
-            if outcome:
-                from ..benchmarks.parity.check_plans import describe_check
-
-                show(f"\n{describe_check(outcome, opened.manifest.precision)}")
-    failures = [line for outcome in found if outcome for line in outcome["missed"]]
-    for line in failures:
-        echo(f"missed: {line}")
-    if failures:
+        options = CheckpointOptions(controlnet, vae, lora, embedding, extractor, variant, config)
+        sizes: Sequence[str | None] = size or [None]
+        bundles = [_export(model, options, conditions, "fp16", text, None) for text in sizes]
+    # Before anything is built: what a check needs may be missing.
+    checkers = [_checker(opened, model, bundle is None, controlnet) for opened in bundles] if check else []
+    with _progress_bar() as progress:
+        engines = build_all(bundles, request, tensorrt, store, progress)
+        checks = [
+            checker(built.conditions, built.sizes, plans, echo)
+            for checker, built in zip(checkers, engines, strict=False)
+        ]
+    _print_engines(engines, checks, store.root, as_json)
+    if violations := [line for result in checks for line in result["missed"]]:
+        for line in violations:
+            echo(f"missed: {line}")
         raise typer.Exit(1)
 
 
-def _check_of(bundle: Bundle, model: str, is_models: bool, controlnet: list[str] | None) -> Callable[..., Any]:
-    """What checks the plans of a bundle.
+def _print_engines(engines: "list[Engines]", checks: "list[Check]", store: Path, as_json: bool) -> None:
+    from ..engines.describe import engines_json, engines_table
 
-    Raises: UserError where the checkpoint that it was exported from is not known, CnppError where PyTorch is missing.
+    if as_json:
+        rows = [engines_json(built) for built in engines]
+        print(json.dumps([row | {"check": check} for row, check in zip(rows, checks, strict=True)] if checks else rows))
+        return
+    for i, built in enumerate(engines):
+        show(f"{built.bundle.folder}\n{engines_table(built)}\nin {store}")
+        if checks:
+            from ..benchmarks.parity.check_plans import describe_check
+
+            show(f"\n{describe_check(checks[i], built.bundle.manifest.precision)}")
+
+
+def _checker(bundle: Bundle, model: str, is_models: bool, controlnet: list[str] | None) -> "Callable[..., Check]":
+    """What compares the plans of a bundle with PyTorch.
+
+    Raises:
+        UserError: the checkpoint that the bundle was exported from is not known.
+        CnppError: PyTorch is missing.
     """
     from functools import partial
 
-    from ..export.reopen import checkpoint_of
+    from ..export.provenance import find_source_checkpoint
 
     try:
         from ..benchmarks.parity.check_plans import check_plans
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("--check", e, *EXPORT_MODULES)) from None
-    given = model if is_models or model != "miniature" else None  # a bundle names its embedded model itself
-    return partial(check_plans, bundle, checkpoint_of(bundle, given, read_pairs(controlnet or [])))
+    place = model if is_models or model != "miniature" else None  # a bundle names its embedded model itself
+    return partial(check_plans, bundle, find_source_checkpoint(bundle, place, read_pairs(controlnet or [])))
 
 
 def _export(
-    model: str, parts: Parts, conditions: list[str], precision: str, size: str | None, out: Path | None
+    model: str, options: CheckpointOptions, conditions: list[str], precision: str, size: str | None, out: Path | None
 ) -> Bundle:
     from ..export.allocator import return_large_blocks
     from ..export.exporter import PRECISIONS, export_model
 
-    read = read_precision(precision, PRECISIONS) or precision
+    chosen = read_precision(precision, PRECISIONS) or precision
     pixels = read_size(size)
     require_writable(places.bundles() if out is None else out.absolute().parent)
-    checkpoint = parts.checkpoint(model)
-    wanted = checkpoint.places.conditions if conditions == ["all"] else conditions
+    checkpoint = options.checkpoint(model)
     return_large_blocks()
-    return export_model(checkpoint, wanted, read, pixels, out)
+    return export_model(
+        checkpoint, checkpoint.places.conditions if conditions == ["all"] else conditions, chosen, pixels, out
+    )
 
 
 @contextmanager

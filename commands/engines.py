@@ -8,58 +8,62 @@ import typer
 
 from ..errors import UserError
 from ..messages import printable
-from .options import Json, PlanStorePath, echo, show, user_path
+from .options import Json, Plans, add_command, echo, show, user_path
+
+_CAPABILITY_EXAMPLE = "cnpp-trt engines capability BUNDLE/unet.onnx --flavor tensorrt-rtx"
+_PANELS = {"Runtime": ("plans",), "Output": ("as_json",)}
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `cnpp-trt`. Nothing heavy is imported until one of them runs."""
-    engines = typer.Typer(help="The plans that were built: list, inspect, prune.", no_args_is_help=True)
+    engines = typer.Typer(help="TensorRT plans: list, inspect and delete them.", no_args_is_help=True)
     app.add_typer(engines, name="engines")
-    engines.command("list")(engines_list)
-    engines.command("inspect")(engines_inspect)
-    engines.command("capability")(engines_capability)
-    engines.command("prune")(engines_prune)
+    add_command(engines, "list", engines_list, _PANELS, "cnpp-trt engines list --json")
+    add_command(engines, "inspect", engines_inspect, _PANELS, "cnpp-trt engines inspect unet")
+    add_command(engines, "capability", engines_capability, {"Runtime": ("flavor",)}, _CAPABILITY_EXAMPLE)
+    panels = {**_PANELS, "Output": ("unused", "everything", "dry_run", "as_json")}
+    add_command(engines, "prune", engines_prune, panels, "cnpp-trt engines prune --unused --dry-run")
 
 
-def engines_list(store: PlanStorePath = None, as_json: Json = False) -> None:
-    """Every plan of the store."""
+def engines_list(plans: Plans = None, as_json: Json = False) -> None:
+    """List the plans of the store."""
     from ..engines.describe import plan_json, plans_table
     from ..engines.store import PlanStore
 
-    opened = PlanStore(store)
-    plans = opened.plans()
+    store = PlanStore(plans)
+    stored = store.plans()
     if as_json:
-        print(json.dumps([plan_json(plan) for plan in plans]))
-    elif plans:
-        show(plans_table(plans))
+        print(json.dumps([plan_json(plan) for plan in stored]))
+    elif stored:
+        show(plans_table(stored))
     else:
-        echo(f"no plans in {opened.root}: make some with `cnpp-trt build --cond seg`")
+        echo(f"no plans in {store.root}: make some with `cnpp-trt build --cond seg`")
 
 
 def engines_inspect(
     name: Annotated[str, typer.Argument(help="A plan's folder name, or the start of it, as in `unet`.")],
-    store: PlanStorePath = None,
+    plans: Plans = None,
     as_json: Json = False,
 ) -> None:
-    """Everything about a plan: what it is for, its sizes, its memory, what was fused and what not, its digest."""
+    """Show a plan: its target, sizes and memory, what TensorRT fused, and whether its digest is right."""
     from ..engines.describe import plan_details, plan_json
     from ..engines.store import PlanStore
 
-    opened = PlanStore(store)
-    plans = [plan for plan in opened.plans() if plan.folder.name.startswith(name)]
-    if not plans:
-        raise UserError(f"no plan {printable(repr(name), 80)} in {opened.root}: see `cnpp-trt engines list`")
+    store = PlanStore(plans)
+    matches = [plan for plan in store.plans() if plan.folder.name.startswith(name)]
+    if not matches:
+        raise UserError(f"no plan {printable(repr(name), 80)} in {store.root}: see `cnpp-trt engines list`")
     if as_json:
-        print(json.dumps([{**plan_json(plan), "damage": plan.integrity_error()} for plan in plans]))
+        print(json.dumps([{**plan_json(plan), "damage": plan.integrity_error()} for plan in matches]))
     else:
-        show("\n\n".join(map(plan_details, plans)))
+        show("\n\n".join(map(plan_details, matches)))
 
 
 def engines_capability(
     onnx: Annotated[Path, typer.Argument(help="An ONNX file, as in BUNDLE/unet.onnx.", callback=user_path)],
     flavor: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
 ) -> None:
-    """What of a graph TensorRT can parse, and what not, as Polygraphy finds it."""
+    """Show which nodes of a graph TensorRT can parse, as Polygraphy finds them."""
     from ..engines.capability import capability
     from ..engines.flavor import load_flavor
 
@@ -67,23 +71,25 @@ def engines_capability(
 
 
 def engines_prune(
-    store: PlanStorePath = None,
-    unused: Annotated[bool, typer.Option("--unused", help="Also those of no bundle under CNPP_TRT_HOME.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    plans: Plans = None,
+    unused: Annotated[bool, typer.Option("--unused", help="Also delete plans that no local bundle uses.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Delete every plan.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be deleted, and delete nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete plans that cannot be used any more: of TensorRT versions that were replaced, or damaged."""
+    """Delete plans that cannot be used: damaged ones, and those of another TensorRT version than the installed one."""
     from ..engines.store import PlanStore, bundle_sources, installed_versions
 
-    opened = PlanStore(store)
+    store = PlanStore(plans)
     if everything:
-        reasons = dict.fromkeys(opened.plans(), "--all")
+        reasons = dict.fromkeys(store.plans(), "--all")
     else:
-        reasons = opened.find_unusable(installed_versions(), bundle_sources() if unused else None)
+        reasons = store.find_unusable(installed_versions(), bundle_sources() if unused else None)
     for plan, reason in reasons.items():
         echo(f"{plan.folder.name}: {reason}")
-    freed = 0 if dry_run else opened.remove(reasons) + opened.remove_leftovers()
+    freed = 0 if dry_run else store.remove(reasons) + store.remove_leftovers()
     if as_json:
         print(json.dumps({"plans": [p.folder.name for p in reasons], "freed": freed, "dry_run": dry_run}))
     else:

@@ -1,11 +1,12 @@
 """What the commands share of their options: how sizes, counts and pairs are typed, and where progress goes."""
 
+import copy
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -65,12 +66,7 @@ VramBudget = Annotated[
 ]
 Plans = Annotated[
     Path | None,
-    typer.Option("--plans", help="The plan store. Default: under CNPP_TRT_HOME.", callback=user_path),
-]
-# As earlier versions called it, where nothing else is written.
-PlanStorePath = Annotated[
-    Path | None,
-    typer.Option("--plans", "--out", help="The plan store. Default: under CNPP_TRT_HOME.", callback=user_path),
+    typer.Option("--plans", help="The plan store's folder. Default: under CNPP_TRT_HOME.", callback=user_path),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: every physical core.")]
 ResultsFolder = Annotated[
@@ -104,6 +100,27 @@ _OPTIONS = {
     "strength": "--strength",
     "seed": "--seed",
 }
+
+
+def add_command(
+    app: typer.Typer, name: str, command: Callable[..., None], panels: Mapping[str, Sequence[str]], examples: str
+) -> None:
+    """Adds a command whose help shows its options in panels and ends in examples.
+
+    Args:
+        app: the application, or a group of its commands.
+        name: what the command is called.
+        command: the function, whose annotations are Typer's.
+        panels: the parameters of each panel.
+        examples: the lines of the examples, each a command.
+    """
+    for panel, parameters in panels.items():
+        for parameter in parameters:
+            kind, option = get_args(command.__annotations__[parameter])
+            option = copy.copy(option)  # commands share some of them
+            option.rich_help_panel = panel
+            command.__annotations__[parameter] = Annotated[kind, option]
+    app.command(name, epilog="\n\n".join(["Examples:", *examples.splitlines()]))(command)
 
 
 def in_options(message: str) -> str:
@@ -201,8 +218,8 @@ def read_pairs(texts: Sequence[str], option: str = "--controlnet") -> dict[str, 
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the options of `export` and `build` put into a model."""
+class CheckpointOptions:
+    """The parts of a model that the options of `export` and `build` replace or add."""
 
     controlnet: list[str] | None
     vae: str | None

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 
 from ..bundles.bundle import Bundle, GraphSpec
@@ -65,16 +65,77 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Engines:
-    """Attributes:
-    plans: one for each graph, in the order they were made.
-    built: names of the graphs that had to be built.
-    seconds: for everything.
+class BuildRequest:
+    """Which plans to build from a bundle, and how.
+
+    Attributes:
+        conditions: the conditions to serve; empty for every condition of the bundle.
+        images: as in `Sizes`.
+        guided: as in `Sizes`; empty for what the model's own guidance scale needs.
+        dynamic: as in `Sizes`.
+        chunks: as in `Sizes`.
+        settings: TensorRT's builder settings.
+
+    Raises:
+        UserError: there are no such sizes.
     """
 
+    conditions: tuple[str, ...] = ()
+    images: tuple[int, ...] = (1,)
+    guided: tuple[bool, ...] = ()
+    dynamic: bool = False
+    chunks: tuple[int, ...] = (1,)
+    settings: BuilderSettings = field(default_factory=BuilderSettings)
+
+    def __post_init__(self) -> None:
+        Sizes(self.images, self.guided or (True,), self.dynamic, self.chunks)
+
+    def sizes(self, bundle: Bundle) -> Sizes:
+        """The sizes to build for, with the defaults of the bundle's model."""
+        return Sizes(self.images, self.guided or (guided_by_default(bundle),), self.dynamic, self.chunks)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The plans of one bundle.
+
+    Attributes:
+        bundle: what they were built from.
+        conditions: the conditions that they serve.
+        sizes: the sizes that they serve.
+        plans: one for each graph, in the order in which they were built.
+        built: names of the graphs whose plans were not in the store.
+        seconds: time for everything.
+    """
+
+    bundle: Bundle
+    conditions: tuple[str, ...]
+    sizes: Sizes
     plans: tuple[Plan, ...]
     built: tuple[str, ...]
     seconds: float
+
+
+def build_all(
+    bundles: Iterable[Bundle],
+    request: BuildRequest,
+    flavor: Flavor,
+    store: PlanStore,
+    progress: Progress | None = None,
+) -> list[Engines]:
+    """Builds the plans of several bundles, as `build_engines` does those of one."""
+    return [
+        build_engines(
+            bundle,
+            request.conditions or tuple(bundle.manifest.conditions),
+            flavor,
+            store,
+            request.sizes(bundle),
+            request.settings,
+            progress,
+        )
+        for bundle in bundles
+    ]
 
 
 def build_engines(
@@ -86,10 +147,21 @@ def build_engines(
     settings: BuilderSettings,
     progress: Progress | None = None,
 ) -> Engines:
-    """The plans that the runtime needs to draw with these conditions; those that are there are not built again.
+    """Builds the plans that the runtime needs for these conditions; plans in the store are taken as they are.
 
-    Raises: UserError where the bundle is not fp16 or lacks a condition, or the disk is full, BundleError where one of
-        its files is damaged, BackendError where TensorRT cannot build here or refuses a graph.
+    Args:
+        bundle: an fp16 bundle.
+        conditions: conditions of the bundle.
+        flavor: the TensorRT that builds.
+        store: where the plans go.
+        sizes: the sizes that the plans serve.
+        settings: TensorRT's builder settings.
+        progress: called with the graph and TensorRT's phase, and the share of the phase that is done.
+
+    Raises:
+        UserError: the bundle is not fp16 or lacks a condition, or the disk is full.
+        BundleError: one of its files is damaged.
+        BackendError: TensorRT cannot build here or refuses a graph.
     """
     if bundle.manifest.precision != "fp16":
         raise UserError(
@@ -125,7 +197,7 @@ def build_engines(
                 f"{graph}: {plan.seconds:.1f} s, {plan.size / 2**20:.1f} MiB, {plan.fusion}; "
                 f"on the device {plan.weights / 2**20:.0f} + {plan.activations / 2**20:.0f} MiB"
             )
-    return Engines(tuple(plans), tuple(built), time.perf_counter() - start)
+    return Engines(bundle, tuple(conditions), sizes, tuple(plans), tuple(built), time.perf_counter() - start)
 
 
 def guided_by_default(bundle: Bundle) -> bool:

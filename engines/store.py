@@ -198,7 +198,7 @@ class PlanStore:
             remove_folder(staging)
 
     def _lock(self, name: str, wait: bool = True) -> AbstractContextManager[None]:
-        return exclusive(self.root / f".{name}.lock", self.root, wait)
+        return exclusive(self.root / f".{name}.lock", self.root, wait, "--plans")
 
 
 def bundle_sources() -> set[str]:

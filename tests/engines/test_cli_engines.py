@@ -29,7 +29,17 @@ GRAPHS = {"unet", "update", "hint_seg", "controlnet_seg", "extractor_seg"}
 @pytest.fixture
 def build(small: Bundle, tmp_path: Path) -> list[Any]:
     """The start of a valid `build` of no time, to append to."""
-    return ["build", "--bundle", small.folder, "--cond", "seg", "--flavor", "tensorrt-rtx", "--out", tmp_path / "plans"]
+    return [
+        "build",
+        "--bundle",
+        small.folder,
+        "--cond",
+        "seg",
+        "--flavor",
+        "tensorrt-rtx",
+        "--plans",
+        tmp_path / "plans",
+    ]
 
 
 @pytest.fixture
@@ -52,7 +62,7 @@ def batches(store: PlanStore, graph: str = "unet") -> list[list[int]]:
 
 def test_build_a_real_bundle(command: Any, real: Bundle, rtx: Flavor, tmp_path: Path) -> None:
     """To the end and again: first as JSON, then as text, which builds nothing."""
-    arguments = ["build", "--bundle", real.folder, "--cond", "seg", "--flavor", "tensorrt-rtx", "--out", tmp_path]
+    arguments = ["build", "--bundle", real.folder, "--cond", "seg", "--flavor", "tensorrt-rtx", "--plans", tmp_path]
     first = command(*arguments, "--json")
     assert first.status == 0, first.err
     assert len(first.out.splitlines()) == 1
@@ -129,7 +139,7 @@ def test_options_reach_the_profiles(
     options: list[str], scale: float | None, wanted: list[int],
 ) -> None:  # fmt: skip
     bundle = small_bundle(tmp_path / "scaled", guidance_scale=scale)
-    outcome = command("build", "--bundle", bundle.folder, "--cond", "seg", "--out", store.root, *options)
+    outcome = command("build", "--bundle", bundle.folder, "--cond", "seg", "--plans", store.root, *options)
     assert outcome.status == 0, outcome.err
     assert batches(store) == [wanted]
 
@@ -190,14 +200,14 @@ def test_what_build_does_not_take(
 @pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("size", ["big", "12x", "65", "0", "64x64x64"])
 def test_a_size_that_no_model_has(refused: Any, tmp_path: Path, size: str) -> None:
-    line = refused("build", "--cond", "seg", "--size", size, "--flavor", "tensorrt-rtx", "--out", tmp_path / "plans")
+    line = refused("build", "--cond", "seg", "--size", size, "--flavor", "tensorrt-rtx", "--plans", tmp_path / "plans")
     assert "size" in line
     assert not (tmp_path / "plans").exists()
 
 
 @pytest.mark.usefixtures("rtx")
 def test_what_is_no_bundle(refused: Any, tmp_path: Path) -> None:
-    arguments = ["build", "--cond", "seg", "--out", tmp_path / "plans", "--bundle"]
+    arguments = ["build", "--cond", "seg", "--plans", tmp_path / "plans", "--bundle"]
     assert f"no bundle at {tmp_path / 'none'}" in refused(*arguments, tmp_path / "none")
     assert "is no bundle" in refused(*arguments, tmp_path)
 
@@ -284,7 +294,18 @@ def test_a_graph_that_tensorrt_refuses(
 )
 def test_stopped_while_building(real: Bundle, store: PlanStore, kind: signal.Signals, status: int, word: str) -> None:
     """The plans that were done stay; of the others nothing is there, and the next build makes them."""
-    line = [SCRIPT, "build", "--bundle", real.folder, "--cond", "seg", "--flavor", "tensorrt-rtx", "--out", store.root]
+    line = [
+        SCRIPT,
+        "build",
+        "--bundle",
+        real.folder,
+        "--cond",
+        "seg",
+        "--flavor",
+        "tensorrt-rtx",
+        "--plans",
+        store.root,
+    ]
     arguments = [str(a) for a in line]
     # As its own group, as a shell makes it; what is sent is for this process alone.
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -344,21 +365,21 @@ def test_what_engines_does_not_take(refused: Any, arguments: list[str]) -> None:
 
 
 def test_list(command: Any, plans: PlanStore, rtx: Flavor) -> None:
-    outcome = command("engines", "list", "--out", plans.root)
+    outcome = command("engines", "list", "--plans", plans.root)
     assert (outcome.status, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(p.folder.name for p in plans.plans())
     assert all(f"small  tensorrt-rtx {rtx.version}, portable" in line for line in lines)
-    listed = json.loads(command("engines", "list", "--out", plans.root, "--json").out)
+    listed = json.loads(command("engines", "list", "--plans", plans.root, "--json").out)
     assert {p["key"]["graph"] for p in listed} == GRAPHS
     assert all(Path(p["folder"]).is_dir() for p in listed)
 
 
 def test_list_of_nothing(command: Any, store: PlanStore) -> None:
-    outcome = command("engines", "list", "--out", store.root)
+    outcome = command("engines", "list", "--plans", store.root)
     assert (outcome.status, outcome.out) == (0, "")
     assert outcome.err == f"no plans in {store.root}: make some with `cnpp-trt build --cond seg`\n"
-    assert command("engines", "list", "--out", store.root, "--json").out == "[]\n"
+    assert command("engines", "list", "--plans", store.root, "--json").out == "[]\n"
     assert not store.root.exists()
 
 
@@ -368,16 +389,16 @@ def test_list_of_the_home(command: Any, artifacts: Path) -> None:
 
 def test_inspect(command: Any, plans: PlanStore, small: Bundle) -> None:
     [unet] = [p for p in plans.plans() if p.key.graph == "unet"]
-    outcome = command("engines", "inspect", "unet", "--out", plans.root)
+    outcome = command("engines", "inspect", "unet", "--plans", plans.root)
     assert (outcome.status, outcome.err) == (0, "")
     for part in (str(unet.folder), "unet of small", unet.key.source[:16], "(2, 16)", "whole", unet.sha256[:16]):
         assert part in outcome.out, part
-    by_name = command("engines", "inspect", unet.folder.name, "--out", plans.root, "--json")
+    by_name = command("engines", "inspect", unet.folder.name, "--plans", plans.root, "--json")
     [found] = json.loads(by_name.out)
     assert (found["sha256"], found["damage"]) == (unet.sha256, None)
-    several = json.loads(command("engines", "inspect", "u", "--out", plans.root, "--json").out)
+    several = json.loads(command("engines", "inspect", "u", "--plans", plans.root, "--json").out)
     assert {p["key"]["graph"] for p in several} == {"unet", "update"}
-    assert len(command("engines", "inspect", "u", "--out", plans.root).out.split("\n\n")) == 2
+    assert len(command("engines", "inspect", "u", "--plans", plans.root).out.split("\n\n")) == 2
 
 
 def test_inspect_shows_ranges_and_what_is_not_fused(command: Any, store: PlanStore, fake_built: Any) -> None:
@@ -388,7 +409,7 @@ def test_inspect_shows_ranges_and_what_is_not_fused(command: Any, store: PlanSto
     key = PlanKey("unet", "ab" * 32, "tensorrt", "11.1", "sm90", system(), (row,), {"optimization_level": 4})
     fusion = FusionReport(9, 2, 1, 4, 3, 5, 1, ("node_Softmax_7", "node_norm_3"))
     store.get_or_build(key, "sd15", lambda: fake_built(fusion=fusion))
-    text = command("engines", "inspect", "unet", "--out", store.root).out
+    text = command("engines", "inspect", "unet", "--plans", store.root).out
     for part in (
         "(1, 16) … (2, 16) … (8, 16)", "node_Softmax_7", "node_norm_3", "9 kernels, attention 1/2, norms 3/4",
         "tensorrt 11.1, sm90", "optimization_level=4", "unet of sd15",
@@ -401,14 +422,14 @@ def test_inspect_finds_damage(command: Any, plans: PlanStore) -> None:
     unet.engine.write_bytes(b"")
     assert (
         f"{unet.engine} has 0 bytes instead of {unet.size}"
-        in command("engines", "inspect", "unet", "--out", plans.root).out
+        in command("engines", "inspect", "unet", "--plans", plans.root).out
     )
 
 
 def test_inspect_of_an_unknown_plan(refused: Any, plans: PlanStore) -> None:
-    line = refused("engines", "inspect", "vae", "--out", plans.root)
+    line = refused("engines", "inspect", "vae", "--plans", plans.root)
     assert line == f"no plan 'vae' in {plans.root}: see `cnpp-trt engines list`"
-    assert "no plan 'nope'" in refused("engines", "inspect", "nope", "--out", plans.root, "--json")
+    assert "no plan 'nope'" in refused("engines", "inspect", "nope", "--plans", plans.root, "--json")
 
 
 def edit_version(folder: Path) -> Path:
@@ -430,20 +451,20 @@ def test_prune(command: Any, plans: PlanStore, rtx: Flavor) -> None:
     (partial / ENGINE).write_bytes(b"x" * 2**20)
     useless = sorted(by_graph[g].folder.name for g in ("unet", "update"))
 
-    dry = command("engines", "prune", "--out", plans.root, "--dry-run", "--json")
+    dry = command("engines", "prune", "--plans", plans.root, "--dry-run", "--json")
     assert json.loads(dry.out) == {"plans": useless, "freed": 0, "dry_run": True}
     assert f"{by_graph['unet'].folder.name}: tensorrt-rtx 0.9, installed is " in dry.err
     assert f"{by_graph['update'].folder.name}: " in dry.err
-    assert "would be deleted" in command("engines", "prune", "--out", plans.root, "--dry-run").out
+    assert "would be deleted" in command("engines", "prune", "--plans", plans.root, "--dry-run").out
     assert len(plans.plans()) == len(GRAPHS)
     assert partial.exists()
 
-    outcome = command("engines", "prune", "--out", plans.root)
+    outcome = command("engines", "prune", "--plans", plans.root)
     assert outcome.status == 0
     assert outcome.out.startswith("2 plans deleted, 1.")
     assert {p.key.graph for p in plans.plans()} == GRAPHS - {"unet", "update"}
     assert left(plans.root) == {p.folder.name for p in plans.plans()}
-    again = command("engines", "prune", "--out", plans.root, "--json")
+    again = command("engines", "prune", "--plans", plans.root, "--json")
     assert json.loads(again.out) == {"plans": [], "freed": 0, "dry_run": False}
 
 
@@ -452,12 +473,12 @@ def test_prune_keeps_what_is_in_use(
 ) -> None:
     """`--unused` asks which bundles are at home; without it, plans of bundles elsewhere stay."""
     monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path / "home"))
-    assert json.loads(command("engines", "prune", "--out", plans.root, "--json").out)["plans"] == []
+    assert json.loads(command("engines", "prune", "--plans", plans.root, "--json").out)["plans"] == []
     small_bundle(tmp_path / "home/bundles/mine")  # the same graphs
-    outcome = command("engines", "prune", "--unused", "--out", plans.root, "--json")
+    outcome = command("engines", "prune", "--unused", "--plans", plans.root, "--json")
     assert json.loads(outcome.out)["plans"] == []
     monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path / "other"))
-    outcome = command("engines", "prune", "--unused", "--out", plans.root, "--json")
+    outcome = command("engines", "prune", "--unused", "--plans", plans.root, "--json")
     assert len(json.loads(outcome.out)["plans"]) == len(GRAPHS)
     assert json.loads(outcome.out)["freed"] > 0
     assert all(": no bundle has its graph" in line for line in outcome.err.splitlines())
@@ -466,21 +487,21 @@ def test_prune_keeps_what_is_in_use(
 
 def test_prune_all(command: Any, plans: PlanStore) -> None:
     size = sum(p.stat().st_size for p in plans.root.rglob("*") if p.is_file())
-    pruned = json.loads(command("engines", "prune", "--all", "--out", plans.root, "--json").out)
+    pruned = json.loads(command("engines", "prune", "--all", "--plans", plans.root, "--json").out)
     assert len(pruned["plans"]) == len(GRAPHS)
     assert pruned["freed"] == size
     assert left(plans.root) == set()
-    assert "0 plans deleted" in command("engines", "prune", "--all", "--out", plans.root).out
+    assert "0 plans deleted" in command("engines", "prune", "--all", "--plans", plans.root).out
 
 
 def test_without_tensorrt(command: Any, plans: PlanStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it was uninstalled, plans can still be listed, inspected and deleted; none is called useless for it."""
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert len(command("engines", "list", "--out", plans.root).out.splitlines()) == len(GRAPHS)
-    assert command("engines", "inspect", "unet", "--out", plans.root).status == 0
-    assert json.loads(command("engines", "prune", "--out", plans.root, "--json").out)["plans"] == []
-    assert command("engines", "prune", "--all", "--out", plans.root).status == 0
+    assert len(command("engines", "list", "--plans", plans.root).out.splitlines()) == len(GRAPHS)
+    assert command("engines", "inspect", "unet", "--plans", plans.root).status == 0
+    assert json.loads(command("engines", "prune", "--plans", plans.root, "--json").out)["plans"] == []
+    assert command("engines", "prune", "--all", "--plans", plans.root).status == 0
 
 
 def test_help_is_light() -> None:

@@ -494,7 +494,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path, fake_built: Any, place: 
         store.get_or_build(KEY, "small", unexpected)
     line = str(refused.value)
     assert line.startswith(f"cannot write {blocked}")
-    assert line.endswith("choose another --out")
+    assert line.endswith("choose another --plans")
     assert "\n" not in line
     assert [p.name for p in tmp_path.iterdir()] == ["blocked"]
 
@@ -506,7 +506,7 @@ def test_a_file_system_that_is_read_only(store: PlanStore, fake_built: Any, monk
         raise OSError(errno.EROFS, "Read-only file system", str(store.root))
 
     monkeypatch.setattr(Path, "mkdir", fail)
-    with pytest.raises(UserError, match=r"cannot write .*plans \(Read-only file system\): choose another --out"):
+    with pytest.raises(UserError, match=r"cannot write .*plans \(Read-only file system\): choose another --plans"):
         store.get_or_build(KEY, "small", unexpected)
 
 

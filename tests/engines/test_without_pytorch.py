@@ -29,7 +29,7 @@ def run(*arguments: Any) -> str:
 
 
 def test_build_list_and_inspect(rtx: Any, real: Any, tmp_path: Path) -> None:
-    store = ["--out", tmp_path / "plans"]
+    store = ["--plans", tmp_path / "plans"]
     built = json.loads(run("build", "--bundle", real.folder, "--cond", "seg", "--json", *store))[0]
     assert set(built["built"]) == {g for g in real.manifest.graphs}
     listed = json.loads(run("engines", "list", "--json", *store))

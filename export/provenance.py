@@ -13,7 +13,7 @@ from .checkpoint import Checkpoint
 from .recipe import Recipe
 
 
-def checkpoint_of(
+def find_source_checkpoint(
     bundle: Bundle, model: str | None = None, controlnets: Mapping[str, str | Path] | None = None
 ) -> Checkpoint:
     """The checkpoint that a bundle was exported from, its weights compared by their digests.
