@@ -109,9 +109,9 @@ def _pytorch(
     controlnets: Mapping[str, str] | None,
     threads: int | None,
 ) -> Side:
-    from ..export.reopen import checkpoint_of
+    from ..export.provenance import find_source_checkpoint
 
-    checkpoint = checkpoint_of(deployed.bundle, model, controlnets)
+    checkpoint = find_source_checkpoint(deployed.bundle, model, controlnets)
     try:
         import torch
 

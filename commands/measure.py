@@ -136,7 +136,7 @@ def parity_command(
     from ..benchmarks.report.fidelity import conclusion
     from ..benchmarks.report.tables import markdown_of
     from ..benchmarks.result import Result, default_path
-    from ..export.reopen import checkpoint_of
+    from ..export.provenance import find_source_checkpoint
 
     try:
         import torch
@@ -152,7 +152,7 @@ def parity_command(
     deployed = open_pipeline(folder)
     own = list(deployed.bundle.manifest.conditions)
     conditions = read_conditions(cond, own)
-    checkpoint = checkpoint_of(deployed.bundle, model, read_pairs(controlnet or []))
+    checkpoint = find_source_checkpoint(deployed.bundle, model, read_pairs(controlnet or []))
     allowed = read_thresholds(parity.precision_of(deployed), thresholds)
     if threads is not None:
         torch.set_num_threads(threads)

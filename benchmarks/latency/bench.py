@@ -9,7 +9,7 @@ from typing import Any
 from ...bundles.bundle import Bundle, bundle_folder
 from ...errors import CnppError, UserError
 from ...export.checkpoint import Checkpoint
-from ...export.reopen import checkpoint_of
+from ...export.provenance import find_source_checkpoint
 from ...gpu import find_gpu
 from ...places import home
 from ...runtime.pipeline import Pipeline, structure_of
@@ -213,7 +213,7 @@ def _openings(
     checkpoint: Checkpoint | None = None
     no_checkpoint = ""
     try:
-        checkpoint = checkpoint_of(some, model, controlnets)
+        checkpoint = find_source_checkpoint(some, model, controlnets)
     except UserError as e:
         no_checkpoint = str(e)
     openings: list[tuple[Entry, Opening | str]] = []

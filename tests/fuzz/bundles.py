@@ -76,12 +76,12 @@ def _sealed(content: bytes) -> bytes:
 
 def recipe(place: Place) -> Kind:
     """What `parity` and `consistency` find the checkpoint by."""
-    from cnpp_trt.export.reopen import checkpoint_of
+    from cnpp_trt.export.provenance import find_source_checkpoint
 
     folder = Path(shutil.copytree(place.bundle, place.folder / "bundle"))
     file = folder / "manifest.json"
     document = json.loads(file.read_bytes())
-    checkpoint_of(Bundle.open(folder), str(place.checkpoint))
+    find_source_checkpoint(Bundle.open(folder), str(place.checkpoint))
     texts = st.sampled_from([*STRINGS, "seg=x", "x:1e999", ":", "x:nan", "owner/name", str(place.checkpoint)])
 
     def attempt(example: tuple[bytes, str, str]) -> None:
@@ -92,7 +92,7 @@ def recipe(place: Place) -> Kind:
             changed = text
         put(file, signed({**document, "recipe": changed}).encode())
         bundle = Bundle.open(folder)
-        checkpoint_of(bundle, model or None, {"seg": text} if text else None)
+        find_source_checkpoint(bundle, model or None, {"seg": text} if text else None)
 
     inputs = st.tuples(documents(document["recipe"]), st.sampled_from(["", str(place.checkpoint)]) | texts, texts)
     return Kind(inputs, attempt)
