@@ -118,11 +118,11 @@ def make_bench(seed: int = 0, slower: dict[str, float] | None = None, noise: flo
     contenders.insert(
         1,
         {
-            "name": "optimum-openvino",
-            "title": "optimum, OpenVINO",
-            "precision": "fp32",
+            "name": "tensorrt",
+            "title": "cnpp-trt, TensorRT plans",
+            "precision": "fp16",
             "available": False,
-            "reason": "none of its releases up to 2.2.0 has a ControlNet pipeline",
+            "reason": "no NVIDIA GPU here: libcuda was not found",
         },
     )
     return Bench(

@@ -40,8 +40,6 @@ ENTRIES = (
     Entry("onnxruntime-cpu", "cnpp-trt, onnxruntime-cpu", "cpu", "fp32", "fp32"),
     Entry("openvino", "cnpp-trt, openvino", "cpu", "fp32", "fp32"),
     Entry("openvino-bf16", "cnpp-trt, openvino bf16", "cpu", "bf16", "fp32"),
-    Entry("optimum-onnxruntime", "optimum, ONNX Runtime", "cpu", "fp32"),
-    Entry("optimum-openvino", "optimum, OpenVINO", "cpu", "fp32"),
     Entry("pytorch-cuda", "PyTorch eager (diffusers)", "gpu", "fp16"),
     Entry("pytorch-cuda-compile", "PyTorch, torch.compile (channels-last, max-autotune)", "gpu", "fp16", None, False),
     Entry("onnxruntime-cuda", "cnpp-trt, onnxruntime-cuda", "gpu", "fp16", "fp16"),
@@ -58,8 +56,6 @@ _NEEDS = {
 
 def why_not(entry: Entry) -> str:
     """Why this one cannot compete here, as far as is known before it is started; empty where nothing is."""
-    if entry.name.startswith("optimum"):
-        return _optimum(entry.name)
     search = find_gpu()
     if entry.device == "gpu" and search.gpu is None:
         return search.reason
@@ -67,22 +63,6 @@ def why_not(entry: Entry) -> str:
     if absent := [m for m in missing if not found(m)]:
         return f"{', '.join(absent)} not installed"
     return ""
-
-
-def _optimum(name: str) -> str:
-    package, module = ("optimum-onnx", "optimum.onnxruntime") if "onnx" in name else ("optimum-intel", "optimum.intel")
-    if not found(module):
-        return f"{package} not installed; none of its releases up to {_LATEST[package]} has a ControlNet pipeline"
-    import importlib
-
-    classes = [name for name in dir(importlib.import_module(module)) if "ControlNet" in name]
-    if not classes:
-        return f"the installed {package} has no pipeline that takes a ControlNet"
-    return f"{package} has {', '.join(classes)}, which this benchmark does not know yet"
-
-
-# Looked through for the word: optimum-onnx's sources never say it, optimum-intel's only in an unused argument.
-_LATEST = {"optimum-onnx": "0.1.0", "optimum-intel": "2.2.0"}
 
 
 class Contestant(Protocol):

@@ -148,8 +148,8 @@ gpu = fake_tensorrt.install()
 from pathlib import Path
 import numpy as np
 from cnpp_trt import Pipeline
-from cnpp_trt.benchmarks import waterfall as module
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.benchmarks.latency import waterfall as module
+from cnpp_trt.bundles.bundle import Bundle
 
 bundle, plans = Bundle.open(sys.argv[1]), Path(sys.argv[2])
 fake_tensorrt.make_plans(bundle, plans)

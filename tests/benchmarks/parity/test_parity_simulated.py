@@ -20,10 +20,10 @@ import sys
 from pathlib import Path
 import torch
 from cnpp_trt import Pipeline
-from cnpp_trt.benchmarks.check import check_plans
-from cnpp_trt.benchmarks.graph_parity import compare_launches
+from cnpp_trt.benchmarks.parity.check_plans import check_plans
+from cnpp_trt.benchmarks.parity.graph_parity import compare_launches
 from cnpp_trt.benchmarks.requests import make_requests
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.engines.build import Sizes
 from cnpp_trt.export.checkpoint import Checkpoint
 
