@@ -1,15 +1,15 @@
 """`cnpp-trt bench`, `parity`, `consistency` and `report`: parse, call one function, print."""
 
 import json
-import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import CnppError, UserError
-from ..files import require_writable, require_writable_file
+from ..errors import CnppError
+from ..files import require_writable
 from ..install import EXPORT_MODULES, cannot_import
 from ..places import results as results_folder
 from .options import (
@@ -132,49 +132,35 @@ def parity_command(
     as_json: Json = False,
 ) -> None:
     """How close to PyTorch: every graph, every step, and the images. Exit status 1 where a threshold is missed."""
-    from ..benchmarks.parity.thresholds import read_thresholds
     from ..benchmarks.report.fidelity import conclusion
     from ..benchmarks.report.tables import markdown_of
-    from ..benchmarks.result import Result, default_path
-    from ..export.provenance import find_source_checkpoint
 
     try:
-        import torch
-
-        from ..benchmarks.parity import measure as parity
+        from ..benchmarks.parity.command import ParitySettings, measure_parity
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("parity", e, *EXPORT_MODULES, "skimage")) from None
-    if out is None:
-        require_writable(results_folder())
-    else:
-        require_writable_file(out)
     folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
     deployed = open_pipeline(folder)
-    own = list(deployed.bundle.manifest.conditions)
-    conditions = read_conditions(cond, own)
-    checkpoint = find_source_checkpoint(deployed.bundle, model, read_pairs(controlnet or []))
-    allowed = read_thresholds(parity.precision_of(deployed), thresholds)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    found = parity.measure(deployed, checkpoint, conditions, allowed, images=images, half=half, steps=steps, report=say)
-    m, name = deployed.bundle.manifest, deployed.backend.name
-    asked = precision or m.precision
-    command = (
-        f"cnpp-trt parity --model {shlex.quote(m.model)} --precision {asked} --backend {name.removesuffix('-bf16')}"
+    settings = ParitySettings(
+        conditions=read_conditions(cond, list(deployed.bundle.manifest.conditions)),
+        images=images,
+        half=half,
+        steps=steps,
+        thresholds=thresholds,
+        threads=threads,
+        model=model,
+        controlnets=read_pairs(controlnet or []),
+        out=out,
     )
-    command += "".join(f" --cond {c}" for c in conditions if conditions != own) + f" --images {images}"
-    result = Result.of("parity", f"{m.model}, {found['precision']} on {name}", command, found, threads)
-    path = out or default_path("parity", f"{deployed.bundle.folder.name}-{name}")
-    result.write(path)
+    result, path = measure_parity(deployed, settings, say)
+    data: Any = result.data
     if as_json:
-        shown: dict[str, Any] = {**found, "result": str(path)}
-        del shown["heatmaps"]  # they are in the file
-        print(json.dumps(shown))
+        print(json.dumps({**_without(data, "heatmaps"), "result": str(path)}))
     else:
-        show(f"{markdown_of(result)}\n\n{conclusion(found)}\n\n{path}")
-    for line in found["missed"]:
+        show(f"{markdown_of(result)}\n\n{conclusion(data)}\n\n{path}")
+    for line in data["missed"]:
         say(f"missed: {line}")
-    if found["missed"]:
+    if data["missed"]:
         raise typer.Exit(1)
 
 
@@ -235,55 +221,35 @@ def consistency_command(
     as_json: Json = False,
 ) -> None:
     """How well images follow their condition, over many prompts, beside PyTorch's. Interrupted, it goes on."""
-    from ..benchmarks import systems as sides
-    from ..benchmarks.consistency import study as consistency
-    from ..benchmarks.consistency.dataset import open_data
-    from ..benchmarks.consistency.scores import measure_quality, summarize
+    from ..benchmarks.consistency.command import ConsistencySettings, measure_consistency
     from ..benchmarks.consistency.shards import Shard
     from ..benchmarks.report.tables import markdown_of
-    from ..benchmarks.result import Result, default_path
 
     own_shard = Shard.parse(shard)
-    if fresh and own_shard.of > 1:
-        raise UserError("--fresh would remove what other shards draw: choose a new folder with --out instead")
-    for place in (results_folder(), out or results_folder()):  # the result, and the records
-        require_writable(place)
     folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
     deployed = open_pipeline(folder)
-    m, name = deployed.bundle.manifest, f"{deployed.bundle.folder.resolve().name}-{deployed.backend.name}"
-    conditions = read_conditions(cond, list(m.conditions))
-    fid_metric, clip_metric = None, None
-    if fid is not None or clip_score is not None:  # before anything is drawn: what they need may be missing
-        try:
-            from ..benchmarks.consistency.quality import ClipScore, Fid
-        except ModuleNotFoundError as e:
-            raise CnppError(cannot_import("FID and CLIP score", e, "torchmetrics", "torch_fidelity")) from None
-        fid_metric = Fid(fid, (m.width, m.height)) if fid is not None else None
-        clip_metric = ClipScore(clip_score) if clip_score is not None else None
-    study = consistency.Study(
-        deployed,
-        [
-            sides.deployed_side(deployed),
-            *sides.other_sides(against or [], deployed, open_pipeline, model, read_pairs(controlnet or []), threads),
-        ],
-        open_data(deployed, conditions, data, prompts),
-        conditions,
-        consistency.protocol_of(m, images, negative_prompt, steps, guidance_scale, scheduler),
-        out or results_folder() / "consistency" / name,
-        keep_pictures=fid_metric is not None or clip_metric is not None,
+    settings = ConsistencySettings(
+        conditions=read_conditions(cond, list(deployed.bundle.manifest.conditions)),
+        against=against or [],
+        data=data,
+        prompts=prompts,
+        images=images,
+        negative_prompt=negative_prompt,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        scheduler=scheduler,
+        shard=own_shard,
+        fresh=fresh,
+        fid=fid,
+        clip_score=clip_score,
+        threads=threads,
+        model=model,
+        controlnets=read_pairs(controlnet or []),
+        out=out,
     )
-    if fresh:
-        consistency.start_again(study)
-    consistency.draw(study, own_shard, say)
-    found = summarize(study, say)
-    found["quality"] = measure_quality(study, fid_metric, clip_metric, say)
-    result = Result.of("consistency", sides.title_of(deployed), consistency.command_of(study, data), found, threads)
-    path = default_path("consistency", name)
-    result.write(path)
+    result, path = measure_consistency(deployed, settings, open_pipeline, say)
     if as_json:
-        shown: dict[str, Any] = {**found, "result": str(path)}
-        del shown["sheets"]  # they are in the file
-        print(json.dumps(shown))
+        print(json.dumps({**_without(result.data, "sheets"), "result": str(path)}))
     else:
         show(f"{markdown_of(result)}\n\n{path}")
 
@@ -305,3 +271,8 @@ def report_command(
 
     require_writable(out or results_folder())
     run_report(results or [], out, compare, as_json)
+
+
+def _without(data: Mapping[str, Any], pictures: str) -> dict[str, Any]:
+    """A result's data without its pictures, which stand in the file."""
+    return {key: value for key, value in data.items() if key != pictures}

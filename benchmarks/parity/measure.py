@@ -37,7 +37,7 @@ class Draws(Protocol):
         ...
 
 
-def measure(
+def compare_with_pytorch(
     deployed: Pipeline,
     checkpoint: Checkpoint,
     conditions: Sequence[str],

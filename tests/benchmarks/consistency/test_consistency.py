@@ -19,10 +19,12 @@ import pytest
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.benchmarks.consistency import scores as consistency_scores
 from cnpp_trt.benchmarks.consistency import study as consistency
+from cnpp_trt.benchmarks.consistency.command import ConsistencySettings, measure_consistency
 from cnpp_trt.benchmarks.consistency.dataset import Folder
 from cnpp_trt.benchmarks.consistency.scores import compare, scores, summarize
 from cnpp_trt.benchmarks.consistency.shards import Shard
 from cnpp_trt.benchmarks.consistency.study import Study, counts, draw, protocol_of, read_pictures
+from cnpp_trt.benchmarks.result import read_result
 from cnpp_trt.benchmarks.statistics import resampling_weights
 from cnpp_trt.benchmarks.systems import deployed_side, other_sides
 from cnpp_trt.bundles.bundle import Bundle
@@ -361,7 +363,7 @@ def arguments(canny, photos, tmp_path):
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    (path,) = (folder / "cnpp-trt-results").glob("consistency-*.json")
+    (path,) = folder.glob("consistency-*.json")
     return json.loads(path.read_text())
 
 
@@ -383,17 +385,17 @@ def test_killed_and_resumed_is_the_same(command, arguments, canny, photos, tmp_p
         process.communicate()
     done = records.read_bytes().count(b"\n") - 1
     assert 5 <= done < 30, "the process was killed too late to see anything"
-    assert not (tmp_path / "cnpp-trt-results").exists()  # no result of a part
+    assert not list((tmp_path / "killed").glob("*.json"))  # no result of a part
     with records.open("ab") as file:
         file.write(b'{"id": "photo 2')  # and in the middle of a line
 
     resumed = command(*arguments(data, "killed", "--json"))
     assert resumed.status == 0, resumed.err
     assert f"deployed, canny: {30 - done} of {30 - done} prompts" in resumed.err
-    after_kill = json.dumps(result_of(tmp_path)["data"])
+    after_kill = json.dumps(result_of(tmp_path / "killed")["data"])
     uninterrupted = command(*arguments(data, "uninterrupted"))
     assert uninterrupted.status == 0, uninterrupted.err
-    result = result_of(tmp_path)
+    result = result_of(tmp_path / "uninterrupted")
     assert json.dumps(result["data"]) == after_kill
     shown = json.loads(resumed.out)
     assert {k: v for k, v in shown.items() if k != "result"} == {
@@ -423,12 +425,29 @@ def test_the_command_refuses(refused, arguments, photos, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_a_study_runs_from_python(canny, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, pipeline = canny
+    settings = ConsistencySettings(
+        data=photos(3), images=2, num_inference_steps=1, shard=Shard(1, 2), out=tmp_path / "study"
+    )
+    first, path = measure_consistency(pipeline, settings)
+    assert path.parent == tmp_path / "study" and first.data["conditions"][0]["prompts"] == 2
+    second, path = measure_consistency(pipeline, replace(settings, shard=Shard(2, 2)))
+    (row,) = second.data["conditions"]
+    assert (row["condition"], row["prompts"], row["images"]) == ("canny", 3, 6)
+    assert json.loads(path.read_text())["data"] == second.data == read_result(path).data
+    assert not (tmp_path / "cnpp-trt-results").exists()
+    with pytest.raises(UserError, match="--fresh would remove"):
+        replace(settings, fresh=True)
+
+
 def test_the_miniature_by_default(miniature, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fixed = ["consistency", "--bundle", miniature.bundle, "--backend", "onnxruntime-cpu", "--prompts", 2, "--images", 1]
     outcome = command(*fixed, "--steps", 4, "--against", "pytorch")
     assert outcome.status == 0, outcome.err
-    data = result_of(tmp_path)["data"]
+    data = result_of(tmp_path / "cnpp-trt-results")["data"]
     assert [c["condition"] for c in data["conditions"]] == ["seg", "depth"]
     assert data["data"] == "2 fresh scenes"
     for row in data["conditions"]:

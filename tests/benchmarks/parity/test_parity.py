@@ -13,6 +13,7 @@ import pytest
 import torch
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.benchmarks import records
+from cnpp_trt.benchmarks.parity.command import ParitySettings, measure_parity
 from cnpp_trt.benchmarks.parity.graph_parity import (
     Tally,
     compare,
@@ -447,6 +448,21 @@ def test_bad_options_are_one_line(tiny, refused, options, expected):
 
 def test_a_bundle_that_is_not_there(refused):
     assert "cnpp-trt export --model miniature" in refused("parity", "--size", "4096")
+
+
+def test_the_gate_runs_from_python(tiny, tmp_path):
+    lines = []
+    settings = ParitySettings(
+        ["seg"], images=1, half=0, steps=1, model=str(tiny.checkpoint), out=tmp_path / "results" / "p.json"
+    )
+    result, path = measure_parity(tiny.pipeline, settings, lines.append)
+    assert path == settings.out and read_result(path).data == result.data
+    assert result.data["passed"] and not result.data["missed"] and len(lines) == 2
+    assert [i["condition"] for i in result.data["images"]] == ["seg"]
+    strict = tmp_path / "strict.toml"
+    strict.write_text("[fp32]\nimage_ssim = 2\n")
+    gated, _ = measure_parity(tiny.pipeline, replace(settings, thresholds=strict))
+    assert not gated.data["passed"] and "(image_ssim)" in gated.data["missed"][0]
 
 
 # --- build --check
