@@ -1,4 +1,7 @@
-"""ControlNet++ as ONNX graphs and TensorRT engines, with a runtime that needs no PyTorch."""
+"""ControlNet++ as ONNX graphs and TensorRT engines, with a runtime that needs no PyTorch.
+
+The names in `__all__` are public. Modules and everything else in them may change between versions.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,20 +9,68 @@ from . import telemetry
 from .versions import __version__
 
 if TYPE_CHECKING:
+    from .bundles.bundle import Bundle
+    from .conditions import CONDITIONS
+    from .errors import (
+        BackendError,
+        BundleError,
+        Cancelled,
+        CnppError,
+        DeviceMemoryError,
+        UserError,
+    )
+    from .runtime.control.consistency import Score
+    from .runtime.images.image_files import read_image
+    from .runtime.options import BACKENDS, RuntimeOptions
     from .runtime.pipeline import Pipeline, Result
     from .runtime.request import Control, Request
+    from .runtime.sampling.schedulers import SCHEDULERS
 
-__all__ = ["Control", "Pipeline", "Request", "Result", "__version__"]
+__all__ = [
+    "BACKENDS",
+    "CONDITIONS",
+    "SCHEDULERS",
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "Cancelled",
+    "CnppError",
+    "Control",
+    "DeviceMemoryError",
+    "Pipeline",
+    "Request",
+    "Result",
+    "RuntimeOptions",
+    "Score",
+    "UserError",
+    "__version__",
+    "read_image",
+]
 
 telemetry.switch_off()  # before anything imports ONNX Runtime
 
-_HOMES = {"Pipeline": "pipeline", "Result": "pipeline", "Control": "request", "Request": "request"}
+_MODULES = {
+    "bundles.bundle": ("Bundle",),
+    "conditions": ("CONDITIONS",),
+    "errors": ("BackendError", "BundleError", "Cancelled", "CnppError", "DeviceMemoryError", "UserError"),
+    "runtime.control.consistency": ("Score",),
+    "runtime.images.image_files": ("read_image",),
+    "runtime.options": ("BACKENDS", "RuntimeOptions"),
+    "runtime.pipeline": ("Pipeline", "Result"),
+    "runtime.request": ("Control", "Request"),
+    "runtime.sampling.schedulers": ("SCHEDULERS",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `cnpp-trt --help` and `import cnpp_trt` pay for nothing they do not use.
-    if name in _HOMES:
+    # Lazy, so that `cnpp-trt --help` and `import cnpp_trt` load nothing that they do not use.
+    if name in _MODULE_OF:
         from importlib import import_module
 
-        return getattr(import_module(f".runtime.{_HOMES[name]}", __name__), name)
+        return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -28,3 +28,10 @@ class BackendError(CnppError):
 
 class DeviceMemoryError(BackendError):
     """What was asked for does not fit into the device's free memory."""
+
+
+class Cancelled(CnppError):
+    """A request was stopped by its caller; the pipeline can go on with others."""
+
+    def __init__(self, message: str = "the request was cancelled") -> None:
+        super().__init__(message)

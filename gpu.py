@@ -11,7 +11,7 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 
 @dataclass(frozen=True)
 class Gpu:
-    """Device 0, as CUDA_VISIBLE_DEVICES leaves it.
+    """One of the devices that CUDA_VISIBLE_DEVICES leaves.
 
     Attributes:
         compute_capability: (major, minor), (9, 0) on H100 and H200.
@@ -34,7 +34,7 @@ class GpuSearch:
     """What the driver answered.
 
     Attributes:
-        gpu: device 0; None where there is none.
+        gpu: None where there is none.
         reason: why there is none, in a few words.
     """
 
@@ -43,8 +43,8 @@ class GpuSearch:
 
 
 @cache
-def find_gpu() -> GpuSearch:
-    """Asks the driver for its first GPU, once in a process."""
+def find_gpu(device: int = 0) -> GpuSearch:
+    """Asks the driver for the GPU of this index, once in a process."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)
@@ -54,13 +54,15 @@ def find_gpu() -> GpuSearch:
     number = ctypes.c_int()
     if status or driver.cuDeviceGetCount(ctypes.byref(number)) or not number.value:
         return GpuSearch(reason=f"the NVIDIA driver finds no GPU (cuInit: {status})")
+    if device >= number.value:
+        return GpuSearch(reason=f"the NVIDIA driver finds no GPU {device}, only {number.value}, counted from 0")
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-    driver.cuDeviceGetName(name, len(name), 0)
-    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), 0)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     capability = []
     for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR):
         value = ctypes.c_int()
-        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         capability.append(value.value)
     version = ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(version))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..export.checkpoint import Checkpoint
-from ..runtime.request import Request
+from ..runtime.request import ResolvedRequest
 
 # diffusers' class and settings of each of the runtime's schedulers.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,7 +65,7 @@ class PyTorch:
             "tokenizer": checkpoint.tokenizer(),
         }
 
-    def pipeline(self, request: Request) -> Any:
+    def pipeline(self, request: ResolvedRequest) -> Any:
         """The pipeline of this request's conditions and scheduler; made once."""
         conditions = tuple(c.condition for c in request.controls)
         key = (request.scheduler, *conditions)
@@ -86,7 +86,7 @@ class PyTorch:
             self._pipelines[key] = made
         return self._pipelines[key]
 
-    def __call__(self, request: Request) -> Drawn:
+    def __call__(self, request: ResolvedRequest) -> Drawn:
         trajectory: list[Any] = []
 
         def remember(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -96,24 +96,26 @@ class PyTorch:
         images = self.images(request, remember)
         return Drawn(images, tuple(latents.float().cpu().numpy() for latents in trajectory))
 
-    def images(self, request: Request, callback_on_step_end: Callable[..., Any] | None = None) -> NDArray[np.uint8]:
+    def images(
+        self, request: ResolvedRequest, callback_on_step_end: Callable[..., Any] | None = None
+    ) -> NDArray[np.uint8]:
         """uint8 [B,H,W,3], as diffusers makes them."""
         from PIL import Image
 
-        seeds = [int(request.seed or 0) + i for i in range(request.num_images_per_prompt)]
         output = self.pipeline(request)(
             request.prompt,
             negative_prompt=request.negative_prompt or None,
-            image=_one_or_list([Image.fromarray(c.image) for c in request.controls]),
+            image=_one_or_list([Image.fromarray(c.pixels) for c in request.controls]),
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             num_images_per_prompt=request.num_images_per_prompt,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.seeds],
             controlnet_conditioning_scale=_one_or_list(
                 [float(c.controlnet_conditioning_scale) for c in request.controls]
             ),
             control_guidance_start=_one_or_list([c.control_guidance_start for c in request.controls]),
             control_guidance_end=_one_or_list([c.control_guidance_end for c in request.controls]),
+            guess_mode=request.guess_mode,
             output_type="np",
             callback_on_step_end=callback_on_step_end,
         )

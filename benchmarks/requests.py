@@ -11,24 +11,25 @@ from ..miniature.scenes import draw_scene
 from ..runtime.control.palette import colors_from_labels
 from ..runtime.images.image_files import resize
 from ..runtime.pipeline import Pipeline
-from ..runtime.request import Control, Request
+from ..runtime.request import Control, Request, ResolvedRequest
 
 # Beyond every seed of developer/miniature/data.py's splits: nothing was trained or measured on these scenes.
 FIRST_SCENE = 10_000_000
 
 
-def make_requests(pipeline: Pipeline, condition: str, indices: Iterable[int], **fields: Any) -> Iterator[Request]:
+def make_requests(
+    pipeline: Pipeline, condition: str, indices: Iterable[int], **fields: Any
+) -> Iterator[ResolvedRequest]:
     """One request for each index, each with its own prompt, control image and seed.
 
     An embedded model gets scenes that nothing was trained on, with their captions; any other model random blocks,
     which have no meaning but do for latency and parity.
 
-    Args: fields: of `Request`, over the model's defaults.
+    Args: fields: of `ResolvedRequest`, over the model's defaults.
     """
-    given: dict[str, Any] = {**pipeline.bundle.manifest.defaults, **fields}
     for index in indices:
         image, prompt = control(pipeline, condition, index)
-        yield Request(prompt, controls=(Control(condition, image),), **{"seed": index, **given})
+        yield pipeline.resolve(Request(prompt, controls=(Control(condition, image),), **{"seed": index, **fields}))
 
 
 def control(pipeline: Pipeline, condition: str, index: int) -> tuple[NDArray[np.uint8], str]:

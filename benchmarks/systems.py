@@ -9,7 +9,7 @@ from ..bundles.bundle import MANIFEST, Bundle, find_bundle, model_name
 from ..errors import CnppError, UserError
 from ..install import EXPORT_MODULES, cannot_import
 from ..runtime.pipeline import Pipeline
-from ..runtime.request import Request
+from ..runtime.request import ResolvedRequest
 from ..versions import RUNTIME_PACKAGES, installed
 
 DEPLOYED = "deployed"
@@ -19,7 +19,7 @@ PYTORCH = {"pytorch": "fp32", "pytorch-fp16": "fp16"}
 class Draws(Protocol):
     """What `Pipeline` and `PyTorch` have in common."""
 
-    def __call__(self, request: Request, /) -> Any:
+    def __call__(self, request: ResolvedRequest, /) -> Any:
         """Something with `images`, uint8 [B,H,W,3]."""
         ...
 

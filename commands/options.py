@@ -18,6 +18,7 @@ from ..places import expanded
 
 if TYPE_CHECKING:
     from ..export.checkpoint import Checkpoint
+    from ..runtime.options import RuntimeOptions
     from ..runtime.pipeline import Pipeline
 
 
@@ -269,14 +270,11 @@ def deployment(
     Raises:
         UserError: an option's value cannot be used, which is known first; there is no such bundle, or several fit.
     """
-    from ..runtime.backends.registry import BACKENDS, preferred_precisions
+    from ..runtime.backends.registry import preferred_precisions
     from ..runtime.pipeline import Pipeline
 
-    require_choice("backend", backend, BACKENDS)
-    of_bundle, of_openvino = split_precision(precision)
-    if of_openvino is not None and backend != "openvino":
-        raise UserError(f"{of_openvino} is a precision of the backend openvino: add --backend openvino")
-    budget = read_bytes(vram_budget) if vram_budget is not None else None
+    of_bundle = split_precision(precision)[0]
+    options = runtime_options(backend, precision, threads, plans, vram_budget)
     pixels = read_size(size)
     if bundle is None:
         folder = _find(model or "miniature", of_bundle, pixels, preferred_precisions(backend))
@@ -284,8 +282,26 @@ def deployment(
         folder = bundle
         # OpenVINO computes in float32 whatever precision the graphs are stored in.
         _require_as_asked(folder, None if backend == "openvino" else of_bundle, pixels)
-    return folder, lambda path: Pipeline.open(
-        path, backend, threads, openvino_precision=of_openvino, plans=plans, vram_budget=budget
+    return folder, lambda path: Pipeline.open(path, options)
+
+
+def runtime_options(
+    backend: str, precision: str | None, threads: int | None, plans: Path | None, vram_budget: str | None
+) -> "RuntimeOptions":
+    """Where and how graphs run, as the options of a command say.
+
+    Raises:
+        UserError: a value cannot be used.
+    """
+    from ..runtime.options import BACKENDS, RuntimeOptions
+
+    require_choice("backend", backend, BACKENDS)
+    of_openvino = split_precision(precision)[1]
+    if of_openvino is not None and backend != "openvino":
+        raise UserError(f"{of_openvino} is a precision of the backend openvino: add --backend openvino")
+    budget = read_bytes(vram_budget) if vram_budget is not None else None
+    return RuntimeOptions(
+        backend, threads=threads, precision="bf16" if of_openvino else None, plans=plans, vram_budget=budget
     )
 
 

@@ -4,7 +4,7 @@ import copy
 import json
 import secrets
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -23,16 +23,18 @@ from .options import (
     Threads,
     VramBudget,
     deployment,
-    read_bytes,
     read_conditions,
     read_size,
     require_choice,
+    runtime_options,
     say,
     show,
-    split_precision,
     user_path,
 )
 from .progress import drawing
+
+if TYPE_CHECKING:
+    from ..runtime.generate import GenerateResult
 
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
@@ -44,7 +46,16 @@ _PANELS = {
         "clip_skip",
         "clip_skip_negative",
     ),
-    "Control": ("cond", "image", "extract", "resize_mode", "control_scale", "control_start", "control_end"),
+    "Control": (
+        "cond",
+        "image",
+        "extract",
+        "resize_mode",
+        "control_scale",
+        "control_start",
+        "control_end",
+        "guess_mode",
+    ),
     "Sampling": ("steps", "scheduler", "guidance_scale", "seed", "num_images", "init_image", "strength"),
     "Runtime": ("backend", "plans", "vram_budget", "threads"),
     "Output": ("out", "repeat", "as_json"),
@@ -117,6 +128,9 @@ def run_command(
     control_scale: Annotated[list[float] | None, typer.Option(help="Once for all controls, or one each.")] = None,
     control_start: Annotated[list[float] | None, typer.Option(help="Share of steps at which control starts.")] = None,
     control_end: Annotated[list[float] | None, typer.Option(help="Share of steps at which control ends.")] = None,
+    guess_mode: Annotated[
+        bool, typer.Option("--guess-mode", help="Follow the control images also where the prompt says nothing.")
+    ] = False,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -163,23 +177,18 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Draw pictures that follow a condition, and a sheet that shows how well they do."""
-    from ..runtime import generate as running
-    from ..runtime.backends.registry import BACKENDS
+    from ..runtime import generate as generation
     from ..runtime.sampling.scheduler_names import read_scheduler
 
     out = out or runs()
-    budget = read_bytes(vram_budget) if vram_budget is not None else None
-    of_openvino = split_precision(precision)[1]
-    require_choice("backend", backend, BACKENDS)
+    options = runtime_options(backend, precision, threads, plans, vram_budget)
     if repeat is not None:
-        from ..runtime.repeat import repeat as draw_again
+        from ..runtime.repeat import repeat as repeat_image
 
         require_writable(out)
         with drawing() as progress:
-            repeated = draw_again(
-                repeat, out, bundle, backend, threads, of_openvino, plans, budget, on_progress=progress, report=say
-            )
-        _print_drawn(repeated.drawn, as_json, {"max_difference": repeated.max_difference})
+            repeated = repeat_image(repeat, out, bundle, options, on_progress=progress)
+        _print_result(repeated.generated, as_json, {"max_difference": repeated.max_difference})
         same = repeated.max_difference == 0
         say("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
         return
@@ -202,6 +211,7 @@ def run_command(
         "clip_skip_negative": clip_skip_negative,
         "prompt_weights": prompt_weights,
         "long_prompt": long_prompt,
+        "guess_mode": guess_mode,
     }
     fields |= {name: value for name, value in given.items() if value is not None}
     mode = _resize_mode(resize_mode)
@@ -217,13 +227,13 @@ def run_command(
         of_bundle = list(pipeline.bundle.manifest.conditions)
         conditions = of_bundle if everything else cond or of_bundle[:1]
         controls = _controls(conditions, image or [], extract, *several)
-        asked = running.make_request(
+        asked = generation.make_request(
             pipeline, controls, extract=extract, init_image=init_image, resize_mode=mode, **fields
         )
         for note in asked.notes:  # now, as drawing may take minutes
             say(f"note: {printable(note, 1000)}")
-        drawn = running.draw(pipeline, asked.request, out, asked.notes, asked.photos, progress, say)
-    _print_drawn(drawn, as_json, {}, said=len(asked.notes))
+        result = generation.generate(pipeline, asked.request, out, asked.notes, asked.photos, progress)
+    _print_result(result, as_json, {}, printed=len(asked.notes))
 
 
 def _resize_mode(text: str) -> Any:
@@ -250,25 +260,25 @@ def _require_values(fields: dict[str, Any], conditions: list[str], several: tupl
         Control("seg", nothing, *values)
 
 
-def _print_drawn(drawn: Any, as_json: bool, extra: dict[str, Any], said: int = 0) -> None:
-    """Prints what a run wrote; `said` of its notes are printed already."""
-    for note in drawn.notes[said:]:
+def _print_result(result: "GenerateResult", as_json: bool, extra: dict[str, Any], printed: int = 0) -> None:
+    """Prints what a run wrote; the first `printed` of its notes are printed already."""
+    for note in result.notes[printed:]:
         say(f"note: {printable(note, 1000)}")
     if as_json:
-        print(json.dumps({**drawn.to_json(), **extra}))
+        print(json.dumps({**result.to_json(), **extra}))
         return
-    say(_summary(drawn.request))
-    stages = {k: v for k, v in drawn.timings.items() if k != "total"}
-    say(f"{'total':<13}{drawn.timings['total']:8.3f} s on {drawn.backend} ({drawn.reason})")
+    say(_summary(result.request))
+    stages = {k: v for k, v in result.timings.items() if k != "total"}
+    say(f"{'total':<13}{result.timings['total']:8.3f} s on {result.backend} ({result.reason})")
     for stage, seconds in stages.items():
         say(f"  {stage:<11}{seconds:8.3f} s")
-    if drawn.memory:
-        parts = ", ".join(f"{part} {nbytes / 2**20:.0f} MiB" for part, nbytes in drawn.memory.items())
+    if result.memory:
+        parts = ", ".join(f"{part} {nbytes / 2**20:.0f} MiB" for part, nbytes in result.memory.items())
         say(f"device memory {parts}")
-    for condition, scores in drawn.scores:
+    for condition, scores in result.scores:
         graded = (f"{s} ({s.grade})" if s.grade else str(s) for s in scores)
         say(f"consistency {condition}: {', '.join(graded)}")
-    for path in (*drawn.images, *([drawn.sheet] if drawn.sheet else [])):
+    for path in (*result.images, *([result.sheet] if result.sheet else [])):
         show(str(path))
 
 

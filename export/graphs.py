@@ -129,20 +129,21 @@ def _unet(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
     residuals = g.residuals()
     inputs: Inputs = {**_step_inputs(g), "residuals": tuple(g.randn(2, *shape) for shape in residuals.values())}
     if embedding := checkpoint.config("unet").get("time_cond_proj_dim"):
-        inputs["timestep_cond"] = g.randn(1, embedding)
-    free = {**_free("model_input", "noise_pred", *residuals), "prompt_embeds": PROMPT}
+        inputs["timestep_cond"] = g.randn(2, embedding)
+    batched = [name for name in ("model_input", "timestep_cond") if name in inputs]
+    free = {**_free(*batched, "noise_pred", *residuals), "prompt_embeds": PROMPT}
     nested = {"residuals": list(residuals)}
     return GraphSource("unet", modules.UNet(checkpoint.unet(g.dtype)), inputs, ["noise_pred"], nested, free)
 
 
 def _controlnet(condition: str, controlnet: nn.Module, g: Geometry) -> GraphSource:
+    outputs = list(g.residuals())
     inputs = {
         **_step_inputs(g),
-        "hint": g.randn(1, g.block_out_channels[0], *g.latent()),
-        "scale": torch.tensor(0.75),
+        "hint": g.randn(2, g.block_out_channels[0], *g.latent()),
+        "scales": torch.rand(len(outputs), 2),
     }
-    outputs = list(g.residuals())
-    free = {**_free("model_input", *outputs), "prompt_embeds": PROMPT}
+    free = {**_free("model_input", "hint", *outputs), "scales": {1: "batch"}, "prompt_embeds": PROMPT}
     return GraphSource(f"controlnet_{condition}", modules.ControlNet(controlnet), inputs, outputs, {}, free)
 
 
@@ -166,7 +167,7 @@ def _update(g: Geometry) -> GraphSource:
     c, (h, w) = g.latent_channels, g.latent()
     inputs: Inputs = {
         "noise_pred": g.randn(2, 3, c, h, w),
-        "guidance": torch.randn(2),
+        "guidance": torch.randn(2, 3),
         "state": torch.randn(4, 3, c, h, w),
         "coefficients": torch.randn(5, 7),
         "x0_limit": torch.tensor([1.0]),
@@ -175,7 +176,7 @@ def _update(g: Geometry) -> GraphSource:
     both = {0: "guidance", 1: "images"}
     free = {
         "noise_pred": both,
-        "guidance": {0: "guidance"},
+        "guidance": both,
         "state": {1: "images"},
         "noise": IMAGES,
         "new_state": {1: "images"},

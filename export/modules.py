@@ -53,9 +53,11 @@ class Hint(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,T,D], hint [1,C0,h,w], scale [] → the residuals.
+    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,T,D], hint [G,C0,h,w], scales [R,G] → the R residuals.
 
-    `hint` is broadcast over the batch. Residuals: `down_0` … `down_11` (in SD 1.5) and `mid`, each times `scale`.
+    Residuals: `down_0` … `down_11` (in SD 1.5) and `mid`. Each has a scale of its own for each row of the batch: rows
+    may belong to requests of different scales, and diffusers' `guess_mode` is a choice of scales
+    (`runtime.control.scales`).
     """
 
     def __init__(self, controlnet: Any) -> None:
@@ -66,24 +68,24 @@ class ControlNet(nn.Module):
         self.controlnet = controlnet
 
     def forward(
-        self, model_input: Tensor, timestep: Tensor, prompt_embeds: Tensor, hint: Tensor, scale: Tensor
+        self, model_input: Tensor, timestep: Tensor, prompt_embeds: Tensor, hint: Tensor, scales: Tensor
     ) -> tuple[Tensor, ...]:
         down, mid = self.controlnet(
             model_input,
             timestep,
             encoder_hidden_states=prompt_embeds,
             controlnet_cond=hint,
-            conditioning_scale=scale.to(model_input.dtype),
             return_dict=False,
         )
-        return (*down, mid)
+        residuals, columns = (*down, mid), scales.to(model_input.dtype).reshape(len(scales), -1, 1, 1, 1)
+        return tuple(residual * column for residual, column in zip(residuals, columns.unbind(), strict=True))
 
 
 class UNet(nn.Module):
     """model_input [G,4,h,w], timestep [1], prompt_embeds [G,T,D], residuals (down_0 … mid) → noise_pred [G,4,h,w].
 
     T is 77, or 77 for each chunk of a long prompt. A UNet that was distilled with its guidance scale as an input takes
-    timestep_cond [1,E] too, that scale's embedding.
+    timestep_cond [G,E] too, that scale's embedding.
     """
 
     def __init__(self, unet: Any) -> None:
@@ -119,10 +121,10 @@ class AddResiduals(nn.Module):
 class Update(nn.Module):
     """One step of any sampler: guidance, the step itself, and the next model input.
 
-    noise_pred [n,B,4,h,w] (the UNet's [G,4,h,w], viewed), guidance float32 [n] (weights that sum to 1: `[1 - s, s]`
-    for guidance scale s, or `[1]`), state float32 [4,B,4,h,w] (x, the x before, the last two x0 predictions),
-    coefficients float32 [5,7], x0_limit float32 [1], noise float32 [B,4,h,w] → new state float32 [4,B,4,h,w],
-    model_input [n,B,4,h,w], magnitude float32 [1].
+    noise_pred [n,B,4,h,w] (the UNet's [G,4,h,w], viewed), guidance float32 [n,B] (weights that sum to 1 over n:
+    `[1 - s, s]` for an image of guidance scale s, or `[1]`), state float32 [4,B,4,h,w] (x, the x before, the last two
+    x0 predictions), coefficients float32 [5,7], x0_limit float32 [1], noise float32 [B,4,h,w] → new state float32
+    [4,B,4,h,w], model_input [n,B,4,h,w], magnitude float32 [1].
 
     `runtime.schedulers` makes the coefficients. The first six columns are linear in state, noise_pred and noise; their
     third row is the step's prediction of x0. The seventh multiplies what clamping that prediction to ±x0_limit adds to
@@ -145,7 +147,7 @@ class Update(nn.Module):
         x0_limit: Tensor,
         noise: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        guided = torch.tensordot(guidance, noise_pred.to(torch.float32), dims=1)
+        guided = (guidance[:, :, None, None, None] * noise_pred.to(torch.float32)).sum(0)
         rows = torch.cat([state, guided.unsqueeze(0), noise.unsqueeze(0)])
         linear = torch.tensordot(coefficients[:, :6], rows, dims=1)
         x0 = linear[2]

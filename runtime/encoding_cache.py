@@ -1,7 +1,7 @@
 """What is computed once per prompt or condition, kept: the text encoder's and the hint graphs' results."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -16,7 +16,7 @@ from .text.emphasis import emphasize
 MAX_ENCODINGS = 16
 
 
-class Encodings:
+class EncodingCache:
     """The latest results by graph and input, in the backend's memory. Exact: a result is that of the same bytes."""
 
     def __init__(self, backend: Backend) -> None:
@@ -28,37 +28,47 @@ class Encodings:
         step: Step,
         values: Mapping[str, NDArray[Any]],
         clock: Stopwatch,
+        targets: Sequence[Buffer] = (),
         weights: NDArray[np.float32] | None = None,
     ) -> None:
-        """Brings the result of `step` for these inputs into its output; launches only where it is not known.
+        """Copies the result of `step` for these inputs to `targets`; launches it only where the result is not cached.
 
         Args:
             values: by the graph's tensor names, all of its inputs.
+            targets: buffers of the output's number of bytes; by default the output itself.
             weights: float32 [P,T] of emphasis, which the result [P,T,D] is multiplied with (`emphasis.emphasize`).
 
         Raises: UserError as `emphasize`.
         """
-        [target] = step.outputs.values()
+        [output] = step.outputs.values()
         key = blake2b(step.graph.encode(), digest_size=16)
         for array in (*values.values(), *(() if weights is None else (weights,))):
             key.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         known = key.digest()
         if known in self._results:
             self._results.move_to_end(known)
-            self._backend.copy(self._results[known], target)
+            for target in targets or (output,):
+                self._backend.copy(self._results[known], _as(target, output))
             return
         for name, array in values.items():
             self._backend.upload(step.inputs[name], array)
         step.launch()
         if weights is not None:
-            self._backend.upload(target, emphasize(self._backend.download(target), weights))
+            self._backend.upload(output, emphasize(self._backend.download(output), weights))
+        for target in targets:
+            self._backend.copy(output, _as(target, output))
         clock.mark(step.stage)
         try:
-            kept = self._backend.arena(aligned(target.nbytes))(target.shape, target.dtype.name)
+            kept = self._backend.arena(aligned(output.nbytes))(output.shape, output.dtype.name)
         except DeviceMemoryError:
-            self._results.clear()  # it is in `target`: what is kept only saves time, and must not cost the request
+            self._results.clear()  # it is in its targets: the cache only saves time, and must not cost the request
             return
-        self._backend.copy(target, kept)
+        self._backend.copy(output, kept)
         while len(self._results) >= MAX_ENCODINGS:
             self._results.popitem(last=False)
         self._results[known] = kept
+
+
+def _as(target: Buffer, output: Buffer) -> Buffer:
+    """The target seen in the output's shape: a row of a batch lacks its first dimension."""
+    return target.reshape(*output.shape)

@@ -1,4 +1,4 @@
-"""No black picture in silence: what was drawn is finite, or the error names where it stopped being so."""
+"""Checks that everything computed is finite; where it is not, finds the first step and graph of which it is true."""
 
 import shlex
 
@@ -10,7 +10,7 @@ from .backends.interface import Backend, Step
 from .loop import Program, Values
 
 
-def require_finite(program: Program, values: Values, backend: Backend, bundle: Bundle) -> list[str]:
+def check_finite(program: Program, values: Values, backend: Backend, bundle: Bundle) -> list[str]:
     """Looks at the magnitudes that the loop and the decoder left: one small download.
 
     A decoder that overflowed fp16 is replaced: the latents are decoded again in fp32.
@@ -20,7 +20,7 @@ def require_finite(program: Program, values: Values, backend: Backend, bundle: B
     finite = np.isfinite(backend.download(program.workspace.magnitudes)[:, 0])
     steps = program.structure.steps
     if not finite[:steps].all():
-        raise BackendError(_blame(program, values, backend, int(np.argmin(finite)), bundle))
+        raise BackendError(_locate_non_finite(program, values, backend, int(np.argmin(finite)), bundle))
     if finite[steps]:
         return []
     if "vae_decoder_fp32" in bundle.manifest.graphs:
@@ -35,7 +35,7 @@ def advice(bundle: Bundle) -> str:
     return f"check the weights with `cnpp-trt verify {shlex.quote(str(bundle.folder))}`, or use a fp32 bundle"
 
 
-def _blame(program: Program, values: Values, backend: Backend, bad: int, bundle: Bundle) -> str:
+def _locate_non_finite(program: Program, values: Values, backend: Backend, bad: int, bundle: Bundle) -> str:
     """Runs up to the bad step again, launch by launch, and looks at every output of it."""
     program.fill(values)
     for step in (program.text, *program.hints):

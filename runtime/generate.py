@@ -1,8 +1,9 @@
-"""One `cnpp-trt run`: control images in, pictures with their metadata and the sheet out."""
+"""Control images in, generated images with their metadata and the sheet out: what `cnpp-trt run` does."""
 
+import logging
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,16 +24,13 @@ from .images import metadata
 from .images.fitting import ResizeMode, aspect_note, fit
 from .images.image_files import Pixels, read_image, save_png
 from .images.metadata import BundleRecord, PictureRecord
-from .images.saving import Saved, kept_note, save_pictures
+from .images.saving import Saved, kept_note, save_images
 from .images.sheet import SheetControl, draw_sheet
 from .init_image import fit_init_image
 from .pipeline import OnProgress, Pipeline, Result
 from .request import Control, Request
-from .sampling.schedulers import DEFAULT_SCHEDULER
 
-# diffusers' defaults, where neither the user nor the model says otherwise.
-NUM_INFERENCE_STEPS = 20
-GUIDANCE_SCALE = 7.5
+logger = logging.getLogger(__name__)
 
 _WHITE = (255, 255, 255)
 
@@ -64,15 +62,16 @@ class UserRequest:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What a run wrote.
+class GenerateResult:
+    """The files of a request, with its scores and timings.
 
     Attributes:
-        folder: the new folder of this run.
-        images: the pictures' paths, image 0 first.
-        sheet: the sheet's path; None without controls.
+        folder: where they are.
+        images: the paths of the images, image 0 first.
+        sheet: the path of the sheet; None without controls.
         scores: for each control, its condition and the score of each image; controls that cannot be extracted are left
             out.
+        seeds: of each image.
         timings: seconds by stage, writing and the sheet (extraction and scoring) included.
         reason: why this backend.
         memory: peak bytes of device memory by part; empty on a CPU.
@@ -82,7 +81,7 @@ class Drawn:
     images: tuple[Path, ...]
     sheet: Path | None
     scores: tuple[tuple[str, tuple[Score, ...]], ...]
-    seed: int
+    seeds: tuple[int, ...]
     timings: dict[str, float]
     notes: tuple[str, ...]
     pixels_sha256: tuple[str, ...]
@@ -97,6 +96,7 @@ class Drawn:
         controls = [{k: v for k, v in c.items() if k != "image"} for c in self.request["controls"]]
         return {
             **asdict(self),
+            "seed": self.seeds[0],
             "folder": str(self.folder),
             "images": [str(path) for path in self.images],
             "sheet": self.sheet and str(self.sheet),
@@ -114,19 +114,21 @@ def make_request(
     resize_mode: ResizeMode = "stretch",
     prompt: str | None = None,
     seed: int | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    scheduler: str | None = None,
     **fields: Any,
 ) -> UserRequest:
-    """A request from a user's options; what was not said comes from the bundle's example and defaults.
+    """A request from a user's options; control image, prompt and seed are those of the bundle's example by default.
 
     Args:
+        pipeline: that will run it.
+        controls: conditions with the files of their images.
         extract: the images are photos to extract the conditions from.
         init_image: the image to begin with.
         resize_mode: how images of another size than the bundle's are brought to it.
-        fields: further fields of `Request`.
-    Raises: UserError
+        prompt, seed: None is the example's.
+        **fields: further fields of `Request`.
+
+    Raises:
+        UserError: a value or a file cannot be used.
     """
     manifest = pipeline.bundle.manifest
     size = (manifest.width, manifest.height)
@@ -149,15 +151,11 @@ def make_request(
     if init_image is not None:
         begin = _fitted(read_image(init_image, background=_WHITE).pixels, init_image, size, resize_mode, notes)
     example: Mapping[str, Any] = examples[0] if examples else {}
-    defaults = manifest.defaults
     request = Request(
         prompt=example.get("prompt", "") if prompt is None else prompt,
         controls=tuple(made),
         seed=example.get("seed") if seed is None else seed,
-        num_inference_steps=_first(num_inference_steps, defaults.get("num_inference_steps"), NUM_INFERENCE_STEPS),
-        guidance_scale=_first(guidance_scale, defaults.get("guidance_scale"), GUIDANCE_SCALE),
         init_image=begin,
-        scheduler=_first(scheduler, defaults.get("scheduler"), DEFAULT_SCHEDULER),
         **fields,
     )
     if prompt is None and not request.prompt:
@@ -165,53 +163,79 @@ def make_request(
     return UserRequest(request, tuple(dict.fromkeys(notes)), tuple(photos))
 
 
-def draw(
+def generate(
     pipeline: Pipeline,
     request: Request,
     out: Path,
     notes: Sequence[str] = (),
     photos: Sequence[Pixels | None] = (),
     on_progress: OnProgress | None = None,
-    report: Callable[[str], None] = lambda line: None,
-) -> Drawn:
-    """Runs a request and writes `image-0.png`, … and `sheet.png` into a new numbered folder under `out`.
-
-    The images are written as soon as they are drawn: whatever fails or interrupts after that leaves them.
+) -> GenerateResult:
+    """Runs a request and writes its files into a new numbered folder; see `save_result`.
 
     Args:
-        photos: for each control, what it was extracted from, or None; for the sheet.
+        pipeline, request: what runs.
+        out: the parent of the new folder.
+        notes: on the request, which go before those of the run.
+        photos: for each control, the photo that it was extracted from, or None; for the sheet.
         on_progress: see `Pipeline.__call__`.
-        report: is told which images there are where the sheet is interrupted.
-    Raises: UserError, BackendError; CnppError where files cannot be written, or the sheet cannot be made: it names the
-        images.
+
+    Raises:
+        UserError, BackendError: as `Pipeline.__call__`.
+        CnppError: as `save_result`.
     """
     result = pipeline(request, on_progress=on_progress)
-    request = replace(request, seed=result.seed)
+    return save_result(pipeline, result, out, notes=notes, photos=photos, numbered=True)
+
+
+def save_result(
+    pipeline: Pipeline,
+    result: Result,
+    out: Path,
+    *,
+    notes: Sequence[str] = (),
+    photos: Sequence[Pixels | None] = (),
+    numbered: bool = False,
+) -> GenerateResult:
+    """Writes `image-0.png`, … with their metadata, and `sheet.png`.
+
+    The images are written first: whatever fails or interrupts after that leaves them.
+
+    Args:
+        pipeline: that generated the result; it extracts the conditions for the sheet.
+        result: of one request.
+        out: the folder, or with `numbered` the parent of a new one.
+        notes, photos: as for `generate`.
+        numbered: whether the files go into a new numbered folder.
+
+    Raises:
+        CnppError: files cannot be written, or the sheet cannot be made; the message names the images.
+    """
     start = perf_counter()
     try:
-        records = _records(pipeline, request, result)
+        records = _records(pipeline, result)
         texts = [metadata.pack(record) for record in records]
     except Exception as e:
-        bare = save_pictures(out, list(result.images), [{}] * len(result.images))
-        raise CnppError(f"the pictures' metadata could not be made ({one_line(e)}); {kept_note(bare.images)}") from e
-    saved = save_pictures(out, list(result.images), texts)
+        bare = save_images(out, list(result.images), [{}] * len(result.images), numbered=numbered)
+        raise CnppError(f"the images' metadata could not be made ({one_line(e)}); {kept_note(bare.images)}") from e
+    saved = save_images(out, list(result.images), texts, numbered=numbered)
     written = perf_counter()
     try:
-        sheet, scores = _sheet(pipeline, request, result, photos, saved)
+        sheet, scores = _sheet(pipeline, result, photos, saved)
     except KeyboardInterrupt:
-        report(f"before the sheet was made: {kept_note(saved.images)}")
+        logger.info("before the sheet was made: %s", kept_note(saved.images))
         raise
     except Exception as e:
         raise CnppError(f"the sheet could not be made ({one_line(e)}); {kept_note(saved.images)}") from e
     timings = {**result.timings, "write": written - start, "sheet": perf_counter() - written}
     timings["total"] += timings["write"] + timings["sheet"]
     record = records[0]
-    return Drawn(
+    return GenerateResult(
         folder=saved.folder,
         images=saved.images,
         sheet=sheet,
         scores=scores,
-        seed=result.seed,
+        seeds=result.request.seeds,
         timings=timings,
         notes=(*notes, *result.notes, *saved.notes),
         pixels_sha256=tuple(r.pixels_sha256 for r in records),
@@ -256,22 +280,23 @@ def _example(bundle: Bundle, condition: str) -> dict[str, Any]:
 
 
 def _sheet(
-    pipeline: Pipeline, request: Request, result: Result, photos: Sequence[Pixels | None], saved: Saved
+    pipeline: Pipeline, result: Result, photos: Sequence[Pixels | None], saved: Saved
 ) -> tuple[Path | None, tuple[tuple[str, tuple[Score, ...]], ...]]:
     """The sheet's path, and the scores of the controls that can be extracted."""
+    request = result.request
     if not request.controls:
         return None, ()
     photos = photos or [None] * len(request.controls)
     rows = [
         _row(pipeline, control, image, photo, result)
-        for control, image, photo in zip(request.controls, result.controls, photos, strict=True)
+        for control, image, photo in zip(request.controls, result.control_images, photos, strict=True)
     ]
     page = draw_sheet(
         list(result.images),
         [row for row, _ in rows],
         prompt=request.prompt,
         details=f"{request.scheduler} · {request.num_inference_steps} steps · guidance {request.guidance_scale:g}",
-        captions=[f"seed {result.seed + i}" for i in range(len(result.images))],
+        captions=[f"seed {seed}" for seed in request.seeds],
         init_image=request.init_image,
     )
     path = saved.folder / "sheet.png"
@@ -296,18 +321,18 @@ def _caption(score: Score) -> str:
     return f"{score} · {score.grade}" if score.grade else str(score)
 
 
-def _records(pipeline: Pipeline, request: Request, result: Result) -> list[PictureRecord]:
-    m = pipeline.bundle.manifest
-    # As they were used: a photo may be larger than a record.
-    init_image = None if request.init_image is None else fit_init_image(pipeline.bundle, request.init_image, [])
-    drawn = metadata.request_record(request, result.seed, result.controls, init_image)
+def _records(pipeline: Pipeline, result: Result) -> list[PictureRecord]:
+    m, begin = pipeline.bundle.manifest, result.request.init_image
+    # As it was used: a photo may be larger than a record.
+    init_image = None if begin is None else fit_init_image(pipeline.bundle, begin)[0]
+    recorded = metadata.request_record(result.request, result.control_images, init_image)
     fields = {"model": m.model, "digest": pipeline.bundle.digest, "precision": m.precision}
     bundle = convert({**fields, "width": m.width, "height": m.height}, BundleRecord)
     versions = {"python": platform.python_version(), **installed(RUNTIME_PACKAGES)}
     return [
         PictureRecord(
             version=__version__,
-            request=drawn,
+            request=recorded,
             image_index=i,
             bundle=bundle,
             backend=pipeline.backend.name,
@@ -316,7 +341,3 @@ def _records(pipeline: Pipeline, request: Request, result: Result) -> list[Pictu
         )
         for i, image in enumerate(result.images)
     ]
-
-
-def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)

@@ -9,13 +9,13 @@ from ..bundles.bundle import Bundle
 from ..errors import BackendError, UserError
 from .backends.interface import Backend, aligned
 from .finiteness import advice
-from .images.image_files import resize
-from .request import Request
+from .images.fitting import to_size
+from .request import ResolvedRequest
 
 ENCODER = "vae_encoder"
 
 
-def first_step(request: Request) -> int:
+def first_step(request: ResolvedRequest) -> int:
     """The step of the whole schedule that a request begins at: diffusers' `get_timesteps` of its image-to-image
     pipelines (pipeline_controlnet_img2img.py). 0 without an initial image.
 
@@ -35,14 +35,9 @@ def draws_noise(bundle: Bundle) -> bool:
     return any(t.name == "noise" for t in bundle.graph(ENCODER).inputs)
 
 
-def fit_init_image(bundle: Bundle, image: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
-    """The image [H,W,3] at the bundle's size, as diffusers' `VaeImageProcessor` brings it there."""
-    m = bundle.manifest
-    height, width = image.shape[:2]
-    if (width, height) == (m.width, m.height):
-        return image
-    notes.append(f"the initial image was resized from {width}x{height} to {m.width}x{m.height} (lanczos)")
-    return resize(image, m.width, m.height, "lanczos")
+def fit_init_image(bundle: Bundle, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[str]]:
+    """The image [H,W,3] at the bundle's size, as diffusers' `VaeImageProcessor` brings it there, and a note on that."""
+    return to_size(image, "the initial image", bundle.manifest.width, bundle.manifest.height, "lanczos")
 
 
 def encode_init_image(

@@ -11,20 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundles.bundle import Bundle, Manifest
+from ..bundles.bundle import Bundle, Manifest, TensorSpec
 from ..errors import BackendError
 from .backends.interface import ALIGNMENT, Allocate, Backend, Buffer, Launch, Step, Stopwatch, aligned
-from .encoding_cache import Encodings
+from .encoding_cache import EncodingCache
 from .sampling.schedulers import SamplerTable
 from .text.prompts import Prompts
 
 # What a ControlNet hands the UNet, buffer by tensor name.
 Residuals = dict[str, Buffer]
 
-# A step's values (timestep, coefficients, one scale for each control) lie in a row each, so that every one of them is
-# aligned for TensorRT and all of a request's are uploaded at once.
+# A step's values (timestep and coefficients) lie in a row each, so that both are aligned for TensorRT and all of a
+# request's are uploaded at once.
 _ROW = ALIGNMENT // 4
-_TIMESTEP, _COEFFICIENTS, _SCALES = 0, 1, 2
+_TIMESTEP, _COEFFICIENTS = 0, 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Structure:
     """Everything that decides which launches there are.
 
     Attributes:
-        images: B.
+        images: B, of all requests together.
         guided: whether the batch is doubled for classifier-free guidance.
         steps: N.
         controls: conditions in their order, with the steps at which each applies ([N] booleans).
@@ -50,33 +50,32 @@ class Structure:
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """What a request puts into the buffers.
+    """What one request, or several of one structure, put into the buffers. B counts the images of all.
 
     Attributes:
         prompts: what the text encoder reads.
-        control_images: uint8 [H,W,3] for each control.
-        noise: float32 [B,4,h,w], what the latents start from.
+        control_images: for each control, the uint8 [H,W,3] of each image.
+        table: the sampler's, which all share.
+        guidance_scales: of each image.
+        residual_scales: for each control, float32 [R,n,B].
+        latents: float32 [B,4,h,w], the first x.
         step_noise: for each step float32 [B,4,h,w], or None where the sampler adds none.
-        init_latents: float32 [B,4,h,w] of an initial image, or None.
-        timestep_cond: float32 [1,E] of a distilled UNet, or None.
+        timestep_cond: float32 [B,E] of a distilled UNet, or None.
     """
 
     prompts: Prompts
-    control_images: Sequence[NDArray[np.uint8]]
+    control_images: Sequence[Sequence[NDArray[np.uint8]]]
     table: SamplerTable
-    guidance_scale: float
-    conditioning_scales: Sequence[float]
-    noise: NDArray[np.float32]
+    guidance_scales: Sequence[float]
+    residual_scales: Sequence[NDArray[np.float32]]
+    latents: NDArray[np.float32]
     step_noise: Sequence[NDArray[np.float32] | None]
-    init_latents: NDArray[np.float32] | None = None
     timestep_cond: NDArray[np.float32] | None = None
 
-    def start(self) -> NDArray[np.float32]:
-        """The first x, float32 [B,4,h,w]."""
-        if self.init_latents is None:
-            return self.noise * np.float32(self.table.init_noise_sigma)
-        a, b = self.table.add_noise
-        return np.float32(a) * self.init_latents + np.float32(b) * self.noise
+    def guidance(self, guided: bool) -> NDArray[np.float32]:
+        """The weights of both sides of the guidance, float32 [n,B]."""
+        scales = np.array(self.guidance_scales, np.float32)
+        return np.stack([1 - scales, scales]) if guided else np.ones((1, len(scales)), np.float32)
 
 
 class Workspace:
@@ -95,8 +94,11 @@ class Workspace:
         self.prompt_embeds = self._new(float_type, n * b, int(tokens) * s.chunks, width)
         # A row's chunks follow each other: the same memory, chunk by chunk.
         self.encoded_prompts = self.prompt_embeds.reshape(n * b * s.chunks, int(tokens), int(width))
-        self.control_images = [self._new("uint8", 1, m.height, m.width, 3) for _ in s.controls]
-        self.hints = [self._like(bundle, f"hint_{name}", "hint") for name, _ in s.controls]
+        # One control image at a time is encoded, and its hint copied to the rows of the batch that it belongs to.
+        self.control_image = self._new("uint8", 1, m.height, m.width, 3) if s.controls else None
+        hint_shapes = [self._output(bundle, f"hint_{name}", "hint").shape[1:] for name, _ in s.controls]
+        self.hint = self._new(float_type, 1, *hint_shapes[0]) if s.controls else None
+        self.hints = [self._new(float_type, n * b, *shape) for shape in hint_shapes]
 
         self.model_input = self._new(float_type, n * b, *latent)
         self.noise_pred = self._new(float_type, n * b, *latent)
@@ -107,32 +109,32 @@ class Workspace:
         # One for each step, and the decoder's.
         self.magnitudes = self._new("float32", s.steps + 1, _ROW)
 
-        self.guidance = self._new("float32", n)
+        self.guidance = self._new("float32", n, b)
         self.x0_limit = self._new("float32", 1)
-        self.rows = self._new("float32", s.steps, _SCALES + len(s.controls), _ROW)
+        self.rows = self._new("float32", s.steps, 2, _ROW)
         self.step_noise = self._new("float32", sum(s.noisy), b, *latent)
-        silence = self._new("float32", b, *latent)
+        zero_noise = self._new("float32", b, *latent)
         drawn = iter(range(sum(s.noisy)))
-        self.noises = [self.step_noise.part(next(drawn)) if noisy else silence for noisy in s.noisy]
+        self.noises = [self.step_noise.part(next(drawn)) if noisy else zero_noise for noisy in s.noisy]
 
         unet = bundle.graph("unet")
         # What only a distilled UNet reads.
-        self.distilled = {t.name: self._new(t.dtype, *t.shape) for t in unet.inputs if t.name == "timestep_cond"}
+        self.distilled = {
+            t.name: self._new(t.dtype, n * b, *t.shape[1:]) for t in unet.inputs if t.name == "timestep_cond"
+        }
         self._residual_shapes = {t.name: t.shape for t in unet.inputs if t.name == "mid" or t.name.startswith("down_")}
         self._residual_batch = (float_type, n * b)
         # Where no control applies, the UNet reads zeros that nothing writes.
         self.no_residuals = self.residuals() if not all(any_active(s)) else {}
         self.control_residuals = [self.residuals() for _ in s.controls]
         self.sums = [self.residuals() for _ in range(min(len(s.controls) - 1, 2))]
+        self.scales = [self._new("float32", len(self._residual_shapes), n * b) for _ in s.controls]
 
     def timestep(self, k: int) -> Buffer:
         return self.rows.part(k, _TIMESTEP, shape=(1,))
 
     def coefficients(self, k: int) -> Buffer:
         return self.rows.part(k, _COEFFICIENTS, shape=(5, 7))
-
-    def scale(self, control: int, k: int) -> Buffer:
-        return self.rows.part(k, _SCALES + control, shape=())
 
     def magnitude(self, k: int) -> Buffer:
         return self.magnitudes.part(k, shape=(1,))
@@ -147,9 +149,8 @@ class Workspace:
     def _new(self, dtype: str, *shape: int | str) -> Buffer:
         return self._allocate([int(d) for d in shape], dtype)
 
-    def _like(self, bundle: Bundle, graph: str, output: str) -> Buffer:
-        spec = next(t for t in bundle.graph(graph).outputs if t.name == output)
-        return self._new(spec.dtype, *spec.shape)
+    def _output(self, bundle: Bundle, graph: str, output: str) -> TensorSpec:
+        return next(t for t in bundle.graph(graph).outputs if t.name == output)
 
 
 def workspace_bytes(bundle: Bundle, structure: Structure) -> int:
@@ -182,8 +183,9 @@ class Program:
             "text_encoder", input_ids=w.input_ids, clip_skip=w.clip_skip, prompt_embeds=w.encoded_prompts
         )
         self.hints = [
-            self._step("hint", f"hint_{condition}", control_image=image, hint=hint)
-            for (condition, _), image, hint in zip(structure.controls, w.control_images, w.hints, strict=True)
+            self._step("hint", f"hint_{condition}", control_image=w.control_image, hint=w.hint)
+            for condition, _ in structure.controls
+            if w.control_image is not None and w.hint is not None
         ]
         self.denoise = [step for k in range(structure.steps) for step in self._denoise_step(k)]
         self.decode = [self.decoder("vae_decoder")]
@@ -192,32 +194,37 @@ class Program:
         """Writes a request's values into the buffers, but for prompt and conditions: those are `encode`'s."""
         w, put, s, table = self.workspace, self._backend.upload, self.structure, values.table
         n = 2 if s.guided else 1
-        scale = values.guidance_scale
-        put(w.guidance, np.array([1 - scale, scale] if n == 2 else [1.0], np.float32))
+        put(w.guidance, values.guidance(s.guided))
         put(w.x0_limit, np.array([table.x0_limit], np.float32))
         rows = np.zeros(w.rows.shape, np.float32)
         rows[:, _TIMESTEP, 0] = table.timesteps
         rows[:, _COEFFICIENTS, :35] = table.coefficients.reshape(s.steps, 35)
-        for i, conditioning_scale in enumerate(values.conditioning_scales):
-            rows[:, _SCALES + i, 0] = conditioning_scale
         put(w.rows, rows)
+        for buffer, scales in zip(w.scales, values.residual_scales, strict=True):
+            put(buffer, scales.reshape(buffer.shape))
         drawn = [noise for noise in values.step_noise if noise is not None]
         if drawn:
             put(w.step_noise, np.stack(drawn))
         for buffer in w.distilled.values():
             assert values.timestep_cond is not None
             put(buffer, values.timestep_cond.astype(buffer.dtype))
-        x = values.start()
+        x = values.latents
         put(w.states[0], np.stack([x, *[np.zeros_like(x)] * 3]))
         put(w.model_input, np.concatenate([x * np.float32(table.input_scale)] * n))
 
-    def encode(self, values: Values, encodings: Encodings, clock: Stopwatch) -> None:
-        """Prompt and conditions into their buffers, each computed only where `encodings` has not seen it."""
-        prompts = values.prompts
+    def encode(self, values: Values, encodings: EncodingCache, clock: Stopwatch) -> None:
+        """Prompt and conditions into their buffers, each computed only where `encodings` does not have it."""
+        prompts, w, b = values.prompts, self.workspace, self.structure.images
         text = {"input_ids": prompts.input_ids, "clip_skip": prompts.clip_skip}
-        encodings.encode(self.text, text, clock, prompts.weights)
-        for step, image in zip(self.hints, values.control_images, strict=True):
-            encodings.encode(step, {"control_image": image[None]}, clock)
+        encodings.encode(self.text, text, clock, weights=prompts.weights)
+        for step, images, hints in zip(self.hints, values.control_images, w.hints, strict=True):
+            rows: dict[int, list[int]] = {}
+            for i, image in enumerate(images):
+                rows.setdefault(id(image), []).extend(range(i, hints.shape[0], b))
+            distinct = {id(image): image for image in images}
+            for key, image in distinct.items():
+                targets = [hints.part(row) for row in rows[key]]
+                encodings.encode(step, {"control_image": image[None]}, clock, targets)
 
     def latents_after(self, k: int) -> NDArray[np.float32]:
         """The latents [B,4,h,w] after step k, while step k + 1 has not run yet."""
@@ -249,7 +256,7 @@ class Program:
             if not active[k]:
                 continue
             own = w.control_residuals[i]
-            controlnet = {**step, "hint": w.hints[i], "scale": w.scale(i, k), **own}
+            controlnet = {**step, "hint": w.hints[i], "scales": w.scales[i], **own}
             steps.append(self._step("controlnet", f"controlnet_{condition}", k, **controlnet))
             if total is None:
                 total = own

@@ -18,7 +18,7 @@ _OF_A_CONDITION = ("hint_", "controlnet_", "extractor_")
 T = TypeVar("T")
 
 
-class Residents:
+class ProgramCache:
     """Programs by structure, and which graphs of conditions were used when.
 
     Where device memory is short, what was used longest ago goes first: a program with its buffers and its recording,
@@ -41,12 +41,14 @@ class Residents:
         if structure not in self.programs:
             while len(self.programs) >= MAX_PROGRAMS:
                 self._used.pop(self.programs.popitem(last=False)[0], None)
-            self.programs[structure] = self.with_room(graphs, lambda: Program(self._backend, self._bundle, structure))
+            self.programs[structure] = self.retry_with_eviction(
+                graphs, lambda: Program(self._backend, self._bundle, structure)
+            )
         self.programs.move_to_end(structure)
         self._touch(structure, *graphs)
         return self.programs[structure]
 
-    def with_room(self, keep: Collection[Structure | str], work: Callable[[], T]) -> T:
+    def retry_with_eviction(self, keep: Collection[Structure | str], work: Callable[[], T]) -> T:
         """What `work` returns; while device memory is too short for it, something that it does not need goes.
 
         Args:
@@ -66,6 +68,11 @@ class Residents:
             old = next((old for old in self._used if old not in keep), None)
             nothing_left = old is None
             self._drop(old)
+
+    def clear(self) -> None:
+        """Drops every program with its buffers and its recording."""
+        self.programs.clear()
+        self._used.clear()
 
     def _touch(self, *used: Structure | str) -> None:
         for one in used:

@@ -1,7 +1,6 @@
-"""Drawing a picture again from its own metadata, which may come from anywhere."""
+"""Generating an image again from its own metadata, which may come from anywhere."""
 
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +9,18 @@ import numpy as np
 from ..bundles.bundle import Bundle, bundle_folder
 from ..errors import UserError
 from ..messages import printable
-from .generate import Drawn, draw
+from .generate import GenerateResult, generate
 from .images.image_files import read_image
 from .images.metadata import BundleRecord, read_record, request_from_record
+from .options import RuntimeOptions
 from .pipeline import OnProgress, Pipeline
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """`drawn` and whether the picture came out the same: `max_difference` is 0 then (of 255 levels)."""
+    """What was generated, and how far the image is from the one in the file: of 255 levels, 0 where it is the same."""
 
-    drawn: Drawn
+    generated: GenerateResult
     max_difference: int
 
 
@@ -28,24 +28,22 @@ def repeat(
     file: Path,
     out: Path,
     bundle: Path | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
-    openvino_precision: str | None = None,
-    plans: Path | None = None,
-    vram_budget: int | None = None,
+    options: RuntimeOptions | None = None,
     on_progress: OnProgress | None = None,
-    report: Callable[[str], None] = lambda line: None,
 ) -> Repeated:
-    """Draws a picture again from the metadata that `draw` wrote into it.
+    """Generates an image again from the metadata in its file.
 
-    The whole request is repeated, all its images, because a picture may depend on the batch it was drawn in by the
-    last bit. All of the record is checked before anything is drawn.
+    The whole request is repeated, all its images, because an image may depend on its batch by the last bit. All of the
+    record is checked before anything is generated.
 
     Args:
+        file: a PNG that `cnpp-trt run` or `Result.save` wrote.
+        out: the parent of the new folder.
         bundle: None finds the bundle by the model's name, precision and size.
-        backend, threads, openvino_precision, plans, vram_budget: as in `Pipeline.open`.
-        on_progress, report: as in `draw`.
-    Raises: UserError where the file is no such picture or its bundle cannot be found.
+        options, on_progress: as in `Pipeline`.
+
+    Raises:
+        UserError: the file is no such image, or its bundle cannot be found.
     """
     record = read_record(file)
     before = read_image(file).pixels
@@ -58,17 +56,15 @@ def repeat(
                 f"{name} was drawn at {made_with.width}x{made_with.height}, {what} has {width}x{height} pixels"
             )
     request = request_from_record(record)
-    pipeline = Pipeline.open(
-        opened, backend, threads, openvino_precision=openvino_precision, plans=plans, vram_budget=vram_budget
-    )
+    pipeline = Pipeline.open(opened, options)
     notes = []
     if opened.digest != made_with.digest:
         notes.append(f"{opened.folder} is not the bundle that drew {name}: the picture may differ")
     if pipeline.backend.name != record.backend:
         notes.append(f"{name} was drawn on {record.backend}, now on {pipeline.backend.name}")
-    drawn = draw(pipeline, request, out, notes, on_progress=on_progress, report=report)
-    after = read_image(drawn.images[record.image_index]).pixels
-    return Repeated(drawn, int(np.abs(after.astype(int) - before.astype(int)).max()))
+    generated = generate(pipeline, request, out, notes, on_progress=on_progress)
+    after = read_image(generated.images[record.image_index]).pixels
+    return Repeated(generated, int(np.abs(after.astype(int) - before.astype(int)).max()))
 
 
 def find_recorded(made_with: BundleRecord, name: str) -> Path:

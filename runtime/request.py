@@ -1,48 +1,56 @@
 """What a user asks for. Names are diffusers'; everything is checked when the object is made."""
 
-from dataclasses import dataclass, field
+import secrets
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..bundles.defaults import SamplingDefaults
 from ..conditions import CONDITIONS
 from ..errors import UserError
-from ..messages import printable
+from ..messages import printable, unknown_choice
+from .images.image_files import ImageLike, Pixels, to_pixels
 from .sampling.schedulers import SCHEDULERS
 
 MAX_IMAGES = 16
 MAX_STEPS = 1000
 MAX_CONTROLS = 16
 MAX_PROMPT = 100_000
+MAX_SEED = 2**64 - 1
 # Scales beyond this overflow float16, and long before that every picture is noise.
 MAX_SCALE = 1e4
+_WHITE = (255, 255, 255)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Control:
     """A condition with its image.
 
     Attributes:
         condition: `seg`, `canny`, `hed`, `lineart` or `depth`.
-        image: the control image, uint8 [H,W,3] RGB; of another size than the bundle's it is resized. The control keeps
-            a copy, which cannot be written to: an array that is filled anew afterwards, as a camera's, changes nothing.
+        image: the control image: uint8 [H,W,3] in RGB, an image of Pillow's (transparent pixels become black) or the
+            path of a file. It is resized to the bundle's size where it has another. The control keeps a copy that
+            cannot be written to: an array that is filled anew afterwards, as a camera's, changes nothing.
         controlnet_conditioning_scale: factor on the ControlNet's residuals.
         control_guidance_start, control_guidance_end: share of the steps at which the ControlNet starts and stops
             applying, 0 ≤ start < end ≤ 1.
-    Raises: UserError
+
+    Raises:
+        UserError: a value cannot be used.
     """
 
     condition: str
-    image: NDArray[np.uint8]
+    image: ImageLike
     controlnet_conditioning_scale: float = 1.0
     control_guidance_start: float = 0.0
     control_guidance_end: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.condition, str) or self.condition not in CONDITIONS:
-            raise UserError(f"unknown condition {self.condition!r}: choose from {', '.join(CONDITIONS)}")
-        object.__setattr__(self, "image", _own_image(f"the {self.condition} image", self.image))
+            raise unknown_choice("condition", self.condition, CONDITIONS)
+        object.__setattr__(self, "image", to_pixels(self.image, f"the {self.condition} image"))
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not 0 <= self.control_guidance_start < self.control_guidance_end <= 1:
@@ -51,47 +59,59 @@ class Control:
                 f"{self.control_guidance_end} must satisfy 0 <= start < end <= 1"
             )
 
+    @property
+    def pixels(self) -> Pixels:
+        """The image, uint8 [H,W,3] in RGB; read-only."""
+        assert isinstance(self.image, np.ndarray)
+        return self.image
+
     def active(self, num_inference_steps: int) -> tuple[bool, ...]:
         """At which steps the ControlNet applies: diffusers' `controlnet_keep`, step for step."""
         n = num_inference_steps
         start, end = self.control_guidance_start, self.control_guidance_end
         return tuple(not (k / n < start or (k + 1) / n > end) for k in range(n))
 
+    def __repr__(self) -> str:
+        return _repr(self)
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Request:
-    """One call of a pipeline.
+    """One call of a pipeline. Where a setting of the sampling is None, the model's own is used, else diffusers'.
 
     Attributes:
         prompt, negative_prompt: the negative one counts only with guidance.
-        controls: none, one or several; their residuals add up.
+        controls: a `Control`, or any sequence of them; the residuals of several add up.
         num_inference_steps: 1 to 1000.
         guidance_scale: 1 or less runs without guidance, at half the work.
         scheduler: one of `SCHEDULERS`.
         seed: 0 to 2**64 - 1; image i is drawn from `torch.Generator("cpu").manual_seed(seed + i)`, so that it is the
-            image which that seed gives alone. None: a random one, reported in the result.
+            image which that seed gives alone. A sequence has the seed of each image. None: a random one, which the
+            result has.
         num_images_per_prompt: 1 to 16.
-        init_image: the image to begin with, uint8 [H,W,3] RGB; of another size than the bundle's it is resized. The
-            request keeps a copy, as a control does.
+        init_image: the image to begin with, of the same kinds as a control's (transparent pixels become white).
         strength: how much of the schedule runs on the initial image, above 0 to 1: 1 all of it.
         clip_skip: how many of the text encoder's last layers are left out, of the prompt alone, as in diffusers.
         clip_skip_negative: they are left out of the negative prompt too, as in AUTOMATIC1111's web UI.
         long_prompt: prompts of more than 77 tokens are read in chunks, as AUTOMATIC1111 does, instead of cut off.
         prompt_weights: emphasis in the prompts is read, `(word)`, `(word:1.4)`, `[word]`, as AUTOMATIC1111's web UI
             reads it; else brackets are text.
-        guess_mode: not supported; True is refused.
-    Raises: UserError
+        guess_mode: the ControlNets apply to the prompt's side of the guidance alone, with factors that grow from 0.1
+            to 1 by depth, as in diffusers: control also where the prompt says nothing. It runs as fast as without.
+
+    Raises:
+        UserError: a value cannot be used.
     """
 
     prompt: str = ""
     negative_prompt: str = ""
-    controls: tuple[Control, ...] = field(default=())
-    num_inference_steps: int = 20
-    guidance_scale: float = 7.5
-    scheduler: str = "unipc"
-    seed: int | None = None
+    controls: Control | Sequence[Control] = ()
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    seed: int | Sequence[int] | None = None
     num_images_per_prompt: int = 1
-    init_image: NDArray[np.uint8] | None = None
+    init_image: ImageLike | None = None
     strength: float = 0.8
     clip_skip: int = 0
     clip_skip_negative: bool = False
@@ -105,31 +125,60 @@ class Request:
                 raise UserError(f"{name} must be a string, not {type(getattr(self, name)).__name__}")
             if len(getattr(self, name)) > MAX_PROMPT:
                 raise UserError(f"{name} has more than {MAX_PROMPT} characters: shorten it")
-        if not isinstance(self.controls, list | tuple) or not all(isinstance(c, Control) for c in self.controls):
-            raise UserError("controls must be a list of Control objects")
-        object.__setattr__(self, "controls", tuple(self.controls))
-        if len(self.controls) > MAX_CONTROLS:
-            raise UserError(f"{len(self.controls)} controls are too many: give at most {MAX_CONTROLS}")
-        steps = _integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        self._set("controls", _controls(self.controls))
+        if self.num_inference_steps is not None:
+            self._set("num_inference_steps", _integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS))
         images = _integer("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
-        object.__setattr__(self, "num_inference_steps", steps)
-        object.__setattr__(self, "num_images_per_prompt", images)
-        object.__setattr__(self, "guidance_scale", _number("guidance_scale", self.guidance_scale))
-        if not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS:
-            raise UserError(f"unknown scheduler {self.scheduler!r}: choose from {', '.join(SCHEDULERS)}")
-        if self.seed is not None:
-            object.__setattr__(self, "seed", _integer("seed", self.seed, 0, 2**64 - images))
+        self._set("num_images_per_prompt", images)
+        if self.guidance_scale is not None:
+            self._set("guidance_scale", _number("guidance_scale", self.guidance_scale))
+        if self.scheduler is not None and (not isinstance(self.scheduler, str) or self.scheduler not in SCHEDULERS):
+            raise unknown_choice("scheduler", self.scheduler, SCHEDULERS)
+        self._set("seed", _seed(self.seed, images))
         if self.init_image is not None:
-            object.__setattr__(self, "init_image", _own_image("the initial image", self.init_image))
-        object.__setattr__(self, "strength", _number("strength", self.strength))
+            self._set("init_image", to_pixels(self.init_image, "the initial image", background=_WHITE))
+        self._set("strength", _number("strength", self.strength))
         if not 0 < self.strength <= 1:
             raise UserError(f"strength must be above 0 and at most 1, not {self.strength:g}")
-        object.__setattr__(self, "clip_skip", _integer("clip_skip", self.clip_skip, 0, 1000))
-        for name in ("clip_skip_negative", "long_prompt", "prompt_weights"):
+        self._set("clip_skip", _integer("clip_skip", self.clip_skip, 0, 1000))
+        for name in ("clip_skip_negative", "long_prompt", "prompt_weights", "guess_mode"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be True or False, not {printable(repr(getattr(self, name)), 80)}")
-        if self.guess_mode:
-            raise UserError("guess_mode is not supported: lower guidance_scale and leave the prompt empty instead")
+
+    def resolve(self, defaults: SamplingDefaults) -> "ResolvedRequest":
+        """The request with every setting decided: `defaults` where one is None, a random seed where there is none."""
+        given = {f.name: getattr(self, f.name) for f in fields(Request)}
+        for name in ("num_inference_steps", "guidance_scale", "scheduler"):
+            if given[name] is None:
+                given[name] = getattr(defaults, name)
+        if given["seed"] is None:
+            given["seed"] = secrets.randbits(32)
+        return ResolvedRequest(**given)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return _repr(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ResolvedRequest(Request):
+    """A request of which every setting is decided: `Request.resolve` makes it."""
+
+    controls: tuple[Control, ...] = ()
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    scheduler: str = "unipc"
+    seed: int | tuple[int, ...] = 0
+    init_image: Pixels | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of each image."""
+        if isinstance(self.seed, int):
+            return tuple(range(self.seed, self.seed + self.num_images_per_prompt))
+        return self.seed
 
     @property
     def guided(self) -> bool:
@@ -137,20 +186,35 @@ class Request:
         return self.guidance_scale > 1
 
 
-def _own_image(what: str, image: Any) -> NDArray[np.uint8]:
-    """A copy of `image` that cannot be written to.
+def _repr(record: Any) -> str:
+    """Fields that differ from their defaults; an image by its size."""
+    parts = []
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if isinstance(value, np.ndarray):
+            parts.append(f"{f.name}=<{value.shape[1]}x{value.shape[0]} image>")
+        elif f.default is MISSING or value != f.default:
+            parts.append(f"{f.name}={value!r}")
+    return f"{type(record).__name__}({', '.join(parts)})"
 
-    Raises:
-        UserError: it is no image.
-    """
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise UserError(f"{what} must be a uint8 array [height, width, 3], not {found}")
-    if 0 in image.shape:
-        raise UserError(f"{what} is empty: {image.shape[1]}x{image.shape[0]} pixels")
-    own: NDArray[np.uint8] = np.array(image, order="C")
-    own.flags.writeable = False
-    return own
+
+def _controls(controls: Any) -> tuple[Control, ...]:
+    controls = (controls,) if isinstance(controls, Control) else controls
+    if not isinstance(controls, Sequence) or not all(isinstance(c, Control) for c in controls):
+        raise UserError("controls must be Control objects, as in controls=[Control('seg', image)]")
+    if len(controls) > MAX_CONTROLS:
+        raise UserError(f"{len(controls)} controls are too many: give at most {MAX_CONTROLS}")
+    return tuple(controls)
+
+
+def _seed(seed: Any, images: int) -> int | tuple[int, ...] | None:
+    if seed is None:
+        return None
+    if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
+        return _integer("seed", seed, 0, MAX_SEED + 1 - images)
+    if len(seed) != images:
+        raise UserError(f"{len(seed)} seeds for {images} images: give one for each, or a single one")
+    return tuple(_integer("seed", one, 0, MAX_SEED) for one in seed)
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:

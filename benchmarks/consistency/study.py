@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundles.bundle import Manifest
+from ...bundles.defaults import SamplingDefaults
 from ...conditions import CONDITIONS
 from ...errors import CnppError, UserError
 from ...export.recipe import EMBEDDED
@@ -27,13 +28,11 @@ from ...messages import printable
 from ...runtime.control.consistency import MeanIoU, edges, f1_counts, score
 from ...runtime.control.extraction import can_extract
 from ...runtime.control.palette import labels_from_colors
-from ...runtime.generate import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from ...runtime.images.image_files import encode_png, read_bytes, read_image, resize
 from ...runtime.images.metadata import pixels_sha256
 from ...runtime.images.sheet import SheetControl, draw_sheet
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import Control, Request
-from ...runtime.sampling.schedulers import DEFAULT_SCHEDULER
+from ...runtime.request import Control, ResolvedRequest
 from .. import records
 from ..systems import DEPLOYED, Draws, Side
 from .dataset import Data
@@ -70,7 +69,9 @@ def protocol_of(
 ) -> Protocol:
     """The paper's where nothing else is said; an embedded model's own, whose text encoder knows of no quality."""
     embedded = manifest.model in EMBEDDED
-    own = manifest.defaults if embedded else {}
+    own = SamplingDefaults.of(manifest)
+    paper = SamplingDefaults(scheduler=own.scheduler)
+    defaults = own if embedded else paper
 
     def first(*values: Any) -> Any:
         return next(value for value in values if value is not None)
@@ -78,9 +79,9 @@ def protocol_of(
     return Protocol(
         images=images,
         negative_prompt=first(negative_prompt, "" if embedded else NEGATIVE_PROMPT),
-        num_inference_steps=first(steps, own.get("num_inference_steps"), NUM_INFERENCE_STEPS),
-        guidance_scale=first(guidance_scale, own.get("guidance_scale"), GUIDANCE_SCALE),
-        scheduler=first(scheduler, manifest.defaults.get("scheduler"), DEFAULT_SCHEDULER),
+        num_inference_steps=first(steps, defaults.num_inference_steps),
+        guidance_scale=first(guidance_scale, defaults.guidance_scale),
+        scheduler=first(scheduler, defaults.scheduler),
     )
 
 
@@ -147,9 +148,9 @@ class Study:
                 )
         return {id_: found[id_] for id_ in self.data.ids if id_ in found}
 
-    def request(self, condition: str, index: int) -> Request:
+    def request(self, condition: str, index: int) -> ResolvedRequest:
         p = self.protocol
-        return Request(
+        return ResolvedRequest(
             self.data.prompt(index),
             p.negative_prompt,
             controls=(Control(condition, self.data.control(index, condition)),),
@@ -246,7 +247,7 @@ def _draw_prompts(
 def _draw_prompt(study: Study, side: Side, opened: Draws, condition: str, index: int) -> dict[str, Any]:
     request = study.request(condition, index)
     images = list(opened(request).images)
-    given = request.controls[0].image
+    given = request.controls[0].pixels
     found = [study.deployed.extract(condition, image) for image in images]
     scores = [score(condition, given, extracted) for extracted in found]
     if study.keep_pictures:
@@ -256,7 +257,7 @@ def _draw_prompt(study: Study, side: Side, opened: Draws, condition: str, index:
         _replace(study.sheet(condition), encode_sheet(request, images, found, scores))
     return {
         "id": study.data.ids[index],
-        "seeds": [int(request.seed or 0) + i for i in range(len(images))],
+        "seeds": list(request.seeds),
         "scores": [s.value for s in scores],
         "counts": counts(condition, given, found),
         "pixels": [pixels_sha256(image) for image in images],
@@ -332,7 +333,7 @@ def read_pictures(
 
 
 def encode_sheet(
-    request: Request, images: Sequence[Picture], found: Sequence[Picture], scores: Sequence[object]
+    request: ResolvedRequest, images: Sequence[Picture], found: Sequence[Picture], scores: Sequence[object]
 ) -> bytes:
     """The sheet of a request's first two images as a PNG of 256 colours: their largest side is 256 pixels, or as many
     less as it takes to stay within `SHEET_BYTES`. The lettering stays as it is."""
@@ -341,10 +342,10 @@ def encode_sheet(
     (control,) = request.controls
     shown = slice(_SHEET_IMAGES)
     details = f"{request.scheduler} · {request.num_inference_steps} steps · guidance {request.guidance_scale:g}"
-    captions = [f"seed {int(request.seed or 0) + i}" for i in range(len(images))][shown]
+    captions = [f"seed {seed}" for seed in request.seeds][shown]
     resample = CONDITIONS[control.condition].resample
     for side in (256, 192, 128, 96, 64):
-        maps = [_at_most(picture, side, resample) for picture in (control.image, *found[shown])]
+        maps = [_at_most(picture, side, resample) for picture in (control.pixels, *found[shown])]
         row = SheetControl(CONDITIONS[control.condition].title, maps[0], maps[1:], scores[shown])
         pictures = [_at_most(image, side, "lanczos") for image in images[shown]]
         sheet = draw_sheet(pictures, [row], prompt=request.prompt, details=details, captions=captions)

@@ -13,7 +13,7 @@ from ...export.provenance import find_source_checkpoint
 from ...gpu import find_gpu
 from ...places import home
 from ...runtime.pipeline import Pipeline, structure_of
-from ...runtime.request import Request
+from ...runtime.request import ResolvedRequest
 from ...runtime.sampling.schedulers import build_table
 from ..environment import physical_cores
 from ..records import Bench, Case
@@ -127,12 +127,12 @@ def _contest(
 ) -> Bench:
     by_size = {(b.manifest.width, b.manifest.height): b for b in bundles}
     # They only make control images: the contenders have processes of their own.
-    artists = {size: Pipeline.open(b, "onnxruntime-cpu", threads) for size, b in by_size.items()}
+    artists = {size: Pipeline.open(b, "onnxruntime-cpu", threads=threads) for size, b in by_size.items()}
     fields = {} if settings.scheduler is None else {"scheduler": settings.scheduler}
     example = next(make_requests(artists[next(iter(by_size))], settings.condition, [0], **fields))
     chosen = cases(list(by_size), settings.images, settings.steps, example, few_step=settings.scheduler is None)
 
-    def request(case: Case, index: int) -> Request:
+    def request(case: Case, index: int) -> ResolvedRequest:
         artist = artists[case["width"], case["height"]]
         return next(make_requests(artist, settings.condition, [index], **sampling(case)))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...errors import BackendError
 from ...gpu import find_gpu
 from ...install import EXPORT_MODULES, cannot_import, found
-from ...runtime.request import Request
+from ...runtime.request import ResolvedRequest
 
 Device = Literal["cpu", "gpu"]
 
@@ -68,11 +68,11 @@ def why_not(entry: Entry) -> str:
 class Contestant(Protocol):
     """An opened contender."""
 
-    def draw(self, request: Request) -> NDArray[np.uint8]:
+    def draw(self, request: ResolvedRequest) -> NDArray[np.uint8]:
         """The whole request: images uint8 [B,H,W,3] on the host."""
         ...
 
-    def stages(self, request: Request) -> dict[str, float]:
+    def stages(self, request: ResolvedRequest) -> dict[str, float]:
         """Seconds by stage of the same request, launched one by one; `host` is the rest of its `whole`."""
         ...
 
@@ -110,11 +110,11 @@ class _Runtime:
         self._pipeline: Any = None
         self._open(next(iter(opening.bundles)))
 
-    def draw(self, request: Request) -> NDArray[np.uint8]:
+    def draw(self, request: ResolvedRequest) -> NDArray[np.uint8]:
         images: NDArray[np.uint8] = self._of(request)(request).images
         return images
 
-    def stages(self, request: Request) -> dict[str, float]:
+    def stages(self, request: ResolvedRequest) -> dict[str, float]:
         from ...runtime.loop import run
 
         pipeline = self._of(request)
@@ -137,8 +137,8 @@ class _Runtime:
         self._pipeline.extract(condition, image)
         return time.perf_counter() - start
 
-    def _of(self, request: Request) -> Any:
-        height, width = request.controls[0].image.shape[:2]
+    def _of(self, request: ResolvedRequest) -> Any:
+        height, width = request.controls[0].pixels.shape[:2]
         if self._size != f"{width}x{height}":
             self._pipeline = None  # the weights of one size at a time
             self._open(f"{width}x{height}")
@@ -152,8 +152,8 @@ class _Runtime:
         self._pipeline = Pipeline.open(
             self._opening.bundles[size],
             name if openvino else self._opening.name,
-            self._opening.threads if BY_NAME[self._opening.name].device == "cpu" else None,
-            openvino_precision=(precision if dash else "f32") if openvino else None,
+            threads=self._opening.threads if BY_NAME[self._opening.name].device == "cpu" else None,
+            precision="bf16" if dash and precision == "bf16" else None,
         )
         self._size = size
 
@@ -188,11 +188,11 @@ class _PyTorch:
         )
         self._extractors: dict[str, Any] = {}
 
-    def draw(self, request: Request) -> NDArray[np.uint8]:
+    def draw(self, request: ResolvedRequest) -> NDArray[np.uint8]:
         with self._torch.no_grad():
             return self._drawing.images(request)
 
-    def stages(self, request: Request) -> dict[str, float]:
+    def stages(self, request: ResolvedRequest) -> dict[str, float]:
         pipeline = self._drawing.pipeline(request)
         parts = {
             "text_encoder": pipeline.text_encoder,

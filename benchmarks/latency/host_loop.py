@@ -65,13 +65,13 @@ class HostLoop:
         self._hoist_hint = hoist_hint
         self._update = self._update_in_graph if update_graph else self._update_on_host
         self._float = run.bundle.graph("unet").inputs[0].dtype
-        self._batch, self._images = len(values.prompts.input_ids), len(values.noise)
+        self._batch, self._images = len(values.prompts.input_ids), len(values.latents)
         text = {"input_ids": values.prompts.input_ids, "clip_skip": values.prompts.clip_skip}
         self._prompt_embeds = run("text_encoder", text)["prompt_embeds"]
 
     def __call__(self) -> Drawn:
         values, table = self._values, self._values.table
-        x = values.start()
+        x = values.latents
         state = np.stack([x, *[np.zeros_like(x)] * 3])
         model_input = self._batched(x * np.float32(table.input_scale))
         for k in range(len(table.timesteps)):
@@ -82,25 +82,26 @@ class HostLoop:
             }
             if k == 0 or not self._hoist_hint:
                 hint = self._hint()
-            scale = np.array(values.conditioning_scales[0], np.float32)
-            residuals = self._run(f"controlnet_{self._condition}", {**step, "hint": hint, "scale": scale})
+            scales = values.residual_scales[0].reshape(-1, self._batch)
+            residuals = self._run(f"controlnet_{self._condition}", {**step, "hint": hint, "scales": scales})
             noise_pred = self._run("unet", {**step, **residuals})["noise_pred"]
             state, model_input = self._update(k, state, noise_pred)
         images = self._run("vae_decoder", {"latents": state[0]})["image"]
         return Drawn(images, state[0])
 
     def _hint(self) -> Array:
-        feeds = {"control_image": self._values.control_images[0][None]}
+        feeds = {"control_image": self._values.control_images[0][0][None]}
         for _ in range(1 if self._hoist_hint else self._batch):
             hint = self._run(f"hint_{self._condition}", feeds)["hint"]
-        return hint
+        return np.concatenate([hint] * self._batch)
 
     def _update_on_host(self, k: int, state: Array, noise_pred: Array) -> tuple[Array, Array]:
         """noise_pred [G,4,h,w], state [4,B,4,h,w] → the new state, the next model input [G,4,h,w]."""
         guided = noise_pred.astype(np.float32)
         if self._batch > self._images:
             unconditional, conditional = np.split(guided, 2)
-            guided = unconditional + np.float32(self._values.guidance_scale) * (conditional - unconditional)
+            scales = np.array(self._values.guidance_scales, np.float32)[:, None, None, None]
+            guided = unconditional + scales * (conditional - unconditional)
         rows = np.concatenate([state, guided[None], self._noise(k)[None]])
         coefficients, limit = self._coefficients(k), np.float32(self._values.table.x0_limit)
         new = np.tensordot(coefficients[:, :6], rows, axes=1)
@@ -108,10 +109,10 @@ class HostLoop:
         return new[:4], self._batched(new[4])
 
     def _update_in_graph(self, k: int, state: Array, noise_pred: Array) -> tuple[Array, Array]:
-        n, scale = self._batch // self._images, self._values.guidance_scale
+        n = self._batch // self._images
         feeds = {
             "noise_pred": noise_pred.reshape(n, self._images, *noise_pred.shape[1:]),
-            "guidance": np.array([1 - scale, scale] if n == 2 else [1.0], np.float32),
+            "guidance": self._values.guidance(n == 2),
             "state": state,
             "coefficients": self._coefficients(k),
             "x0_limit": np.array([self._values.table.x0_limit], np.float32),
@@ -126,7 +127,7 @@ class HostLoop:
 
     def _noise(self, k: int) -> Array:
         drawn = self._values.step_noise[k]
-        return np.zeros_like(self._values.noise) if drawn is None else drawn
+        return np.zeros_like(self._values.latents) if drawn is None else drawn
 
     def _batched(self, x: Array) -> Array:
         """[B,4,h,w] once for each side of the guidance, as the model reads it."""

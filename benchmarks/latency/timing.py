@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import BackendError, CnppError
 from ...runtime.images.metadata import image_from_base64, image_to_base64
-from ...runtime.request import Request
+from ...runtime.request import ResolvedRequest
 from ..environment import gpu_memory_used, memory_bytes
 from ..image_metrics import max_difference, psnr
 from ..records import Case, Cold, Contender, Timed, TimedCase
@@ -25,7 +25,7 @@ from .worker import request_to_json
 
 Report = Callable[[str], None]
 # The index-th request of a case: every round has one of its own, so that nobody draws from a cache.
-Requests = Callable[[Case, int], Request]
+Requests = Callable[[Case, int], ResolvedRequest]
 
 # Weights, activations and what the warm-up leaves: processes that together need more are not held at once.
 _MEMORY_SHARE = 0.85
@@ -260,10 +260,10 @@ def _rounds(
     return found
 
 
-def _stages(process: Process, request: Request) -> dict[str, float]:
+def _stages(process: Process, request: ResolvedRequest) -> dict[str, float]:
     stages: dict[str, float] = process.ask({"do": "stages", "request": request_to_json(request)})["stages"]
     (control,) = request.controls
-    order = {"do": "extract", "condition": control.condition, "image": image_to_base64(control.image)}
+    order = {"do": "extract", "condition": control.condition, "image": image_to_base64(control.pixels)}
     seconds = process.ask(order)["seconds"]
     return stages if seconds is None else {**stages, "extraction": seconds}
 
@@ -276,7 +276,7 @@ def cases(
     sizes: Sequence[tuple[int, int]],
     images: Sequence[int],
     steps: Sequence[int],
-    request: Request,
+    request: ResolvedRequest,
     few_step: bool = True,
 ) -> tuple[Case, ...]:
     """The base case, and around it one case for every other size, number of images and number of steps.
@@ -310,7 +310,7 @@ def cases(
 
 
 def sampling(case: Case) -> dict[str, Any]:
-    """The fields of `Request` that a case sets."""
+    """The fields of `ResolvedRequest` that a case sets."""
     return {
         "num_inference_steps": case["steps"],
         "num_images_per_prompt": case["images"],

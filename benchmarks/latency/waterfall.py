@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ...bundles.bundle import Bundle
 from ...errors import BackendError, CnppError, UserError
 from ...gpu import find_gpu
+from ...runtime.options import Precision
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import Request
+from ...runtime.request import ResolvedRequest
 from ..records import Case, Technique, Waterfall
 from ..requests import make_requests
 from ..statistics import paired_ratio, summarize
@@ -94,7 +95,7 @@ def waterfall(
         threads: of the CPU; None is every physical core.
         plans: the plan store; None is the default one.
         techniques: names of `BARS` to measure; none are all.
-        fields: of `Request`, over the model's defaults.
+        fields: of `ResolvedRequest`, over the model's defaults.
     Raises: UserError for an argument that cannot be used, CnppError where no bar works.
     """
     if unknown := set(techniques) - {bar.name for bar in BARS}:
@@ -145,7 +146,7 @@ class _Bench:
         self._pipelines: dict[tuple[str, str | None], Pipeline] = {}
 
     @cached_property
-    def request(self) -> Request:
+    def request(self) -> ResolvedRequest:
         return next(make_requests(self.pipeline("onnxruntime-cpu"), self._condition, [0], **self._fields))
 
     @cached_property
@@ -170,11 +171,11 @@ class _Bench:
         backend: Any = self.pipeline(self.onnxruntime).backend
         return Sessions(self.bundle, lambda graph: backend.load(graph).session)
 
-    def pipeline(self, backend: str, precision: str | None = None) -> Pipeline:
+    def pipeline(self, backend: str, precision: Precision | None = None) -> Pipeline:
         key = (backend, precision)
         if key not in self._pipelines:
             self._pipelines[key] = Pipeline.open(
-                self.bundle, backend, self._threads, openvino_precision=precision, plans=self._plans
+                self.bundle, backend, threads=self._threads, precision=precision, plans=self._plans
             )
         return self._pipelines[key]
 
@@ -182,7 +183,9 @@ class _Bench:
         values = self.pipeline(self.onnxruntime).prepare(self.request).values
         return HostLoop(sessions, self._condition, values, hoist_hint=hoist_hint, update_graph=update_graph)
 
-    def program(self, name: str, precision: str | None = None, record: Literal["each", "loop"] | None = None) -> Draw:
+    def program(
+        self, name: str, precision: Precision | None = None, record: Literal["each", "loop"] | None = None
+    ) -> Draw:
         """The runtime's program, launched one by one; or every launch recorded by itself; or the whole loop as one.
 
         Conditions are encoded outside of the loop's recording, as the runtime does.
@@ -190,9 +193,10 @@ class _Bench:
         pipeline = self.pipeline(name, precision)
         ready = pipeline.prepare(self.request)
         backend, program, values, w = pipeline.backend, ready.program, ready.values, ready.program.workspace
-        hints = [step.launch for step in program.hints]
+        [hint], [images], [hint_rows] = program.hints, values.control_images, w.hints
+        assert w.control_image is not None and w.hint is not None
         loop = [step.launch for step in (*program.denoise, *program.decode)]
-        launches = [*hints, *loop]
+        launches = [hint.launch, *loop]
         if record is not None:
             for launch in launches:
                 launch()  # what was never run cannot be recorded
@@ -200,12 +204,16 @@ class _Bench:
             recorded = [recording for group in groups if (recording := backend.record(group)) is not None]
             if len(recorded) < len(groups):
                 raise BackendError(f"{backend.name} records nothing")
-            launches = recorded if record == "each" else [*hints, *recorded]
+            launches = recorded if record == "each" else [hint.launch, *recorded]
+
+        control_image, encoded, (encode_hint, *launches) = w.control_image, w.hint, launches
 
         def draw() -> Drawn:
             program.fill(values)
-            for buffer, image in zip(w.control_images, values.control_images, strict=True):
-                backend.upload(buffer, image[None])
+            backend.upload(control_image, images[0][None])
+            encode_hint()
+            for row in range(hint_rows.shape[0]):
+                backend.copy(encoded, hint_rows.part(row, shape=encoded.shape))
             for launch in launches:
                 launch()
             return Drawn(backend.download(w.image), backend.download(w.latents))

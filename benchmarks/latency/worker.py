@@ -20,7 +20,7 @@ from typing import Any
 
 from ...errors import CnppError
 from ...runtime.images.metadata import image_from_base64, image_to_base64
-from ...runtime.request import Control, Request
+from ...runtime.request import Control, ResolvedRequest
 from .competitors import Contestant, Opening
 
 
@@ -65,14 +65,14 @@ def _read(lines: queue.SimpleQueue[str]) -> None:
     os._exit(0)
 
 
-def request_to_json(request: Request) -> dict[str, Any]:
+def request_to_json(request: ResolvedRequest) -> dict[str, Any]:
     """A request with one control at its defaults."""
     (control,) = request.controls
     fields = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "seed")
     return {
         **{name: getattr(request, name) for name in (*fields, "num_images_per_prompt")},
         "condition": control.condition,
-        "image": image_to_base64(control.image),
+        "image": image_to_base64(control.pixels),
     }
 
 
@@ -86,9 +86,9 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _request(fields: dict[str, Any]) -> Request:
+def _request(fields: dict[str, Any]) -> ResolvedRequest:
     control = Control(fields.pop("condition"), image_from_base64(fields.pop("image")))
-    return Request(controls=(control,), **fields)
+    return ResolvedRequest(controls=(control,), **fields)
 
 
 def _perform(contestant: Contestant, order: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ...export.checkpoint import Checkpoint
 from ...runtime.backends.interface import Backend, Buffer, Step, aligned
 from ...runtime.loop import Program, run
 from ...runtime.pipeline import Pipeline, Prepared
-from ...runtime.request import Request
+from ...runtime.request import ResolvedRequest
 from ..records import NOT_FINITE, GraphParity, StepParity
 from ..requests import make_requests
 from .pytorch_backend import TorchModules, exact_float32
@@ -98,7 +98,9 @@ def compare(reference: NDArray[Any], found: NDArray[Any]) -> Difference:
     return Difference(float(error.max()), float(np.sqrt(squared / (length or 1.0))), float(np.clip(cosine, -1, 1)))
 
 
-def compare_graphs(reference: Pipeline, deployed: Pipeline, request: Request, tallies: dict[str, Tally]) -> Trajectory:
+def compare_graphs(
+    reference: Pipeline, deployed: Pipeline, request: ResolvedRequest, tallies: dict[str, Tally]
+) -> Trajectory:
     """Every launch of a request, on both sides, from the reference's inputs; adds to `tallies`, by graph.
 
     An fp16 decoder that overflows is left out where the bundle has the fp32 one, as the runtime then decodes again.
@@ -106,9 +108,12 @@ def compare_graphs(reference: Pipeline, deployed: Pipeline, request: Request, ta
     ours, theirs = reference.prepare(request), deployed.prepare(request)
     trajectory = Trajectory()
     _restore_inputs(ours, reference.backend)
+    control_images = iter(ours.values.control_images)
     conditions = "+".join(c.condition for c in request.controls)
     fallback = "vae_decoder_fp32" if "vae_decoder_fp32" in deployed.bundle.manifest.graphs else None
     for step, other in zip(_launches(ours.program), _launches(theirs.program), strict=True):
+        if step.stage == "hint":  # one buffer serves all controls
+            reference.backend.upload(step.inputs["control_image"], next(control_images)[0][None])
         inputs = _contents(step.inputs, reference.backend)
         step.launch()
         outputs = _contents(step.outputs, reference.backend)
@@ -142,10 +147,13 @@ def compare_extractor(
     tallies.setdefault(graph, Tally()).add(graph, want, found)
 
 
-def compare_steps(deployed: Pipeline, request: Request, trajectory: Trajectory) -> StepParity:
+def compare_steps(deployed: Pipeline, request: ResolvedRequest, trajectory: Trajectory) -> StepParity:
     """The deployed loop by itself, and each of its steps from the reference's own state."""
     free: list[float] = []
-    deployed(request, lambda k, _, latents: free.append(_relative(trajectory.latents[k], latents)))
+    deployed(
+        request,
+        callback_on_step_end=lambda k, _, latents: free.append(_relative(trajectory.latents[k], latents)),
+    )
 
     ready = deployed.prepare(request)
     program, w, put = ready.program, ready.program.workspace, deployed.backend.upload
@@ -158,7 +166,7 @@ def compare_steps(deployed: Pipeline, request: Request, trajectory: Trajectory) 
     return StepParity(condition=request.controls[0].condition, free=free, forced=forced)
 
 
-def request_of_both(requests: Sequence[Request]) -> list[Request]:
+def request_of_both(requests: Sequence[ResolvedRequest]) -> list[ResolvedRequest]:
     """The first request with the second's controls as well, in a few steps: for the graph that adds residuals."""
     if len(requests) < 2:
         return []
@@ -183,7 +191,7 @@ def check_graphs(
     m = deployed.bundle.manifest
     guidance = {True: max(m.defaults.get("guidance_scale", 7.5), 1.5), False: 1.0}
     steps = min(FEW_STEPS, m.defaults.get("num_inference_steps", FEW_STEPS))
-    requests: list[Request] = []
+    requests: list[ResolvedRequest] = []
     for images, guided in sizes:
         fields = {"num_images_per_prompt": images, "guidance_scale": guidance[guided], "num_inference_steps": steps}
         own = [r for condition in conditions for r in make_requests(deployed, condition, [0], **fields)]
@@ -194,7 +202,7 @@ def check_graphs(
 def compare_launches(
     deployed: Pipeline,
     checkpoint: Checkpoint,
-    requests: Sequence[Request],
+    requests: Sequence[ResolvedRequest],
     device: str = "cpu",
     report: Report = lambda line: None,
     follow: bool = True,
@@ -230,12 +238,10 @@ def _launches(program: Program) -> Iterator[Step]:
 
 
 def _restore_inputs(ready: Prepared, backend: Backend) -> None:
-    """Prompt and conditions into the buffers that they are encoded from: what is known is not put there again."""
+    """Uploads the prompt to the buffer that it is encoded from: an encoding that is cached leaves others there."""
     w, values = ready.program.workspace, ready.values
     backend.upload(w.input_ids, values.prompts.input_ids)
     backend.upload(w.clip_skip, values.prompts.clip_skip)
-    for buffer, image in zip(w.control_images, values.control_images, strict=True):
-        backend.upload(buffer, image[None])
 
 
 def _launch_on(step: Step, inputs: Tensors, backend: Backend) -> Tensors:

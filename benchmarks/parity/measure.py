@@ -15,7 +15,7 @@ import torch
 from ...errors import CnppError
 from ...export.checkpoint import Checkpoint
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import Request
+from ...runtime.request import ResolvedRequest
 from ...versions import installed
 from ..image_metrics import Lpips, Picture, difference_map, max_difference, png, psnr, ssim
 from ..pytorch import PyTorch
@@ -32,7 +32,7 @@ _SMALL = 200 << 20
 class Draws(Protocol):
     """What `Pipeline` and `PyTorch` have in common."""
 
-    def __call__(self, request: Request, /) -> Any:
+    def __call__(self, request: ResolvedRequest, /) -> Any:
         """Something with `images`, uint8 [B,H,W,3]."""
         ...
 
@@ -112,7 +112,7 @@ def compare_with_pytorch(
     )
 
 
-def draw(side: Draws, requests: Iterable[Request]) -> Iterator[Picture]:
+def draw(side: Draws, requests: Iterable[ResolvedRequest]) -> Iterator[Picture]:
     """The first image of each request."""
     for request in requests:
         yield side(request).images[0]
@@ -132,7 +132,7 @@ def compare_images(
 
 
 def heatmap(
-    condition: str, requests: Sequence[Request], reference: Sequence[Picture], found: Sequence[Picture]
+    condition: str, requests: Sequence[ResolvedRequest], reference: Sequence[Picture], found: Sequence[Picture]
 ) -> Heatmap:
     """Of the image that is furthest from the reference's."""
     errors = [float(np.mean(np.square(a.astype(np.float64) - b))) for a, b in zip(reference, found, strict=True)]
@@ -140,7 +140,7 @@ def heatmap(
     difference, scale = difference_map(reference[worst], found[worst])
     return Heatmap(
         condition=condition,
-        seed=int(requests[worst].seed or 0),
+        seed=requests[worst].seeds[0],
         reference=png(reference[worst]),
         deployed=png(found[worst]),
         difference=png(difference),

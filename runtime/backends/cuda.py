@@ -32,14 +32,15 @@ class Cuda:
     Args:
         budget: device bytes that weights, activations and buffers may take together; None is all there are. What CUDA
             takes for itself (its context, kernels, recordings) is not in it.
+        device: the index of the GPU.
     Attributes:
         stream: its handle.
         trace: names of the calls made, while it is a list (for tests and for looking).
     Raises: BackendError where there is no GPU or cuda-python is not installed.
     """
 
-    def __init__(self, budget: int | None = None) -> None:
-        search = find_gpu()
+    def __init__(self, budget: int | None = None, device: int = 0) -> None:
+        search = find_gpu(device)
         if search.gpu is None:
             raise BackendError(f"no GPU to run on: {search.reason}")
         try:
@@ -50,7 +51,8 @@ class Cuda:
         self.gpu: Gpu = search.gpu
         self.trace: list[str] | None = None
         self._driver = driver
-        self._device = Device(0)
+        self._index = device
+        self._device = Device(device)
         self._thread = threading.local()
         self._stream = self.call(self._device.create_stream)
         self.stream = int(self._stream.handle)

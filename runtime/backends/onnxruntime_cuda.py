@@ -15,8 +15,8 @@ class OnnxRuntimeCuda(Cuda):
 
     name = "onnxruntime-cuda"
 
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__()
+    def __init__(self, bundle: Bundle, device: int = 0) -> None:
+        super().__init__(device=device)
         try:
             import onnxruntime
         except ImportError:
@@ -38,14 +38,16 @@ class OnnxRuntimeCuda(Cuda):
     def load(self, graph: str) -> Session:
         if graph not in self._graphs:
             cuda = {
-                "device_id": "0",
+                "device_id": str(self._index),
                 "user_compute_stream": str(self.stream),
                 "use_tf32": "0",  # fp32 graphs are there because they must be exact
                 "cudnn_conv_use_max_workspace": "1",
             }
             providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
             try:
-                loaded = Session(self._ort, self._bundle, graph, "cuda", providers, self._options, self._run_options)
+                loaded = Session(
+                    self._ort, self._bundle, graph, "cuda", providers, self._options, self._run_options, self._index
+                )
             except BundleError as e:
                 if self._graphs:
                     raise

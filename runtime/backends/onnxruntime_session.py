@@ -18,6 +18,7 @@ class Session:
         device: `cpu` or `cuda`: where the buffers are that it will be bound to.
         providers: of ONNX Runtime, as `InferenceSession` takes them.
         run_options: of every run.
+        device_id: the index of the GPU.
     Raises: BundleError where ONNX Runtime cannot load the graph.
     """
 
@@ -30,6 +31,7 @@ class Session:
         providers: list[Any],
         options: Any,
         run_options: Any = None,
+        device_id: int = 0,
     ) -> None:
         path: Path = bundle.graph_file(graph)
         try:
@@ -41,6 +43,7 @@ class Session:
             ) from e
         self._name = graph
         self._device = device
+        self._device_id = device_id
         self._run_options = run_options
         self._inputs = [tensor.name for tensor in self.session.get_inputs()]
         self._outputs = [tensor.name for tensor in self.session.get_outputs()]
@@ -49,10 +52,10 @@ class Session:
         binding = self.session.io_binding()
         for name in self._inputs:
             b = buffers[name]
-            binding.bind_input(name, self._device, 0, b.dtype.type, list(b.shape), b.address)
+            binding.bind_input(name, self._device, self._device_id, b.dtype.type, list(b.shape), b.address)
         for name in self._outputs:
             b = buffers[name]
-            binding.bind_output(name, self._device, 0, b.dtype.type, list(b.shape), b.address)
+            binding.bind_output(name, self._device, self._device_id, b.dtype.type, list(b.shape), b.address)
         return _Launch(self._name, self.session, binding, self._run_options, tuple(buffers.values()))
 
 

@@ -24,13 +24,16 @@ class TensorRt(Cuda):
     """Args:
         plans: the plan store's folder; None is the default one.
         budget: device bytes that weights, activations and buffers may take together.
+        device: the index of the GPU.
     Raises: BackendError where there is no GPU, no TensorRT, or no plan that runs here, with what helps.
     """
 
-    def __init__(self, bundle: Bundle, plans: Path | None = None, budget: int | None = None) -> None:
-        super().__init__(budget)
+    def __init__(
+        self, bundle: Bundle, plans: Path | str | None = None, budget: int | None = None, device: int = 0
+    ) -> None:
+        super().__init__(budget, device)
         self._bundle = bundle
-        self._store = PlanStore(plans)
+        self._store = PlanStore(None if plans is None else Path(plans))
         self._flavor = self._choose()
         self.name = self._flavor.name
         self._log = _logger(self._flavor.trt)

@@ -48,6 +48,16 @@ def fit(
     return resize(pixels, width, height, resample)
 
 
+def to_size(
+    pixels: Pixels, what: str, width: int, height: int, resample: Literal["nearest", "lanczos"]
+) -> tuple[Pixels, list[str]]:
+    """The image at this size, resized as diffusers does it where it has another, and a note on that."""
+    if pixels.shape[:2] == (height, width):
+        return pixels, []
+    size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+    return resize(pixels, width, height, resample), [f"{what} was resized from {size} to {width}x{height} ({resample})"]
+
+
 def aspect_note(what: str, pixels: Pixels, width: int, height: int) -> str | None:
     """A note where stretching `pixels` to this size changes its proportions by more than a few percent."""
     before, after = pixels.shape[1] / pixels.shape[0], width / height

@@ -26,6 +26,8 @@ from ...errors import CnppError, UserError
 from .file_kinds import format_of, lossy, other_kind
 
 Pixels: TypeAlias = NDArray[np.uint8]
+ImageLike: TypeAlias = Pixels | Image.Image | str | os.PathLike[str]
+"""An image in memory, uint8 [H, W, 3] in RGB or Pillow's, or the path of an image file."""
 Color: TypeAlias = tuple[int, int, int]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
@@ -83,6 +85,40 @@ def read_image(path: str | os.PathLike[str], *, background: Color = (0, 0, 0)) -
     data = read_bytes(path)
     pixels, kind = decode_image(data, repr(os.fspath(path)), background=background)
     return ImageFile(pixels, kind, Path(path), lossy(data, kind))
+
+
+def to_pixels(image: ImageLike, what: str, *, background: Color = (0, 0, 0)) -> Pixels:
+    """An image of any kind as a new array, uint8 [H, W, 3] in RGB, that cannot be written to.
+
+    Args:
+        image: an array, Pillow's image (decoded as `read_image` decodes a file) or the path of a file.
+        what: what messages call it, as in `the seg image`.
+        background: what transparent pixels are composited on.
+
+    Raises:
+        UserError: it is no image, or its file cannot be read.
+    """
+    if isinstance(image, str | os.PathLike):
+        pixels = read_image(image, background=background).pixels
+    elif isinstance(image, Image.Image):
+        pixels = _from_pillow(image, what, background)
+    elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        pixels = image.copy(order="C")
+    else:
+        kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"{what} must be a uint8 array [height, width, 3], an image of Pillow's or a path, not {kind}")
+    if 0 in pixels.shape:
+        raise UserError(f"{what} is empty: {pixels.shape[1]}x{pixels.shape[0]} pixels")
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _from_pillow(image: Image.Image, what: str, background: Color) -> Pixels:
+    with _decoding(what):
+        image.load()
+        pixels = _to_rgb(image, b"", what, background)
+    turn = _UPRIGHT.get(_orientation(image))
+    return np.array(turn(pixels) if turn else pixels, order="C")
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -242,6 +278,21 @@ def new_folder(parent: str | os.PathLike[str], stem: str = "run") -> Path:
         raise UserError(f"{os.fspath(parent)!r} is a file; give a folder") from None
     except OSError as error:
         raise _write_error(repr(os.fspath(parent)), error) from None
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder, which is created where it is missing.
+
+    Raises:
+        CnppError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{os.fspath(path)!r} is a file; give a folder") from None
+    except OSError as error:
+        raise _write_error(repr(os.fspath(path)), error) from None
+    return path
 
 
 def _write_error(name: str, error: OSError) -> CnppError:

@@ -27,8 +27,8 @@ from ...messages import printable, unknown_choice
 from ...schema import Meta, Record, SchemaError, decode, to_json
 from ...versions import __version__
 from ..backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
-from ..backends.registry import BACKENDS
-from ..request import MAX_CONTROLS, MAX_IMAGES, MAX_PROMPT, MAX_SCALE, Control, Request
+from ..options import BACKENDS
+from ..request import MAX_CONTROLS, MAX_IMAGES, MAX_PROMPT, MAX_SCALE, MAX_SEED, Control, Request, ResolvedRequest
 from ..sampling.scheduler_names import A1111
 from ..sampling.schedulers import SCHEDULERS
 from .image_files import MAX_PIXELS, decode_image, encode_png, read_bytes
@@ -49,6 +49,7 @@ _BACKENDS = (
 
 _Prompt: TypeAlias = Annotated[str, Meta(max_length=MAX_PROMPT)]
 _Scale: TypeAlias = Annotated[float, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
+_Seed: TypeAlias = Annotated[int, Meta(ge=0)]
 _Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 _Image: TypeAlias = Annotated[str, Meta(max_length=MAX_RECORD_BYTES)]
 _Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -80,7 +81,7 @@ class RequestRecord(Record):
     num_inference_steps: Annotated[int, Meta(ge=1, le=1000)]
     guidance_scale: _Scale
     scheduler: str
-    seed: Annotated[int, Meta(ge=0)]
+    seed: _Seed | Annotated[tuple[_Seed, ...], Meta(min_length=1, max_length=MAX_IMAGES)]
     num_images_per_prompt: Annotated[int, Meta(ge=1, le=MAX_IMAGES)]
     controls: Annotated[tuple[ControlRecord, ...], Meta(max_length=MAX_CONTROLS)]
     strength: Annotated[float, Meta(gt=0, le=1)] = 0.8
@@ -89,11 +90,19 @@ class RequestRecord(Record):
     long_prompt: bool = False
     prompt_weights: bool = False
     init_image: _Image | None = None
+    guess_mode: bool = False
 
     def __post_init__(self) -> None:
         _require_one_of("scheduler", self.scheduler, SCHEDULERS)
-        if self.seed > 2**64 - self.num_images_per_prompt:
-            raise ValueError(f"seed must be at most 2**64 - {self.num_images_per_prompt} (the number of images)")
+        images = self.num_images_per_prompt
+        if isinstance(self.seed, int) and self.seed > MAX_SEED + 1 - images:
+            raise ValueError(f"seed must be at most 2**64 - {images} (the number of images)")
+        if isinstance(self.seed, tuple) and (len(self.seed) != images or max(self.seed) > MAX_SEED):
+            raise ValueError(f"seed must be {images} numbers (the number of images) below 2**64")
+
+    def seed_of(self, image: int) -> int:
+        """The seed of an image."""
+        return self.seed + image if isinstance(self.seed, int) else self.seed[image]
 
 
 class BundleRecord(Record):
@@ -135,12 +144,12 @@ class PictureRecord(Record):
 
 
 def request_record(
-    request: Request, seed: int, control_images: Collection[NDArray[np.uint8]], init_image: NDArray[np.uint8] | None
+    request: ResolvedRequest, control_images: Collection[NDArray[np.uint8]], init_image: NDArray[np.uint8] | None
 ) -> RequestRecord:
-    """A request as it was drawn.
+    """A request as it was run.
 
     Args:
-        seed: of image 0.
+        request: with every setting and seed.
         control_images: for each control, uint8 [H,W,3] at the bundle's size.
         init_image: uint8 [H,W,3] at the bundle's size, or None.
     """
@@ -156,7 +165,7 @@ def request_record(
     )
     first = None if init_image is None else image_to_base64(init_image)
     fields = {name: getattr(request, name) for name in RequestRecord.__struct_fields__}
-    return RequestRecord(**{**fields, "seed": seed, "controls": controls, "init_image": first})
+    return RequestRecord(**{**fields, "controls": controls, "init_image": first})
 
 
 def request_from_record(record: PictureRecord) -> Request:
@@ -194,7 +203,7 @@ def a1111_parameters(record: PictureRecord) -> str:
         "Sampler": sampler,
         "Schedule type": schedule,
         "CFG scale": _number(request.guidance_scale),
-        "Seed": request.seed + record.image_index,
+        "Seed": request.seed_of(record.image_index),
         "Size": f"{bundle.width}x{bundle.height}",
         "Model": bundle.model,
     }
@@ -208,6 +217,7 @@ def a1111_parameters(record: PictureRecord) -> str:
             f"Weight: {_number(control.controlnet_conditioning_scale)}, "
             f"Guidance Start: {_number(control.control_guidance_start)}, "
             f"Guidance End: {_number(control.control_guidance_end)}"
+            + (", Control Mode: ControlNet is more important" if request.guess_mode else "")
         )
     settings["Version"] = f"cnpp-trt {record.version}"
     line = ", ".join(f"{key}: {_quote(str(value))}" for key, value in settings.items() if value is not None)

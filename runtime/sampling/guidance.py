@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundles.bundle import Bundle
-from ..request import Request
+from ..request import ResolvedRequest
 
 
-def is_guided(bundle: Bundle, request: Request) -> bool:
+def is_guided(bundle: Bundle, request: ResolvedRequest) -> bool:
     """Whether the batch is doubled for classifier-free guidance: never for a distilled UNet, as diffusers has it."""
     return request.guided and bundle.guidance_width is None
 

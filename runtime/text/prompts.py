@@ -1,6 +1,6 @@
 """A request's prompts → what the text encoder reads, and what is said about them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...messages import printable, some
-from ..request import Request
+from ..request import ResolvedRequest
 from .emphasis import extra_network, literal_emphasis
 from .tokenizer import Reading, Tokenizer
 
@@ -36,14 +36,40 @@ class Prompts:
     chunks: int
 
 
-def read_prompts(tokenizer: Tokenizer, request: Request, guided: bool, notes: list[str]) -> Prompts:
-    """The prompts of a request: all of each with `long_prompt`, the shorter one filled up with empty chunks.
+def join(prompts: Sequence[Prompts], sides: int) -> Prompts:
+    """The prompts of several requests as those of one batch: for each side of the guidance, every request's rows.
+
+    Args:
+        prompts: of one number of chunks.
+        sides: 2 with classifier-free guidance, else 1.
+    """
+
+    def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        by_side = [array.reshape(sides, -1, *array.shape[1:]) for array in arrays]
+        return np.concatenate(by_side, 1).reshape(-1, *arrays[0].shape[1:])
+
+    weighted = any(p.weights is not None for p in prompts)
+    weights = [np.ones(p.input_ids.shape, np.float32) if p.weights is None else p.weights for p in prompts]
+    return Prompts(
+        input_ids=joined([p.input_ids for p in prompts]),
+        clip_skip=joined([p.clip_skip for p in prompts]),
+        weights=joined(weights) if weighted else None,
+        chunks=prompts[0].chunks,
+    )
+
+
+def read_prompts(tokenizer: Tokenizer, request: ResolvedRequest, guided: bool) -> tuple[Prompts, list[str]]:
+    """The prompts of a request, and notes on what was dropped from them or may have been meant otherwise.
+
+    With `long_prompt` all of each prompt is read, and the shorter one filled up with empty chunks.
 
     `clip_skip` is the prompt's alone, as in diffusers' pipelines (`encode_prompt`), and the negative prompt's too with
     `clip_skip_negative`, as in AUTOMATIC1111's web UI.
 
-    Raises: UserError where a prompt cannot be read, or is too long.
+    Raises:
+        UserError: a prompt cannot be read, or is too long.
     """
+    notes: list[str] = []
     prompts = {"prompt": request.prompt}
     skips = [request.clip_skip]
     if guided:
@@ -63,12 +89,13 @@ def read_prompts(tokenizer: Tokenizer, request: Request, guided: bool, notes: li
     images = request.num_images_per_prompt
     ids = _filled([r.ids for r in readings.values()], tokenizer.empty, chunks, images)
     weights = _filled([r.weights for r in readings.values()], np.ones(ids.shape[1], np.float32), chunks, images)
-    return Prompts(
+    read = Prompts(
         input_ids=ids,
         clip_skip=np.repeat(np.array(skips, np.int64), images * chunks),
         weights=weights if (weights != 1).any() else None,
         chunks=chunks,
     )
+    return read, notes
 
 
 def _filled(rows: Iterable[NDArray[Any]], empty: NDArray[Any], chunks: int, images: int) -> NDArray[Any]:
@@ -77,7 +104,7 @@ def _filled(rows: Iterable[NDArray[Any]], empty: NDArray[Any], chunks: int, imag
     return np.repeat(filled, images, 0).reshape(-1, filled.shape[-1])
 
 
-def _remarks(which: str, text: str, reading: Reading, request: Request) -> list[str]:
+def _remarks(which: str, text: str, reading: Reading, request: ResolvedRequest) -> list[str]:
     """What of a prompt is dropped, or is read otherwise than its author may have meant."""
     said = []
     if reading.dropped:

@@ -133,9 +133,9 @@ def test_the_first_bad_step_graph_and_tensor_are_named(tiny, request_, graph, te
 
     # Nothing of it stays: the same program draws the next request as if nothing had been.
     backend.bad.clear()
-    program = next(iter(pipeline._residents.programs.values()))
+    program = next(iter(pipeline._programs.programs.values()))
     drawn = pipeline(request_())
-    assert next(iter(pipeline._residents.programs.values())) is program
+    assert next(iter(pipeline._programs.programs.values())) is program
     assert same(drawn, tiny.pipeline(request_()))
     assert drawn.notes == ()
 
@@ -200,7 +200,7 @@ def test_step_by_step_it_is_found_as_well(tiny, request_):
     backend.bad["unet", 1] = {"noise_pred": np.nan}
     seen: list[int] = []
     with pytest.raises(BackendError, match=f"step 2 of {STEPS}: unet gives"):
-        pipeline(request_(), lambda k, t, latents: seen.append(k))
+        pipeline(request_(), callback_on_step_end=lambda k, t, latents: seen.append(k))
     assert seen == list(range(STEPS))  # the callback is shown everything; nothing is drawn from it
 
 
@@ -209,7 +209,7 @@ def test_a_healthy_request_downloads_two_small_numbers_more_and_notes_nothing(ti
     drawn = pipeline(request_())
     assert drawn.notes == ()
     assert same(drawn, tiny.pipeline(request_()))
-    workspace = next(iter(pipeline._residents.programs.values())).workspace
+    workspace = next(iter(pipeline._programs.programs.values())).workspace
     assert backend.downloads == [b.shape for b in (workspace.magnitudes, workspace.image, workspace.latents)]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from cnpp_trt import Control, Pipeline, Request
+from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
@@ -40,6 +41,7 @@ def components(tiny: Any) -> dict[str, Any]:
 
 def reference(checkpoint: Any, components: dict[str, Any], request: Request) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 [B,H,W,3], the last latents [B,4,h,w])"""
+    request = request.resolve(SamplingDefaults())
     target, overrides = SCHEDULERS[request.scheduler]
     config = diffusers.DDIMScheduler.load_config(checkpoint / "scheduler")
     parts = {
@@ -161,7 +163,7 @@ def test_a_strength_that_leaves_no_step(tiny, photo):
         tiny.pipeline(Request("", num_inference_steps=5, init_image=photo, strength=0.1))
 
 
-@pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8), "a"])
+@pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8), 5])
 def test_images_that_are_none(image):
     with pytest.raises(UserError, match="the initial image"):
         Request("", init_image=image)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cnpp_trt.runtime.backends.interface import ALIGNMENT, Allocate, Buffer, Step, WallClock, aligned
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from cnpp_trt.runtime.encoding_cache import Encodings
+from cnpp_trt.runtime.encoding_cache import EncodingCache
 from cnpp_trt.runtime.loop import Program, Structure, Values, run, workspace_bytes
 from cnpp_trt.runtime.sampling.schedulers import build_table
 from cnpp_trt.runtime.text.prompts import Prompts
@@ -182,19 +182,19 @@ def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
     owner = weakref.ref(program.workspace.noise_pred.owner)
     table = build_table("ddim", bundle.manifest.scheduler_config, 2)
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, program.workspace.control_images[0].shape[1:], np.uint8)
+    image = rng.integers(0, 256, program.workspace.control_image.shape[1:], np.uint8)
     noise = rng.standard_normal(program.workspace.latents.shape, np.float32)
     values = Values(
         prompts=Prompts(np.zeros((1, 77), np.int64), np.zeros(1, np.int64), None, 1),
-        control_images=[image],
+        control_images=[[image]],
         table=table,
-        guidance_scale=1.0,
-        conditioning_scales=[1.0],
-        noise=noise,
+        guidance_scales=[1.0],
+        residual_scales=[np.ones((len(program.workspace.control_residuals[0]), 1, 1), np.float32)],
+        latents=noise,
         step_noise=[None, None],
     )
     program.fill(values)
-    program.encode(values, Encodings(backend), WallClock())
+    program.encode(values, EncodingCache(backend), WallClock())
     steps, latents = program.denoise, program.workspace.latents
     del program
     gc.collect()

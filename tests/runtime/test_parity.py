@@ -14,6 +14,7 @@ import torch
 import transformers
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundles.bundle import Bundle
+from cnpp_trt.bundles.defaults import SamplingDefaults
 from PIL import Image
 
 SCHEDULERS = {
@@ -57,6 +58,7 @@ class Reference:
         self.scheduler = diffusers.DDIMScheduler.load_config(checkpoint / "scheduler")
 
     def __call__(self, request: Request, generators: Any = None) -> Drawn:
+        request = request.resolve(SamplingDefaults())
         target, overrides = SCHEDULERS[request.scheduler]
         pipeline = diffusers.StableDiffusionControlNetPipeline(
             controlnet=[self.controlnets[c.condition] for c in request.controls],
@@ -74,7 +76,6 @@ class Reference:
             latents.append(kwargs["latents"].numpy().copy())
             return kwargs
 
-        seeds = [request.seed + i for i in range(request.num_images_per_prompt)]
         output = pipeline(
             request.prompt,
             negative_prompt=request.negative_prompt or None,
@@ -83,10 +84,11 @@ class Reference:
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             num_images_per_prompt=request.num_images_per_prompt,
-            generator=generators or [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            generator=generators or [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds],
             controlnet_conditioning_scale=[float(c.controlnet_conditioning_scale) for c in request.controls],
             control_guidance_start=[c.control_guidance_start for c in request.controls],
             control_guidance_end=[c.control_guidance_end for c in request.controls],
+            guess_mode=request.guess_mode,
             output_type="np",
             callback_on_step_end=remember,
         )
@@ -96,9 +98,10 @@ class Reference:
 def ours(pipeline: Pipeline, request: Request) -> Drawn:
     timesteps: list[float] = []
     latents: list[np.ndarray] = []
-    result = pipeline(request, lambda k, t, x: (timesteps.append(t), latents.append(x)))
+    result = pipeline(request, callback_on_step_end=lambda k, t, x: (timesteps.append(t), latents.append(x)))
     np.testing.assert_array_equal(latents[-1], result.latents)
-    assert [result.seed, len(latents)] == [request.seed, request.num_inference_steps]
+    resolved = pipeline.resolve(request)
+    assert result.request.seeds == resolved.seeds and len(latents) == resolved.num_inference_steps
     return Drawn(result.images, timesteps, latents)
 
 
@@ -225,6 +228,22 @@ def test_control_scales(tiny, tiny_reference, make, scales):
     assert_same(ours(tiny.pipeline, request), tiny_reference(request))
 
 
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
+@pytest.mark.parametrize("controls", [1, 2])
+def test_guess_mode(tiny, tiny_reference, make, controls, guidance_scale):
+    request = make(tiny, controls, guess_mode=True, guidance_scale=guidance_scale, num_inference_steps=5)
+    found = ours(tiny.pipeline, request)
+    assert_same(found, tiny_reference(request))
+    assert relative(found.latents[-1], ours(tiny.pipeline, replace(request, guess_mode=False)).latents[-1]) > 1e-3
+
+
+def test_a_seed_for_each_image(tiny, tiny_reference, make):
+    request = make(tiny, seed=[5, 2**63, 5], num_images_per_prompt=3, num_inference_steps=5)
+    found = ours(tiny.pipeline, request)
+    assert_same(found, tiny_reference(request))
+    np.testing.assert_allclose(found.latents[-1][0], found.latents[-1][2], atol=1e-5)
+
+
 def test_one_condition_twice(tiny, tiny_reference, make, control_image):
     request = make(tiny, num_inference_steps=6)
     request = replace(request, controls=[*request.controls, Control("seg", control_image(*tiny.size, seed=9), 0.4)])
@@ -335,7 +354,7 @@ def test_v_prediction_at_an_odd_size(v_prediction, v_reference, make, scheduler,
 def test_guidance_of_one_or_less_runs_at_half_the_work(tiny, make, guidance_scale, batch):
     request = make(tiny, num_inference_steps=2, guidance_scale=guidance_scale)
     tiny.pipeline(request)
-    program = next(reversed(tiny.pipeline._residents.programs.values()))
+    program = next(reversed(tiny.pipeline._programs.programs.values()))
     assert program.workspace.model_input.shape[0] == batch
     assert program.workspace.prompt_embeds.shape[0] == batch
 

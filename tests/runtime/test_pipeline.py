@@ -39,7 +39,7 @@ def test_a_result_says_everything(model, control_image):
     assert result.latents.dtype == np.float32
     assert result.seed == 3
     assert result.notes == ()
-    np.testing.assert_array_equal(result.controls[0], control)
+    np.testing.assert_array_equal(result.control_images[0], control)
     stages = {"load", "fill", "text_encoder", "hint", "controlnet", "unet", "update", "vae_decoder"}
     assert set(result.timings) == stages | {"total"}
     assert all(seconds >= 0 for seconds in result.timings.values())
@@ -132,9 +132,9 @@ def test_only_so_many_programs_are_kept(tiny, request_):
     expected = {n: pipeline(replace(request_, num_inference_steps=n)).latents for n in range(1, 4)}
     for n in (1, *range(4, MAX_PROGRAMS + 2), 1, MAX_PROGRAMS + 2):
         pipeline(replace(request_, num_inference_steps=n))
-    assert len(pipeline._residents.programs) == MAX_PROGRAMS
+    assert len(pipeline._programs.programs) == MAX_PROGRAMS
     # The least recently used went: 1 was used again and again, 2 and 3 were not.
-    assert [s.steps for s in pipeline._residents.programs] == [*range(4, MAX_PROGRAMS + 2), 1, MAX_PROGRAMS + 2]
+    assert [s.steps for s in pipeline._programs.programs] == [*range(4, MAX_PROGRAMS + 2), 1, MAX_PROGRAMS + 2]
     for n, latents in expected.items():
         np.testing.assert_array_equal(pipeline(replace(request_, num_inference_steps=n)).latents, latents)
 
@@ -144,7 +144,7 @@ def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, reque
         """Has room for the buffers of two structures."""
 
         def reserve(self, graphs: Any, nbytes: int) -> None:
-            if len(pipeline._residents.programs) >= room:
+            if len(pipeline._programs.programs) >= room:
                 raise DeviceMemoryError("full")
 
     room = 2
@@ -152,7 +152,7 @@ def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, reque
     for n in (1, 2, 3, 2, 1):
         wanted = replace(request_, num_inference_steps=n)
         np.testing.assert_array_equal(pipeline(wanted).latents, tiny.pipeline(wanted).latents)
-    assert [s.steps for s in pipeline._residents.programs] == [2, 1]
+    assert [s.steps for s in pipeline._programs.programs] == [2, 1]
     room = 0
     with pytest.raises(DeviceMemoryError, match="full"):
         pipeline(request_)
@@ -168,9 +168,9 @@ def test_values_do_not_make_new_programs(tiny, request_):
         {"controls": [replace(request_.controls[0], controlnet_conditioning_scale=0.2)]},
     ):
         pipeline(replace(request_, **fields))
-    assert len(pipeline._residents.programs) == 1
+    assert len(pipeline._programs.programs) == 1
     pipeline(replace(request_, guidance_scale=1.0))
-    assert len(pipeline._residents.programs) == 2
+    assert len(pipeline._programs.programs) == 2
 
 
 def test_threads_get_their_own_images(tiny, request_):
@@ -196,7 +196,7 @@ def test_the_callback_sees_every_step_and_cannot_disturb_the_next(tiny, request_
         seen.append((k, timestep))
         latents[...] = np.nan
 
-    found = tiny.pipeline(request_, callback)
+    found = tiny.pipeline(request_, callback_on_step_end=callback)
     assert [k for k, _ in seen] == [0, 1, 2]
     assert [t for _, t in seen] == sorted((t for _, t in seen), reverse=True)
     np.testing.assert_array_equal(found.latents, expected.latents)
@@ -205,7 +205,7 @@ def test_the_callback_sees_every_step_and_cannot_disturb_the_next(tiny, request_
 def test_a_callback_cannot_draw(tiny, request_):
     """Drawing within a drawing would write over its buffers; waiting for itself would hang."""
     with pytest.raises(UserError, match="cannot be called from its own callback"):
-        tiny.pipeline(request_, lambda k, t, latents: tiny.pipeline(request_) and None)
+        tiny.pipeline(request_, callback_on_step_end=lambda k, t, latents: tiny.pipeline(request_) and None)
     assert len(tiny.pipeline(request_).images) == request_.num_images_per_prompt
 
 
@@ -217,7 +217,7 @@ def test_a_callback_that_raises_leaves_the_pipeline_usable(tiny, request_):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tiny.pipeline(request_, callback)
+        tiny.pipeline(request_, callback_on_step_end=callback)
     np.testing.assert_array_equal(tiny.pipeline(request_).latents, expected)
 
 
@@ -282,14 +282,14 @@ def test_a_result_shares_no_memory(tiny, control_image, resized):
     frame, photo = control_image(width, height), control_image(width, height, seed=1)
     request = Request("a house", "", [Control("seg", frame)], 2, seed=3, init_image=photo)
     first = tiny.pipeline(request)
-    kept = [array.copy() for array in (first.images, first.latents, *first.controls)]
+    kept = [array.copy() for array in (first.images, first.latents, *first.control_images)]
     frame[:] = photo[:] = 7
     tiny.pipeline(replace(request, controls=[Control("seg", frame)], init_image=photo, seed=4))
     again = tiny.pipeline(request)
     for array, was, repeated in zip(
-        (first.images, first.latents, *first.controls),
+        (first.images, first.latents, *first.control_images),
         kept,
-        (again.images, again.latents, *again.controls),
+        (again.images, again.latents, *again.control_images),
         strict=True,
     ):
         np.testing.assert_array_equal(array, was)

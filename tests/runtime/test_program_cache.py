@@ -110,7 +110,7 @@ def swap(pipeline: Pipeline, ask: Callable[..., Request]) -> None:
         condition = list(CONDITIONS)[i % 5]
         latents = pipeline(ask(condition)).latents
         np.testing.assert_array_equal(first.setdefault(condition, latents), latents)
-        programs |= set(pipeline._residents.programs.values())
+        programs |= set(pipeline._programs.programs.values())
     assert len(programs) == 5
 
 
@@ -299,12 +299,12 @@ import gc
 gc.disable()   # nothing here may depend on it
 pipeline = opened()
 pipeline(ask("seg"))
-program = pipeline._residents.programs[next(iter(pipeline._residents.programs))]
+program = pipeline._programs.programs[next(iter(pipeline._programs.programs))]
 expected = pipeline.backend.download(program.workspace.latents)
 held = gpu.live_bytes()
 for graph in ("hint_seg", "controlnet_seg"):
     pipeline.backend.release(graph)
-pipeline._residents.programs.clear()
+pipeline._programs.programs.clear()
 assert gpu.live_bytes() == held
 assert pipeline.backend.held()["weights"] == 6 * MIB
 program.recording()
@@ -332,7 +332,7 @@ assert fake_tensorrt.compiled == [b"compiled"]   # what was compiled before it w
 for condition in ("hed", "depth", "hed", "depth"):
     assert np.array_equal(pipeline.extract(condition, photo), cpu.extract(condition, photo))
     inside = []
-    watched = pipeline(ask(condition), lambda *step: inside.append(pipeline.extract("hed", photo)))
+    watched = pipeline(ask(condition), callback_on_step_end=lambda *step: inside.append(pipeline.extract("hed", photo)))
     assert same(watched, cpu(ask(condition))) and same(pipeline(ask(condition)), watched)
     assert np.array_equal(inside[0], cpu.extract("hed", photo))
     assert gpu.peak_bytes() <= LIMIT

@@ -3,16 +3,19 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cnpp_trt import Control, Request
+from cnpp_trt import Control, Request, read_image
+from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.request import MAX_IMAGES
 from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 IMAGE = np.zeros((16, 24, 3), np.uint8)
 NO_NUMBERS = [True, False, "7", None, [1.0], 1j, math.nan, math.inf, -math.inf, 1e30, 10**400, np.float32("nan")]
@@ -28,7 +31,7 @@ def refused(make: Any, *words: str, **fields: Any) -> None:
         assert word in message
 
 
-@pytest.mark.parametrize("value", [*NO_INTEGERS, 0, -1, 1001, 10**30, np.int64(0)])
+@pytest.mark.parametrize("value", [v for v in [*NO_INTEGERS, 0, -1, 1001, 10**30, np.int64(0)] if v is not None])
 def test_steps(value: Any) -> None:
     refused(Request, "num_inference_steps", "from 1 to 1000", num_inference_steps=value)
 
@@ -38,7 +41,9 @@ def test_images(value: Any) -> None:
     refused(Request, "num_images_per_prompt", f"1 to {MAX_IMAGES}", num_images_per_prompt=value)
 
 
-@pytest.mark.parametrize("value", [v for v in [*NO_INTEGERS, -1, 2**64, 2**70, np.int64(-1)] if v is not None])
+@pytest.mark.parametrize(
+    "value", [*(v for v in NO_INTEGERS if v not in (None, [7])), -1, 2**64, 2**70, np.int64(-1), [-1], [2**64], ["7"]]
+)
 def test_seeds(value: Any) -> None:
     refused(Request, "seed", seed=value)
 
@@ -48,6 +53,13 @@ def test_the_last_image_must_have_a_seed_too() -> None:
     assert Request(seed=2**64 - 2, num_images_per_prompt=2).seed == 2**64 - 2
 
 
+def test_a_seed_for_each_image() -> None:
+    assert Request(seed=[7, 2**64 - 1], num_images_per_prompt=2).seed == (7, 2**64 - 1)
+    assert Request(seed=np.array([3])).seed == (3,)
+    refused(Request, "1 seeds for 2 images", seed=[7], num_images_per_prompt=2)
+    refused(Request, "0 seeds for 1 images", seed=())
+
+
 def test_what_could_not_be_repeated_from_a_picture() -> None:
     """A record holds at most this much, so a request may not ask for more."""
     assert len(Request("x" * 100_000).prompt) == 100_000
@@ -55,12 +67,12 @@ def test_what_could_not_be_repeated_from_a_picture() -> None:
     refused(Request, "17 controls are too many", controls=[Control("seg", IMAGE)] * 17)
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize("value", [v for v in NO_NUMBERS if v is not None])
 def test_guidance_scales(value: Any) -> None:
     refused(Request, "guidance_scale", guidance_scale=value)
 
 
-@pytest.mark.parametrize("value", ["", "UniPC", "pndm", None, 3, ["unipc"], np.zeros(2)])
+@pytest.mark.parametrize("value", ["", "UniPC", "pndm", 3, ["unipc"], np.zeros(2)])
 def test_schedulers(value: Any) -> None:
     refused(Request, "unknown scheduler", *SCHEDULERS, scheduler=value)
 
@@ -71,13 +83,33 @@ def test_prompts(name: str, value: Any) -> None:
     refused(Request, f"{name} must be a string", type(value).__name__, **{name: value})
 
 
-@pytest.mark.parametrize("value", [None, 3, "seg", Control("seg", IMAGE), ["seg"], [IMAGE], [Control("seg", IMAGE), 1]])
+@pytest.mark.parametrize(
+    "value", [None, 3, "seg", ["seg"], [IMAGE], [Control("seg", IMAGE), 1], {Control("seg", IMAGE)}]
+)
 def test_controls_are_a_list_of_controls(value: Any) -> None:
     refused(Request, "controls must be", controls=value)
 
 
-def test_guess_mode_is_refused_not_ignored() -> None:
-    refused(Request, "guess_mode is not supported", guess_mode=True)
+@pytest.mark.parametrize("name", ["guess_mode", "long_prompt", "prompt_weights", "clip_skip_negative"])
+@pytest.mark.parametrize("value", [None, 1, "yes"])
+def test_switches(name: str, value: Any) -> None:
+    refused(Request, f"{name} must be True or False", **{name: value})
+
+
+def test_settings_that_are_none_are_the_models_own() -> None:
+    assert Request("a").num_inference_steps is None
+    resolved = Request("a", guidance_scale=2, seed=5, num_images_per_prompt=2).resolve(SamplingDefaults(4, 9.0, "lcm"))
+    assert (resolved.num_inference_steps, resolved.guidance_scale, resolved.scheduler) == (4, 2.0, "lcm")
+    assert resolved.seeds == (5, 6) and resolved.prompt == "a"
+    assert SamplingDefaults() == SamplingDefaults(20, 7.5, "unipc")
+    drawn = {Request().resolve(SamplingDefaults()).seeds for _ in range(8)}
+    assert len(drawn) > 1  # random where none is given
+
+
+def test_a_repr_is_short() -> None:
+    control = Control("seg", np.zeros((512, 768, 3), np.uint8), 0.5)
+    assert repr(control) == "Control(condition='seg', image=<768x512 image>, controlnet_conditioning_scale=0.5)"
+    assert repr(Request("a", controls=control)) == f"Request(prompt='a', controls=({control!r},))"
 
 
 @pytest.mark.parametrize("value", ["", "Seg", "pose", None, 3, ["seg"]])
@@ -89,7 +121,6 @@ def test_conditions(value: Any) -> None:
     "image",
     [
         None,
-        "mask.png",
         IMAGE.tolist(),
         IMAGE.astype(np.float32),
         IMAGE.astype(np.int64),
@@ -103,6 +134,48 @@ def test_conditions(value: Any) -> None:
 )
 def test_control_images(image: Any) -> None:
     refused(Control, "the seg image", condition="seg", image=image)
+
+
+def test_images_of_pillow_and_paths(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "a.png")
+    for image in (picture, tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(Control("seg", image).pixels, pixels)
+        np.testing.assert_array_equal(Request(init_image=image).init_image, pixels)
+    refused(Control, "no such file", "mask.png", condition="seg", image="mask.png")
+    (tmp_path / "text.png").write_text("no image")
+    refused(Request, "is not an image", init_image=tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("kind", ["control", "init"])
+def test_transparent_images_of_pillow(kind: str) -> None:
+    """Nothing is black in a control image, and white in a picture to begin with."""
+    alpha = Image.new("RGBA", (16, 16), (10, 20, 30, 0))
+    found = Control("seg", alpha).pixels if kind == "control" else Request(init_image=alpha).init_image
+    assert (found == (0 if kind == "control" else 255)).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "LA", "I;16"])
+def test_pillows_modes_are_read_as_their_files_are(mode: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    picture = Image.fromarray(pixels).convert("L").convert("I;16") if mode == "I;16" else Image.fromarray(pixels)
+    picture = picture if mode == "I;16" else picture.convert(mode)
+    name = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
+    picture.save(name)
+    np.testing.assert_array_equal(Control("depth", picture).pixels, read_image(name).pixels)
+
+
+def test_a_picture_of_pillow_is_turned_upright(tmp_path: Path) -> None:
+    """As its file is: a phone's photo lies on its side, and says so."""
+    pixels = np.random.default_rng(2).integers(0, 256, (16, 24, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as picture:
+        found = Control("depth", picture).pixels
+        np.testing.assert_array_equal(found, np.asarray(ImageOps.exif_transpose(picture)))
+    assert found.shape == (24, 16, 3)
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
@@ -132,8 +205,9 @@ def test_windows(window: tuple[float, float]) -> None:
     st.sampled_from(SCHEDULERS),
 )
 def test_what_is_in_range_is_taken(steps: int, seed: int, images: int, guidance: float, scheduler: str) -> None:
-    request = Request("", "", (), steps, guidance, scheduler, seed, images)
+    request = Request("", "", (), steps, guidance, scheduler, seed, images).resolve(SamplingDefaults())
     assert request.guided is (guidance > 1)
+    assert request.seeds == tuple(seed + i for i in range(images))
 
 
 def test_numpy_numbers_and_lists_are_taken() -> None:

@@ -82,7 +82,7 @@ def test_threads_that_are_some(tiny, threads):
 )
 def test_precisions_that_a_backend_has_not(tiny, no_gpu, name, precision):
     with pytest.raises(UserError, match=f"the backend {name} has no precision '{precision}'") as error:
-        open_backend(tiny.pipeline.bundle, name, openvino_precision=precision)
+        open_backend(tiny.pipeline.bundle, name, precision=precision)
     one_line(error)
 
 
@@ -383,10 +383,10 @@ def test_warm_with_a_request_the_first_one_loads_nothing(tiny, sessions, request
     assert "controlnet_depth" in sessions
     assert "controlnet_seg" not in sessions
     sessions.clear()
-    programs = list(pipeline._residents.programs.values())
+    programs = list(pipeline._programs.programs.values())
     drawn = pipeline(request_("depth"))
     assert sessions == []
-    assert list(pipeline._residents.programs.values()) == programs
+    assert list(pipeline._programs.programs.values()) == programs
     np.testing.assert_array_equal(drawn.images, tiny.pipeline(request_("depth")).images)
     sessions.clear()
     # A structure that it was not warmed for is still drawn.
@@ -399,12 +399,12 @@ def test_warm_takes_the_bundles_first_condition_and_defaults(v_prediction, contr
     pipeline = Pipeline.open(v_prediction.bundle, "onnxruntime-cpu", threads=1, warm=True)
     assert "controlnet_seg" in sessions
     sessions.clear()
-    programs = list(pipeline._residents.programs.values())
+    programs = list(pipeline._programs.programs.values())
     control = Control("seg", control_image(*v_prediction.size))
     first = Request("a house", "", [control], num_inference_steps=2, guidance_scale=3.0, seed=3)
     drawn = pipeline(first)
     assert sessions == []
-    assert list(pipeline._residents.programs.values()) == programs
+    assert list(pipeline._programs.programs.values()) == programs
     np.testing.assert_array_equal(drawn.images, v_prediction.pipeline(first).images)
 
 

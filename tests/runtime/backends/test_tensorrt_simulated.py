@@ -68,7 +68,7 @@ for wanted in (request(), request("seg", "depth"), unguided):
     one_by_one = pipeline(wanted)
     recorded = pipeline(wanted)
     stepped = []
-    watched = pipeline(wanted, lambda k, t, latents: stepped.append((k, latents)))
+    watched = pipeline(wanted, callback_on_step_end=lambda k, t, latents: stepped.append((k, latents)))
     assert "unet" in one_by_one.timings and "loop" in recorded.timings and "unet" in watched.timings
     assert same(expected, one_by_one) and same(expected, recorded) and same(expected, watched)
     assert [k for k, _ in stepped] == [0, 1, 2] and np.array_equal(stepped[-1][1], expected.latents)
@@ -92,8 +92,8 @@ wanted = [
 for each in wanted:
     assert same(cpu(each), pipeline(each)), each
     assert same(cpu(each), pipeline(each)), each
-assert len(pipeline._residents.programs) == 2
-assert [s.chunks for s in pipeline._residents.programs] == [1, 2]
+assert len(pipeline._programs.programs) == 2
+assert [s.chunks for s in pipeline._programs.programs] == [1, 2]
 """
     )
 
@@ -121,12 +121,12 @@ def test_values_are_data_in_the_recording(simulate):
     simulate(
         """
 pipeline = opened(warm=request())
-program, = pipeline._residents.programs.values()
+program, = pipeline._programs.programs.values()
 recording = program.recording
 changes = dict(prompt="a tree", seed=7, scale=0.3, guidance_scale=2.0, image=2, scheduler="ddim")
 for changed in [{name: value} for name, value in changes.items()] + [changes, {}]:
     assert same(pipeline(request(**changed)), cpu(request(**changed))), changed
-assert program.recording is recording and len(pipeline._residents.programs) == 1
+assert program.recording is recording and len(pipeline._programs.programs) == 1
 """
     )
 
@@ -161,9 +161,9 @@ def test_a_recording_keeps_its_memory_and_gives_it_back(simulate):
 import gc
 pipeline = opened()
 pipeline(request())
-program, = pipeline._residents.programs.values()
+program, = pipeline._programs.programs.values()
 recording, latents, before = program.recording, program.workspace.latents, gpu.live_bytes()
-pipeline._residents.programs.clear()
+pipeline._programs.programs.clear()
 del program
 gc.collect()
 assert gpu.live_bytes() == before

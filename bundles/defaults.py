@@ -1,0 +1,24 @@
+"""The sampling settings of a model: its own, and diffusers' where it has none."""
+
+from dataclasses import dataclass
+
+from .manifest import Manifest
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a request samples with where it says nothing else: the one home of these numbers.
+
+    Attributes:
+        num_inference_steps: 20, the ControlNet++ paper's, where the model has none of its own.
+        guidance_scale: 7.5, as in diffusers' pipelines.
+        scheduler: a name of `SCHEDULERS`.
+    """
+
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    scheduler: str = "unipc"
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "SamplingDefaults":
+        return cls(**manifest.defaults)
