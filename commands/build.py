@@ -229,7 +229,7 @@ def _export(
     checkpoint = options.checkpoint(model)
     return_large_blocks()
     return export_model(
-        checkpoint, checkpoint.places.conditions if conditions == ["all"] else conditions, chosen, pixels, out
+        checkpoint, checkpoint.resolved.conditions if conditions == ["all"] else conditions, chosen, pixels, out
     )
 
 

@@ -11,7 +11,8 @@ from ..messages import one_line, printable
 from ..schema import read_object
 from .architecture import require_fitting, require_sd1_configs, require_sd1_file
 from .configs import checked
-from .recipe import COMPONENTS, CONFIG, EMBEDDED, Places, Recipe
+from .recipe import COMPONENTS, EMBEDDED, Recipe
+from .resolved_sources import CONFIG, ResolvedSources
 from .sources import LocalTree, Source
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .embeddings import Embedding
-    from .lora import Fit
+    from .lora import LoraMatch
 
 _KINDS = {
     "unet": ("UNet2DConditionModel",),
@@ -44,7 +45,7 @@ class Checkpoint:
         **parts: Any,
     ) -> None:
         self.recipe = Recipe(model, controlnets or {}, **parts)
-        self.places = Places(self.recipe)
+        self.resolved = ResolvedSources(self.recipe)
         self._configs: dict[str, dict[str, Any]] = {}
         self._require_configs()
 
@@ -60,9 +61,9 @@ class Checkpoint:
         Raises: UserError where there is none, or it has a value that cannot be exported.
         """
         if component == "scheduler":
-            return self._json(self.places.component(component), "scheduler_config.json", component)
+            return self._json(self.resolved.component(component), "scheduler_config.json", component)
         if component not in self._configs:
-            raw, what = self._json(self.places.component(component), CONFIG, component), self._what(component)
+            raw, what = self._json(self.resolved.component(component), CONFIG, component), self._what(component)
             kind = self._kind(component, raw, what)
             self._configs[component] = {"_class_name": kind, **checked(kind, raw, what)}
         return self._configs[component]
@@ -71,7 +72,7 @@ class Checkpoint:
         """A value of the component's config that no model of SD-1.x architecture is without."""
         value = self.config(component).get(key)
         if value is None:
-            place = self.places.component(component).origin
+            place = self.resolved.component(component).uri
             raise UserError(f"{place}/{CONFIG} has no {key}: is this an SD-1.x model?")
         return value
 
@@ -103,23 +104,23 @@ class Checkpoint:
 
     def examples(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The model's defaults (`guidance_scale`, `num_inference_steps`, `scheduler`) and its examples by condition."""
-        folder = self.places.model.sub("examples")
+        folder = self.resolved.model.sub("examples")
         content = self._json(folder, "examples.json", "examples") if folder.has("examples.json") else {}
         examples = content.get("examples", {})
         for condition, example in examples.items():
             if not folder.has(example.get("image", "")):
                 raise UserError(
-                    f"{folder.origin}/examples.json names no image for {condition!r} that is there: correct it"
+                    f"{folder.uri}/examples.json names no image for {condition!r} that is there: correct it"
                 )
         defaults = content.get("defaults", {})
         embedded = EMBEDDED.get(self.recipe.model)
         if embedded and embedded.lora:
             defaults = {**defaults, **self._json(Source(LocalTree(embedded.lora.parent)), "defaults.json", "defaults")}
-        return {**defaults, **self.places.lora_defaults()}, examples
+        return {**defaults, **self.resolved.lora_defaults()}, examples
 
     def example_image(self, name: str) -> Path:
         """The image file of one of `examples`."""
-        return self.places.model.sub("examples").get(name)[0]
+        return self.resolved.model.sub("examples").get(name)[0]
 
     def check_controlnet(self, condition: str) -> None:
         """Raises: UserError where there is no ControlNet of the condition, or it does not fit the UNet."""
@@ -127,28 +128,28 @@ class Checkpoint:
 
     def sources(self) -> dict[str, str]:
         """Where each component of the base model comes from."""
-        found = {component: self.places.weights_source(component).origin for component in COMPONENTS}
-        return {**found, "tokenizer": self.places.component("tokenizer").origin}
+        found = {component: self.resolved.weights_source(component).uri for component in COMPONENTS}
+        return {**found, "tokenizer": self.resolved.component("tokenizer").uri}
 
     # Digests
 
     def fingerprint(self) -> str:
         """SHA-256 over the weights that every condition shares, and what is put into them."""
-        if self.places.single_file:
-            other = [("vae", self.places.weights("vae"))] if self.recipe.vae else []
-            digest = _digest(("single", self.places.weights("unet")), *other)
+        if self.resolved.single_file:
+            other = [("vae", self.resolved.weights("vae"))] if self.recipe.vae else []
+            digest = _digest(("single", self.resolved.weights("unet")), *other)
         else:
-            digest = _digest(*((component, self.places.weights(component)) for component in COMPONENTS))
-        for lora in self.places.loras:
+            digest = _digest(*((component, self.resolved.weights(component)) for component in COMPONENTS))
+        for lora in self.resolved.loras:
             settings = f" {sha256_of(lora.config)}" if lora.config else ""
             digest.update(f"lora {sha256_of(lora.file)} {lora.weight!r}{settings}\n".encode())
-        for file, token in self.places.embeddings:
+        for file, token in self.resolved.embeddings:
             digest.update(f"embedding {token} {sha256_of(file)}\n".encode())
         return digest.hexdigest()
 
     def controlnet_fingerprint(self, condition: str) -> str:
         """SHA-256 over the weights of the condition's ControlNet."""
-        return _digest(("controlnet", self.places.controlnet_weights(condition))).hexdigest()
+        return _digest(("controlnet", self.resolved.controlnet_weights(condition))).hexdigest()
 
     # Modules
 
@@ -188,7 +189,7 @@ class Checkpoint:
         """With the LoRAs fused and the vectors of the textual inversions."""
         text_encoder = self._load("text_encoder", dtype)
         self._fuse(text_encoder, "text_encoder")
-        if self.places.embeddings:
+        if self.resolved.embeddings:
             from .embeddings import add_embeddings
 
             add_embeddings(self._plain_tokenizer(), text_encoder, self.embeddings())
@@ -197,7 +198,7 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """With the tokens of the textual inversions."""
         tokenizer = self._plain_tokenizer()
-        if self.places.embeddings:
+        if self.resolved.embeddings:
             from .embeddings import add_tokens
 
             add_tokens(tokenizer, self.embeddings())
@@ -213,22 +214,26 @@ class Checkpoint:
 
         Raises: UserError where one does not fit the text encoder.
         """
-        if not self.places.embeddings:
+        if not self.resolved.embeddings:
             return []  # without PyTorch
         from .embeddings import check_width, read_embedding
 
-        found = [read_embedding(file, token) for file, token in self.places.embeddings]
+        found = [read_embedding(file, token) for file, token in self.resolved.embeddings]
         check_width(found, self.setting("text_encoder", "hidden_size"))
         return found
 
-    def fit_loras(self) -> "list[Fit]":
+    def match_loras(self) -> "list[LoraMatch]":
         """How each LoRA fits, before any weights of the base model are read.
 
         Raises: UserError where one does not.
         """
-        from .lora import survey
+        from .lora import match_loras
 
-        return survey(self.places.loras, self.empty("unet"), self.empty("text_encoder")) if self.places.loras else []
+        return (
+            match_loras(self.resolved.loras, self.empty("unet"), self.empty("text_encoder"))
+            if self.resolved.loras
+            else []
+        )
 
     def check_weights(self, components: Iterable[str]) -> None:
         """Looks at the names and shapes of weights, which takes no time, before what takes minutes begins.
@@ -255,7 +260,7 @@ class Checkpoint:
         """
         from .clip_tokenizer import check_tokenizer
 
-        what = f"the tokenizer {self.places.component('tokenizer').origin}"
+        what = f"the tokenizer {self.resolved.component('tokenizer').uri}"
         check_tokenizer(self._plain_tokenizer(), self.setting("text_encoder", "vocab_size"), what)
 
     def _load(self, component: str, dtype: "torch.dtype") -> "nn.Module":
@@ -273,25 +278,25 @@ class Checkpoint:
 
         if component.startswith("controlnet_"):
             condition = component.removeprefix("controlnet_")
-            place = self.places.controlnet(condition)
+            place = self.resolved.controlnet(condition)
             if place.file:
                 state = self._controlnet_file(condition)
             else:
-                state = read_weights(self.places.controlnet_weights(condition), dtype)
-            return as_module_names(state, module), f"the ControlNet {place.origin}"
-        source = self.places.weights_source(component)
+                state = read_weights(self.resolved.controlnet_weights(condition), dtype)
+            return as_module_names(state, module), f"the ControlNet {place.uri}"
+        source = self.resolved.weights_source(component)
         # A single file has more in it than this component: what is not used is best left unread.
-        state = read_weights(self.places.weights(component), None if source.file else dtype)
+        state = read_weights(self.resolved.weights(component), None if source.file else dtype)
         if source.file:
             state = self._converted(component, state, source)
-        return as_module_names(state, module), f"the {component} of {source.origin}"
+        return as_module_names(state, module), f"the {component} of {source.uri}"
 
     def _converted(self, component: str, state: "dict[str, Tensor]", source: Source) -> "dict[str, Tensor]":
         """What a single file holds of a component."""
         from . import layouts
 
-        if source == self.places.model:
-            require_sd1_file(state, source.origin, vae=not self.recipe.vae)
+        if source == self.resolved.model:
+            require_sd1_file(state, source.uri, vae=not self.recipe.vae)
         if component == "unet":
             return layouts.unet_of(state, self.config("unet"))
         return layouts.vae_of(state, self.config("vae")) if component == "vae" else layouts.text_encoder_of(state)
@@ -301,47 +306,47 @@ class Checkpoint:
         from .controlnet_file import controlnet_of
         from .weights import read_weights
 
-        place = self.places.controlnet(condition)
-        state = read_weights(self.places.controlnet_weights(condition))
-        return controlnet_of(state, self.setting("unet", "layers_per_block"), f"the ControlNet {place.origin}")
+        place = self.resolved.controlnet(condition)
+        state = read_weights(self.resolved.controlnet_weights(condition))
+        return controlnet_of(state, self.setting("unet", "layers_per_block"), f"the ControlNet {place.uri}")
 
     def _controlnet_config(self, condition: str) -> dict[str, Any]:
         """The `config.json` of a ControlNet; of one in a file without it, what the weights' shapes say."""
         if (name := f"controlnet_{condition}") not in self._configs:
-            place = self.places.controlnet(condition)
+            place = self.resolved.controlnet(condition)
             if place.file:
                 from .controlnet_file import config_of
 
                 folder = place.beside
                 beside = self._json(folder, CONFIG, "ControlNet") if folder.has(CONFIG) else None
-                what = f"the ControlNet {place.origin}"
+                what = f"the ControlNet {place.uri}"
                 config = config_of(self._controlnet_file(condition), self.config("unet"), beside, what)
             else:
                 config = self._json(place, CONFIG, "ControlNet")
-            what = f"the ControlNet at {place.origin}"
+            what = f"the ControlNet at {place.uri}"
             require_fitting(config, self.config("unet"), what, self.vae_scale_factor)
             self._configs[name] = {"_class_name": "ControlNetModel", **checked("ControlNetModel", config, what)}
         return self._configs[name]
 
     def _fuse(self, module: "nn.Module", component: str) -> None:
-        if self.places.loras:
+        if self.resolved.loras:
             from .lora import fuse
 
-            fuse(module, self.places.loras, component)
+            fuse(module, self.resolved.loras, component)
 
     def _plain_tokenizer(self) -> Any:
         from .clip_tokenizer import load_tokenizer
 
-        return load_tokenizer(self.places.component("tokenizer"), self.recipe.model)
+        return load_tokenizer(self.resolved.component("tokenizer"), self.recipe.model)
 
     def _require_configs(self) -> None:
         """Raises: UserError for what cannot be exported, as far as configs tell."""
-        root, model = self.places.root, self.recipe.model
+        root, model = self.resolved.root, self.recipe.model
         index = self._json(root, "model_index.json", "index") if root.has("model_index.json") else {"unet": []}
         if "unet" not in index:
             kind = printable(index.get("_class_name", "pipeline of another kind"), 60)
             raise UserError(f"{model} is a {kind} without a UNet: only SD-1.x models can be exported")
-        unet, text_encoder = (self._json(self.places.component(c), CONFIG, c) for c in ("unet", "text_encoder"))
+        unet, text_encoder = (self._json(self.resolved.component(c), CONFIG, c) for c in ("unet", "text_encoder"))
         require_sd1_configs(unet, text_encoder, model)
         for component in COMPONENTS:
             self.config(component)
@@ -349,7 +354,7 @@ class Checkpoint:
     def _what(self, component: str) -> str:
         """Whose a component is, for messages."""
         if component.startswith("controlnet_"):
-            return f"the ControlNet {self.places.controlnet(component.removeprefix('controlnet_')).origin}"
+            return f"the ControlNet {self.resolved.controlnet(component.removeprefix('controlnet_')).uri}"
         return f"the {component} of {self.recipe.model}"
 
     def _kind(self, component: str, config: Mapping[str, Any], what: str) -> str:
@@ -365,7 +370,7 @@ class Checkpoint:
 
     def _json(self, folder: Source, name: str, what: str) -> dict[str, Any]:
         if not folder.has(name):
-            place = f"{folder.origin}/{name}{folder.tree.caveat}"
+            place = f"{folder.uri}/{name}{folder.tree.partial_listing_note}"
             raise UserError(f"{self.recipe.model} has no {what}: there is no {place}; is this a diffusers folder?")
         return read_object(folder.get(name)[0])
 

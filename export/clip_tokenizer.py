@@ -23,7 +23,7 @@ def load_tokenizer(place: Source, model: str) -> Any:
     from transformers import CLIPTokenizer
 
     if not (place.has("vocab.json") and place.has("merges.txt")) and not place.has("tokenizer.json"):
-        raise UserError(f"{model} has no tokenizer: there is no {place.origin}/vocab.json and merges.txt")
+        raise UserError(f"{model} has no tokenizer: there is no {place.uri}/vocab.json and merges.txt")
     folder = place.local((*_OBJECTS, "merges.txt"))
     for name in _OBJECTS:
         if place.has(name):
@@ -31,7 +31,7 @@ def load_tokenizer(place: Source, model: str) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(folder)
     except Exception as e:  # whatever transformers and tokenizers raise, the user needs one line
-        raise UserError(f"the tokenizer {place.origin} cannot be used: {one_line(e)}") from e
+        raise UserError(f"the tokenizer {place.uri} cannot be used: {one_line(e)}") from e
 
 
 def check_tokenizer(tokenizer: Any, rows: int, what: str) -> None:

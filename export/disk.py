@@ -36,13 +36,13 @@ def space_needed(checkpoint: Checkpoint, base: bool, conditions: Iterable[str], 
         total += 4 * vae if precision == "fp16" else 0
     for condition in conditions:
         total += size * _count(checkpoint.empty(f"controlnet_{condition}")) + _NODES
-        extractor = checkpoint.places.extractor(condition)
+        extractor = checkpoint.resolved.extractor(condition)
         if extractor and CONDITIONS[condition].extractor_graph:
             total += sum(file.stat().st_size for file in _weights(extractor)) + _NODES
     return total
 
 
-def state_space(folder: Path, nbytes: int) -> None:
+def check_disk_space(folder: Path, nbytes: int) -> None:
     """Says what will be written below `folder`, and what is free there.
 
     Raises: UserError where it does not fit.

@@ -26,7 +26,7 @@ from .recipe import COMPONENTS
 from .sources import LocalTree, Source
 
 if TYPE_CHECKING:
-    from .onnx_graph import GraphSource
+    from .onnx_graph import ExportSpec
 
 PRECISIONS = ("fp32", "fp16")
 
@@ -101,32 +101,32 @@ def _export_locked(checkpoint: Checkpoint, conditions: Sequence[str], out: Path,
         return Bundle.open(out)
 
     # Not before there is something to export: PyTorch is slow to import.
-    from .disk import space_needed, state_space
+    from .disk import check_disk_space, space_needed
     from .extractors import open_extractor
-    from .graphs import Geometry, base_graphs, condition_graphs
+    from .graphs import GraphDims, base_graphs, condition_graphs
 
-    geometry = Geometry.of(checkpoint, manifest)
+    dims = GraphDims.of(checkpoint, manifest)
     start = time.perf_counter()
     for condition in missing:  # what is damaged is found before anything is exported
-        if extractor := checkpoint.places.extractor(condition):
+        if extractor := checkpoint.resolved.extractor(condition):
             open_extractor(condition, extractor, manifest.width, manifest.height)
     base = () if manifest.graphs else COMPONENTS
     checkpoint.check_weights((*base, *(f"controlnet_{condition}" for condition in missing)))
     if not manifest.graphs:
         checkpoint.check_tokenizer()
-        _put_in(checkpoint, manifest)
+        _record_adapters(checkpoint, manifest)
     records = {condition: _condition(checkpoint, condition) for condition in missing}
     example_images = _add_examples(checkpoint, records)
     _require_valid(manifest, records)
-    state_space(out, space_needed(checkpoint, not manifest.graphs, missing, manifest.precision))
+    check_disk_space(out, space_needed(checkpoint, not manifest.graphs, missing, manifest.precision))
 
     made_of = _made_of(checkpoint, manifest, before)
     graphs: _Graphs = []
     if not manifest.graphs:
-        graphs += [(name, make, made_of({})) for name, make in base_graphs(checkpoint, geometry)]
+        graphs += [(name, make, made_of({})) for name, make in base_graphs(checkpoint, dims)]
     for condition in missing:
         own = made_of({**records[condition], "extractor": _extractor_digest(checkpoint, condition)})
-        graphs += [(name, make, own) for name, make in condition_graphs(checkpoint, condition, geometry)]
+        graphs += [(name, make, own) for name, make in condition_graphs(checkpoint, condition, dims)]
 
     progress = Progress()
     whole = not manifest.graphs
@@ -148,7 +148,7 @@ def _export_locked(checkpoint: Checkpoint, conditions: Sequence[str], out: Path,
 
 
 # Of each graph its name, what makes it, and SHA-256 over all that it depends on.
-_Graphs = list[tuple[str, "Callable[[], GraphSource]", str]]
+_Graphs = list[tuple[str, "Callable[[], ExportSpec]", str]]
 
 
 def _export(
@@ -188,8 +188,8 @@ def _export(
 
 def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -> Manifest:
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
-    places = checkpoint.places
-    sources = {component: _public(places.weights_source(component)) for component in COMPONENTS}
+    resolved = checkpoint.resolved
+    sources = {component: _public(resolved.weights_source(component)) for component in COMPONENTS}
     return Manifest(
         model=checkpoint.name,
         base=checkpoint.fingerprint(),
@@ -203,7 +203,7 @@ def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -
         defaults=checkpoint.examples()[0],  # type: ignore[arg-type]  # checked with all the rest
         recipe=checkpoint.recipe.recorded(),
         identity=checkpoint.recipe.identity,
-        sources={**sources, "tokenizer": _public(places.component("tokenizer"))},
+        sources={**sources, "tokenizer": _public(resolved.component("tokenizer"))},
         exported_with={"cnpp-trt": __version__, **installed(packages)},
     )
 
@@ -216,7 +216,7 @@ def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
     config = {key: value for key, value in checkpoint.config("scheduler").items() if key != "_name_or_path"}
     for key, value in config.items():
         if not finite(value) and (key, value) != ("lambda_min_clipped", -math.inf):
-            place = checkpoint.places.component("scheduler").origin
+            place = checkpoint.resolved.component("scheduler").uri
             raise UserError(f"{place}/scheduler_config.json has {key} {value!r}, which is no finite number: correct it")
     return config
 
@@ -224,7 +224,7 @@ def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def _public(source: Source) -> str:
     """Where a source is, for others: of a local one, the last part of its place."""
     if not isinstance(source.tree, LocalTree):
-        return source.origin
+        return source.uri
     if source.file:
         return source.file
     return "/".join(part for part in (source.tree.folder.resolve().name, source.folder) if part)
@@ -234,11 +234,11 @@ def _condition(checkpoint: Checkpoint, condition: str) -> ConditionRecord:
     """What the manifest says of a condition."""
     entry: ConditionRecord = {
         "controlnet": checkpoint.controlnet_fingerprint(condition),
-        "source": _public(checkpoint.places.controlnet(condition)),
+        "source": _public(checkpoint.resolved.controlnet(condition)),
     }
-    if (palette := checkpoint.places.palette(condition)) != "ade20k":
+    if (palette := checkpoint.resolved.palette(condition)) != "ade20k":
         entry["palette"] = palette
-    if extractor := checkpoint.places.extractor(condition):
+    if extractor := checkpoint.resolved.extractor(condition):
         entry["extractor"] = _public(extractor)
     return entry
 
@@ -292,41 +292,41 @@ def _made_of(checkpoint: Checkpoint, manifest: Manifest, before: str) -> Callabl
 
 def _extractor_digest(checkpoint: Checkpoint, condition: str) -> list[str]:
     """Digests of the files of the condition's extractor."""
-    extractor = checkpoint.places.extractor(condition)
+    extractor = checkpoint.resolved.extractor(condition)
     if extractor is None:
         return []
     try:
-        return [extractor.origin, *map(sha256_of, extractor.weights())]
+        return [extractor.uri, *map(sha256_of, extractor.weights())]
     except UserError:  # one of the miniature's fixed filters
-        return [extractor.origin]
+        return [extractor.uri]
 
 
-def _put_in(checkpoint: Checkpoint, manifest: Manifest) -> None:
+def _record_adapters(checkpoint: Checkpoint, manifest: Manifest) -> None:
     """What LoRAs and textual inversions there are, before anything heavy is loaded.
 
     Raises: UserError where one does not fit the model.
     """
     recipe = checkpoint.recipe
     public = dict(zip(recipe.loras, recipe.recorded().get("loras", ()), strict=True))
-    for lora, fit in zip(checkpoint.places.loras, checkpoint.fit_loras(), strict=True):
-        if fit.unmatched:
+    for lora, match in zip(checkpoint.resolved.loras, checkpoint.match_loras(), strict=True):
+        if match.unmatched:
             logger.warning(
-                f"{len(fit.unmatched)} of the LoRA {printable(lora.source)}'s keys match no layer and are "
-                f"left out ({some(fit.unmatched)}); {fit.fused} layers are fused"
+                f"{len(match.unmatched)} of the LoRA {printable(lora.source)}'s keys match no layer and are "
+                f"left out ({some(match.unmatched)}); {match.fused} layers are fused"
             )
-        logger.info(f"the LoRA {printable(lora.source)} is fused into {fit.fused} layers with weight {lora.weight:g}")
+        logger.info(f"the LoRA {printable(lora.source)} is fused into {match.fused} layers with weight {lora.weight:g}")
         manifest.loras.append(
             {
                 "source": public.get(lora.source, lora.source),
                 "sha256": sha256_of(lora.file),
                 "weight": lora.weight,
-                "fused": fit.fused,
-                "unmatched": list(fit.unmatched),
+                "fused": match.fused,
+                "unmatched": list(match.unmatched),
             }
         )
     tokenizer = checkpoint.tokenizer()  # refuses a word that it has already
     manifest.vocabulary = checkpoint.setting("text_encoder", "vocab_size")
-    if checkpoint.places.embeddings:
+    if checkpoint.resolved.embeddings:
         manifest.vocabulary = max(manifest.vocabulary, len(tokenizer))
     for embedding in checkpoint.embeddings():
         count = len(embedding.vectors)

@@ -12,7 +12,7 @@ from ..conditions import CONDITIONS
 from . import modules
 from .checkpoint import Checkpoint
 from .extractors import open_extractor
-from .onnx_graph import GraphSource
+from .onnx_graph import ExportSpec
 from .sources import Source
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -22,7 +22,7 @@ PROMPT = {0: "batch", 1: "tokens"}
 
 
 @dataclass(frozen=True)
-class Geometry:
+class GraphDims:
     """Sizes that every graph of a bundle shares; `dtype` is of weights and activations."""
 
     width: int
@@ -35,7 +35,7 @@ class Geometry:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, manifest: Manifest) -> "Geometry":
+    def of(cls, checkpoint: Checkpoint, manifest: Manifest) -> "GraphDims":
         setting = checkpoint.setting
         return cls(
             manifest.width,
@@ -76,10 +76,10 @@ class Geometry:
 Inputs = dict[str, Tensor | tuple[Tensor, ...]]
 
 # A graph is described when it is its turn, so that one component's weights are in memory at a time.
-Graphs = Iterator[tuple[str, Callable[[], GraphSource]]]
+Graphs = Iterator[tuple[str, Callable[[], ExportSpec]]]
 
 
-def base_graphs(checkpoint: Checkpoint, g: Geometry) -> Graphs:
+def base_graphs(checkpoint: Checkpoint, g: GraphDims) -> Graphs:
     """The graphs that every condition shares, smallest first so that trouble shows early."""
     yield "update", lambda: _update(g)
     yield "add_residuals", lambda: _add_residuals(g)
@@ -94,16 +94,16 @@ def base_graphs(checkpoint: Checkpoint, g: Geometry) -> Graphs:
     yield "unet", lambda: _unet(checkpoint, g)
 
 
-def condition_graphs(checkpoint: Checkpoint, condition: str, g: Geometry) -> Graphs:
+def condition_graphs(checkpoint: Checkpoint, condition: str, g: GraphDims) -> Graphs:
     """The graphs that a condition adds: `hint_…`, `controlnet_…` and, where the model has one, `extractor_…`."""
-    extractor = checkpoint.places.extractor(condition)
+    extractor = checkpoint.resolved.extractor(condition)
     if CONDITIONS[condition].extractor_graph and extractor:
         yield f"extractor_{condition}", lambda: extractor_graph(condition, extractor, g.width, g.height)
     yield f"hint_{condition}", lambda: _hint(condition, checkpoint.controlnet(condition, g.dtype), g)
     yield f"controlnet_{condition}", lambda: _controlnet(condition, checkpoint.controlnet(condition, g.dtype), g)
 
 
-def extractor_graph(condition: str, source: Source, width: int, height: int) -> GraphSource:
+def extractor_graph(condition: str, source: Source, width: int, height: int) -> ExportSpec:
     """The graph `extractor_<condition>` for images of this size in pixels.
 
     Raises: UserError as `open_extractor`.
@@ -111,10 +111,10 @@ def extractor_graph(condition: str, source: Source, width: int, height: int) -> 
     module = open_extractor(condition, source, width, height)
     image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
     free = {"image": IMAGES, "map": IMAGES}
-    return GraphSource(f"extractor_{condition}", module, {"image": image}, ["map"], {}, free)
+    return ExportSpec(f"extractor_{condition}", module, {"image": image}, ["map"], {}, free)
 
 
-def _text_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
+def _text_encoder(checkpoint: Checkpoint, g: GraphDims) -> ExportSpec:
     config = checkpoint.config("text_encoder")
     ids = torch.randint(0, config["vocab_size"], (2, config["max_position_embeddings"]))
     # transformers pools at the end-of-text token; random ids might hold none, real prompts always do.
@@ -122,10 +122,10 @@ def _text_encoder(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
     module = modules.TextEncoder(checkpoint.text_encoder(g.dtype))
     inputs: Inputs = {"input_ids": ids, "clip_skip": torch.tensor([0, 1])}
     free = {name: {0: "prompts"} for name in ("input_ids", "clip_skip", "prompt_embeds")}
-    return GraphSource("text_encoder", module, inputs, ["prompt_embeds"], {}, free)
+    return ExportSpec("text_encoder", module, inputs, ["prompt_embeds"], {}, free)
 
 
-def _unet(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
+def _unet(checkpoint: Checkpoint, g: GraphDims) -> ExportSpec:
     residuals = g.residuals()
     inputs: Inputs = {**_step_inputs(g), "residuals": tuple(g.randn(2, *shape) for shape in residuals.values())}
     if embedding := checkpoint.config("unet").get("time_cond_proj_dim"):
@@ -133,10 +133,10 @@ def _unet(checkpoint: Checkpoint, g: Geometry) -> GraphSource:
     batched = [name for name in ("model_input", "timestep_cond") if name in inputs]
     free = {**_free(*batched, "noise_pred", *residuals), "prompt_embeds": PROMPT}
     nested = {"residuals": list(residuals)}
-    return GraphSource("unet", modules.UNet(checkpoint.unet(g.dtype)), inputs, ["noise_pred"], nested, free)
+    return ExportSpec("unet", modules.UNet(checkpoint.unet(g.dtype)), inputs, ["noise_pred"], nested, free)
 
 
-def _controlnet(condition: str, controlnet: nn.Module, g: Geometry) -> GraphSource:
+def _controlnet(condition: str, controlnet: nn.Module, g: GraphDims) -> ExportSpec:
     outputs = list(g.residuals())
     inputs = {
         **_step_inputs(g),
@@ -144,15 +144,15 @@ def _controlnet(condition: str, controlnet: nn.Module, g: Geometry) -> GraphSour
         "scales": torch.rand(len(outputs), 2),
     }
     free = {**_free("model_input", "hint", *outputs), "scales": {1: "batch"}, "prompt_embeds": PROMPT}
-    return GraphSource(f"controlnet_{condition}", modules.ControlNet(controlnet), inputs, outputs, {}, free)
+    return ExportSpec(f"controlnet_{condition}", modules.ControlNet(controlnet), inputs, outputs, {}, free)
 
 
-def _hint(condition: str, controlnet: nn.Module, g: Geometry) -> GraphSource:
+def _hint(condition: str, controlnet: nn.Module, g: GraphDims) -> ExportSpec:
     module = modules.Hint(controlnet)
-    return GraphSource(f"hint_{condition}", module, {"control_image": g.pixels(1)}, ["hint"], {}, {})
+    return ExportSpec(f"hint_{condition}", module, {"control_image": g.pixels(1)}, ["hint"], {}, {})
 
 
-def _add_residuals(g: Geometry) -> GraphSource:
+def _add_residuals(g: GraphDims) -> ExportSpec:
     names = list(g.residuals())
     inputs: Inputs = {
         which: tuple(g.randn(2, *shape) for shape in g.residuals().values()) for which in ("residuals", "others")
@@ -160,10 +160,10 @@ def _add_residuals(g: Geometry) -> GraphSource:
     nested = {"residuals": names, "others": [f"other_{name}" for name in names]}
     outputs = [f"sum_{name}" for name in names]
     free = _free(*nested["residuals"], *nested["others"], *outputs)
-    return GraphSource("add_residuals", modules.AddResiduals(), inputs, outputs, nested, free)
+    return ExportSpec("add_residuals", modules.AddResiduals(), inputs, outputs, nested, free)
 
 
-def _update(g: Geometry) -> GraphSource:
+def _update(g: GraphDims) -> ExportSpec:
     c, (h, w) = g.latent_channels, g.latent()
     inputs: Inputs = {
         "noise_pred": g.randn(2, 3, c, h, w),
@@ -182,27 +182,27 @@ def _update(g: Geometry) -> GraphSource:
         "new_state": {1: "images"},
         "model_input": both,
     }
-    return GraphSource("update", modules.Update(g.dtype), inputs, ["new_state", "model_input", "magnitude"], {}, free)
+    return ExportSpec("update", modules.Update(g.dtype), inputs, ["new_state", "model_input", "magnitude"], {}, free)
 
 
-def _vae_decoder(checkpoint: Checkpoint, g: Geometry, name: str, dtype: torch.dtype) -> GraphSource:
+def _vae_decoder(checkpoint: Checkpoint, g: GraphDims, name: str, dtype: torch.dtype) -> ExportSpec:
     module = modules.VaeDecoder(checkpoint.vae(dtype))
     inputs = {"latents": torch.randn(2, g.latent_channels, *g.latent())}
     free = {"latents": IMAGES, "image": IMAGES}
-    return GraphSource(name, module, inputs, ["image", "magnitude"], {}, free)
+    return ExportSpec(name, module, inputs, ["image", "magnitude"], {}, free)
 
 
-def _vae_encoder(checkpoint: Checkpoint, g: Geometry, name: str, dtype: torch.dtype) -> GraphSource:
+def _vae_encoder(checkpoint: Checkpoint, g: GraphDims, name: str, dtype: torch.dtype) -> ExportSpec:
     vae: Any = checkpoint.vae(dtype)
     inputs: Inputs = {"image": g.pixels(2)}
     free = {"image": IMAGES, "latents": IMAGES}
     if vae.config["_class_name"] == "AutoencoderTiny":
-        return GraphSource(name, modules.TinyVaeEncoder(vae), inputs, ["latents"], {}, free)
+        return ExportSpec(name, modules.TinyVaeEncoder(vae), inputs, ["latents"], {}, free)
     inputs["noise"] = torch.randn(2, g.latent_channels, *g.latent())
-    return GraphSource(name, modules.VaeEncoder(vae), inputs, ["latents"], {}, {**free, "noise": IMAGES})
+    return ExportSpec(name, modules.VaeEncoder(vae), inputs, ["latents"], {}, {**free, "noise": IMAGES})
 
 
-def _step_inputs(g: Geometry) -> Inputs:
+def _step_inputs(g: GraphDims) -> Inputs:
     return {
         "model_input": g.randn(2, g.latent_channels, *g.latent()),
         "timestep": torch.tensor([601.0]),

@@ -24,7 +24,7 @@ class HubTree:
     revision: str
 
     @property
-    def origin(self) -> str:
+    def uri(self) -> str:
         return f"{self.repo}@{self._listing.commit}"
 
     def has(self, name: str) -> bool:
@@ -39,7 +39,7 @@ class HubTree:
         return sorted(name for name in own if "/" not in name)
 
     @property
-    def caveat(self) -> str:
+    def partial_listing_note(self) -> str:
         return "" if self._listing.complete else " (in the hub's cache; the hub itself was not asked, or not reached)"
 
     def fetch(self, names: Iterable[str]) -> list[Path]:

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..messages import printable, some
 from ..schema import read_object
 from .adapters import Adapter, read_adapter
-from .recipe import ADAPTER, ADAPTER_CONFIG, Lora
+from .resolved_sources import ADAPTER, ADAPTER_CONFIG, Lora
 from .weights import check_finite, read_weights
 
 # <layer>.lora_A.weight (PEFT and diffusers since), <layer>.lora_down.weight (kohya), <layer>_lora.down.weight,
@@ -49,7 +49,7 @@ _OTHER_KINDS = {
 
 
 @dataclass(frozen=True)
-class Fit:
+class LoraMatch:
     """How a LoRA fits a model: the number of layers that it changes, and its keys that belong to none."""
 
     fused: int
@@ -125,12 +125,12 @@ def read_lora(file: Path, config: Path | None = None) -> LoraWeights:
     return LoraWeights(layers, tuple(others), _adapters(file, config))
 
 
-def survey(loras: Sequence[Lora], unet: nn.Module, text_encoder: nn.Module) -> list[Fit]:
+def match_loras(loras: Sequence[Lora], unet: nn.Module, text_encoder: nn.Module) -> list[LoraMatch]:
     """How each LoRA fits the modules, which may be on the meta device: nothing is changed.
 
     Raises: UserError where one is of another kind, made for another model, or damaged.
     """
-    return [_survey(lora, {"unet": unet, "text_encoder": text_encoder}) for lora in loras]
+    return [_match(lora, {"unet": unet, "text_encoder": text_encoder}) for lora in loras]
 
 
 def fuse(module: nn.Module, loras: Sequence[Lora], component: str) -> None:
@@ -138,7 +138,7 @@ def fuse(module: nn.Module, loras: Sequence[Lora], component: str) -> None:
 
     Args:
         component: which part of the LoRAs: `unet` or `text_encoder`.
-    Raises: UserError as `survey`; keys that match nothing are left out.
+    Raises: UserError as `match_loras`; keys that match nothing are left out.
     """
     names = _layer_names(module)
     changes: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
@@ -162,7 +162,7 @@ def fuse(module: nn.Module, loras: Sequence[Lora], component: str) -> None:
             weight.copy_(total.view(weight.shape))  # where a file is mapped, a page of our own: mappings are private
 
 
-def _survey(lora: Lora, modules: Mapping[str, nn.Module]) -> Fit:
+def _match(lora: Lora, modules: Mapping[str, nn.Module]) -> LoraMatch:
     content = read_lora(lora.file, lora.config)
     keys = [key for found in content.layers.values() for layer in found.values() for key in layer.keys.values()]
     keys += content.others
@@ -186,7 +186,7 @@ def _survey(lora: Lora, modules: Mapping[str, nn.Module]) -> Fit:
             raise _nothing_matches(lora, [key for layer in found.values() for key in layer.keys.values()], component)
     if not fused:
         raise _nothing_matches(lora, keys, "model")
-    return Fit(fused, tuple(unmatched))
+    return LoraMatch(fused, tuple(unmatched))
 
 
 def _nothing_matches(lora: Lora, keys: Sequence[str], what: str) -> UserError:

@@ -41,7 +41,7 @@ _DTYPES = {
 
 
 @dataclass
-class GraphSource:
+class ExportSpec:
     """What a graph is made from.
 
     Attributes:
@@ -90,7 +90,7 @@ class GraphSource:
         }
 
 
-def export_graph(source: GraphSource, folder: Path, precision: str, opset: int) -> GraphSpec:
+def export_graph(source: ExportSpec, folder: Path, precision: str, opset: int) -> GraphSpec:
     """Writes `<name>.onnx` and `<name>.onnx.data` into `folder` and compares them with the module.
 
     Args:
@@ -204,7 +204,7 @@ def run_onnx(file: Path, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]
     return outputs
 
 
-def _write(source: GraphSource, path: Path, opset: int) -> None:
+def _write(source: ExportSpec, path: Path, opset: int) -> None:
     def dims(name: str) -> dict[int, Any]:
         return {axis: torch.export.Dim.DYNAMIC for axis in source.free.get(name, {})}
 
@@ -236,7 +236,7 @@ def _write(source: GraphSource, path: Path, opset: int) -> None:
         value.const_value = None
 
 
-def _name_free_dimensions(model: Any, source: GraphSource) -> None:
+def _name_free_dimensions(model: Any, source: ExportSpec) -> None:
     """Gives the free dimensions of inputs and outputs the names of `source.free`, not the exporter's `s77`."""
     import onnx_ir as ir
 

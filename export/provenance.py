@@ -40,12 +40,12 @@ def find_source_checkpoint(
     if checkpoint.fingerprint() != m.base:
         raise UserError(f"{bundle.folder} was not exported from {printable(recipe.model)}: its weights are others")
     for condition, entry in m.conditions.items():
-        where = f"say where it is with --controlnet {condition}=PATH"
+        advice = f"say where it is with --controlnet {condition}=PATH"
         try:
             found = checkpoint.controlnet_fingerprint(condition)
         except UserError as e:
-            raise UserError(f"{e}; {where}") from None
+            raise UserError(f"{e}; {advice}") from None
         if found != entry.get("controlnet"):
-            origin = checkpoint.places.controlnet(condition).origin
-            raise UserError(f"the {condition} ControlNet of {bundle.folder} is not {origin}: {where}")
+            uri = checkpoint.resolved.controlnet(condition).uri
+            raise UserError(f"the {condition} ControlNet of {bundle.folder} is not {uri}: {advice}")
     return checkpoint

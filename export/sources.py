@@ -39,12 +39,12 @@ class Tree(Protocol):
     """
 
     @property
-    def origin(self) -> str:
+    def uri(self) -> str:
         """What it is, for people and for a bundle's manifest."""
         ...
 
     @property
-    def caveat(self) -> str:
+    def partial_listing_note(self) -> str:
         """What a message says where a file is not there, but only a part of the tree could be looked at."""
         ...
 
@@ -75,11 +75,11 @@ class LocalTree:
     folder: Path
 
     @property
-    def origin(self) -> str:
+    def uri(self) -> str:
         return str(self.folder)
 
     @property
-    def caveat(self) -> str:
+    def partial_listing_note(self) -> str:
         return ""
 
     def has(self, name: str) -> bool:
@@ -113,13 +113,13 @@ class Source:
     file: str | None = None
 
     @property
-    def origin(self) -> str:
-        return "/".join(part for part in (self.tree.origin, self.folder, self.file) if part)
+    def uri(self) -> str:
+        return "/".join(part for part in (self.tree.uri, self.folder, self.file) if part)
 
     @property
-    def where(self) -> str:
-        """`origin`, for messages of what is not there."""
-        return f"{self.origin}{self.tree.caveat}"
+    def location(self) -> str:
+        """`uri`, for messages of what is not there."""
+        return f"{self.uri}{self.tree.partial_listing_note}"
 
     @property
     def beside(self) -> "Source":
@@ -143,13 +143,13 @@ class Source:
         """
         for name in names:
             if not self.has(name):
-                raise UserError(f"there is no {printable(name)} in {printable(self.where)}")
+                raise UserError(f"there is no {printable(name)} in {printable(self.location)}")
         return self.tree.fetch([self._full(name) for name in names])
 
     def local(self, needed: Iterable[str]) -> Path:
         """The folder on this machine with at least these of its files, where it has them."""
         names = [name for name in needed if self.has(name)]
-        return self.get(*names)[0].parent if names else Path(self.origin)
+        return self.get(*names)[0].parent if names else Path(self.uri)
 
     def has_variant(self, variant: str, library: Library = "diffusers") -> bool:
         """Whether the folder has weights of this variant, whole or not."""
@@ -172,15 +172,15 @@ class Source:
         try:
             chosen = choose_weights(own, variant, library)
         except UserError as e:
-            raise UserError(f"{printable(self.where)}: {e}") from None
+            raise UserError(f"{printable(self.location)}: {e}") from None
         if chosen is not None:
-            names = chosen.files(lambda name: self.get(name)[0], printable(self.where))
+            names = chosen.files(lambda name: self.get(name)[0], printable(self.location))
             return tuple(self.get(*names))
         there = [name for name in own if name.endswith(SUFFIXES)]
         what = f"weights of variant {variant!r}" if variant else "weights"
         listed = ", ".join(printable(name, 80) for name in there[:8]) + (", …" if len(there) > 8 else "")
         instead = f", only {listed}: choose with --variant" if there else ": check that it is whole"
-        raise UserError(f"there are no {what} in {printable(self.where)}{instead}")
+        raise UserError(f"there are no {what} in {printable(self.location)}{instead}")
 
     def _full(self, name: str) -> str:
         return f"{self.folder}/{name}" if self.folder else name
@@ -225,7 +225,9 @@ class Finder:
             return Source(tree, folder, file)
         if not tree.has_folder(inside):
             at = f"the hub's {tree.repo}"
-            raise UserError(f"{at} has no file or folder {inside!r}{tree.caveat}: look at its list of files")
+            raise UserError(
+                f"{at} has no file or folder {inside!r}{tree.partial_listing_note}: look at its list of files"
+            )
         return Source(tree, inside)
 
     def _tree(self, repo: str, revision: str) -> HubTree:

@@ -24,6 +24,6 @@ def open_extractor(condition: str, source: Source, width: int, height: int) -> n
         try:
             network = load_extractor(source.local(("config.json", "model.safetensors")))
         except ValueError as e:
-            raise UserError(f"the extractor {source.origin} cannot be used: {one_line(e)}") from e
+            raise UserError(f"the extractor {source.uri} cannot be used: {one_line(e)}") from e
         return MapExtractor(network, labels=condition == "seg")
     return load_published(condition, source, width, height)

@@ -65,7 +65,7 @@ def load_published(condition: str, source: Source, width: int, height: int) -> n
         width, height: of the images, in pixels.
     Raises: UserError where the source is none of these, or its weights are damaged or another network's.
     """
-    what = f"the {condition} extractor {source.origin}"
+    what = f"the {condition} extractor {source.uri}"
     if annotator := _ANNOTATORS.get(condition):
         return _load_annotator(annotator, source, what)
     if pretrained := _PRETRAINED.get(condition):

@@ -59,8 +59,8 @@ def assert_close(ours: nn.Module, theirs: nn.Module, plain: nn.Module) -> None:
 def test_an_adapter_is_fused_as_by_peft(base, tmp_path, component, targets, settings):
     merged = adapter(load(base, component), tmp_path, targets, **SETTINGS[settings])
     checkpoint = Checkpoint(str(base), loras=[str(tmp_path)])
-    (fit,) = checkpoint.fit_loras()
-    assert fit.unmatched == () and fit.fused > 2
+    (match,) = checkpoint.match_loras()
+    assert match.unmatched == () and match.fused > 2
     assert_close(load(base, component, str(tmp_path)), merged, load(base, component))
 
 
@@ -98,7 +98,7 @@ def saved(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(base: Path, folder: Path) -> str:
     with pytest.raises(UserError) as error:
-        Checkpoint(str(base), loras=[str(folder)]).fit_loras()
+        Checkpoint(str(base), loras=[str(folder)]).match_loras()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -152,7 +152,7 @@ def test_an_adapter_without_its_settings(base, saved, tmp_path):
     (tmp_path / "adapter_model.safetensors").symlink_to(saved / "adapter_model.safetensors")
     assert "put its adapter_config.json beside it" in refused(base, tmp_path)
     (tmp_path / "adapter_config.json").symlink_to(saved / "adapter_config.json")
-    assert Checkpoint(str(base), loras=[str(tmp_path)]).fit_loras()[0].fused > 2
+    assert Checkpoint(str(base), loras=[str(tmp_path)]).match_loras()[0].fused > 2
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -190,8 +190,8 @@ def test_a_controlnet_one_level_down_is_found(checkpoint_copy, tmp_path):
     """As limingcv/reward_controlnet publishes some."""
     published = tmp_path / "published"
     shutil.copytree(checkpoint_copy / "controlnet" / "seg", published / "controlnet")
-    source = Checkpoint(str(checkpoint_copy), {"hed": published}).places.controlnet("hed")
-    assert source.origin == str(published / "controlnet")
+    source = Checkpoint(str(checkpoint_copy), {"hed": published}).resolved.controlnet("hed")
+    assert source.uri == str(published / "controlnet")
 
 
 def test_examples_must_be_there(checkpoint_copy):

@@ -176,7 +176,7 @@ def test_flipped_bits_in_weights_are_taken_or_refused_in_one_line(model, tmp_pat
         for _ in range(rng.choice([1, 2, 8])):
             damaged[rng.randrange(min(len(whole), 4000))] ^= 1 << rng.randrange(8)
         lora.write_bytes(damaged)
-        _taken_or_refused(lambda: Checkpoint(str(model), loras=[str(lora)]).fit_loras())
+        _taken_or_refused(lambda: Checkpoint(str(model), loras=[str(lora)]).match_loras())
 
 
 def _taken_or_refused(call: Callable[[], Any]) -> None:

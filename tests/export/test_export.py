@@ -24,8 +24,8 @@ from cnpp_trt.errors import ExportError, UserError
 from cnpp_trt.export import graphs, onnx_graph
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
-from cnpp_trt.export.graphs import Geometry, base_graphs
-from cnpp_trt.export.onnx_graph import GraphSource, compare, export_graph
+from cnpp_trt.export.graphs import GraphDims, base_graphs
+from cnpp_trt.export.onnx_graph import ExportSpec, compare, export_graph
 from cnpp_trt.files import sha256_of
 from reliability_bundle import WRONG, kill_exports
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class Affine(nn.Module):
         return 2 * x @ self.weight + 3 * y, x - y
 
 
-def affine(**changes: Any) -> GraphSource:
+def affine(**changes: Any) -> ExportSpec:
     fields: dict[str, Any] = {
         "name": "affine",
         "module": Affine().eval(),
@@ -72,7 +72,7 @@ def affine(**changes: Any) -> GraphSource:
         "nested": {},
         "free": {name: {0: "batch"} for name in ("x", "y", "sum", "difference")},
     }
-    return GraphSource(**{**fields, **changes})
+    return ExportSpec(**{**fields, **changes})
 
 
 def test_a_graph_computes_what_its_module_does_at_other_sizes_too(tmp_path):
@@ -180,7 +180,7 @@ def test_every_graph_was_compared_and_is_what_the_manifest_says(tiny):
 def test_examples_of_a_batch_share_no_tensor(tiny):
     """The guard against wrong graphs sees nested inputs too."""
     checkpoint = Checkpoint(str(tiny.checkpoint))
-    geometry = Geometry.of(checkpoint, tiny.pipeline.bundle.manifest)
+    geometry = GraphDims.of(checkpoint, tiny.pipeline.bundle.manifest)
     for name, make in base_graphs(checkpoint, geometry):
         if name == "add_residuals":
             source = make()

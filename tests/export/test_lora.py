@@ -10,8 +10,9 @@ import torch
 from cnpp_trt.developer.random_models.lora import make_lora
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
-from cnpp_trt.export.lora import Fit, fuse, read_lora, survey
-from cnpp_trt.export.recipe import Lora, parse_lora
+from cnpp_trt.export.lora import LoraMatch, fuse, match_loras, read_lora
+from cnpp_trt.export.recipe import parse_lora
+from cnpp_trt.export.resolved_sources import Lora
 from cnpp_trt.export.weights import load_weights, read_weights
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -67,10 +68,10 @@ def assert_same(ours: dict[str, torch.nn.Module], theirs: Any, plain: dict[str, 
 def test_every_layout_is_fused_as_by_peft(tmp_path, tiny_checkpoint, checkpoint, layout, suffix):
     plain = modules(checkpoint)
     file = make_lora(tmp_path / f"lora{suffix}", plain["unet"], plain["text_encoder"], layout=layout)
-    (fit,) = survey([Lora("mine", file)], checkpoint.empty("unet"), checkpoint.empty("text_encoder"))
+    (match,) = match_loras([Lora("mine", file)], checkpoint.empty("unet"), checkpoint.empty("text_encoder"))
     ours = modules(checkpoint, Lora("mine", file, 0.7))
     assert_same(ours, reference(tiny_checkpoint, (file, 0.7)), plain)
-    assert fit == Fit(sum(changed(plain[c], ours[c]) for c in COMPONENTS), ())
+    assert match == LoraMatch(sum(changed(plain[c], ours[c]) for c in COMPONENTS), ())
     assert changed(plain["unet"], ours["unet"]) > 10
     assert bool(changed(plain["text_encoder"], ours["text_encoder"])) == (layout != "lcm")
 
@@ -143,7 +144,7 @@ def test_diffusers_first_files_name_no_component(tmp_path, checkpoint):
     bare = {key.removeprefix("unet."): tensor for key, tensor in torch.load(file).items()}
     torch.save(bare, tmp_path / "b.bin")
     loras = [Lora("a", file), Lora("b", tmp_path / "b.bin")]
-    a, b = survey(loras, unet, checkpoint.empty("text_encoder"))
+    a, b = match_loras(loras, unet, checkpoint.empty("text_encoder"))
     assert a == b
     assert_close(*(modules(checkpoint, lora)["unet"] for lora in loras))
 
@@ -179,9 +180,9 @@ def test_what_does_not_match_is_counted(tmp_path, checkpoint):
         "bundle_emb.thing": torch.ones(4),
     }
     save_file({**weights, **more}, file)
-    (fit,) = survey([Lora("a", file)], unet, text_encoder)
-    assert fit.fused == len(weights) // 2
-    assert sorted(fit.unmatched) == sorted(more)
+    (match,) = match_loras([Lora("a", file)], unet, text_encoder)
+    assert match.fused == len(weights) // 2
+    assert sorted(match.unmatched) == sorted(more)
     modules(checkpoint, Lora("a", file))  # and is left out
 
 
@@ -260,7 +261,7 @@ def test_what_does_not_fit_is_refused(tmp_path, checkpoint, case):
     save_file(weights, tmp_path / "lora.safetensors")
     lora = Lora("mine", tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match=message) as error:
-        survey([lora], checkpoint.empty("unet"), checkpoint.empty("text_encoder"))
+        match_loras([lora], checkpoint.empty("unet"), checkpoint.empty("text_encoder"))
     assert "\n" not in str(error.value)
 
 
@@ -284,8 +285,8 @@ def test_the_miniatures_few_step_model() -> None:
     plain, few = Checkpoint("miniature"), Checkpoint("miniature-lcm")
     assert few.fingerprint() != plain.fingerprint()
     assert few.examples()[0] == {"guidance_scale": 1.0, "num_inference_steps": 4, "scheduler": "lcm"}
-    (fit,) = few.fit_loras()
-    assert fit.unmatched == ()
+    (match,) = few.match_loras()
+    assert match.unmatched == ()
     before, after = plain.unet(torch.float32).state_dict(), few.unet(torch.float32).state_dict()
     found = [k for k in before if not np.array_equal(before[k].numpy(), after[k].numpy())]
-    assert len(found) == fit.fused > 50 and all(k.endswith("weight") for k in found)
+    assert len(found) == match.fused > 50 and all(k.endswith("weight") for k in found)

@@ -45,7 +45,7 @@ def test_a_folder_of_a_lora_is_not_walked(tiny_checkpoint, tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "lora.safetensors").touch()
     listed.clear()
-    message = refused(lambda: Checkpoint(str(tiny_checkpoint), loras=[str(tmp_path)]).fit_loras())
+    message = refused(lambda: Checkpoint(str(tiny_checkpoint), loras=[str(tmp_path)]).match_loras())
     assert "should hold one LoRA file, and holds none" in message
     assert str(tmp_path / "a") not in listed
 
@@ -73,7 +73,7 @@ def test_odd_paths(text, reason):
 def test_odd_paths_of_every_part(tiny_checkpoint, text, reason):
     model = str(tiny_checkpoint)
     refused(lambda: Checkpoint(text))
-    refused(lambda: Checkpoint(model, loras=[text]).fit_loras())
+    refused(lambda: Checkpoint(model, loras=[text]).match_loras())
     refused(lambda: Checkpoint(model, embeddings=[text]).embeddings())
     if text:  # else it is as if it were not given
         refused(lambda: Checkpoint(model, {"seg": text}).check_controlnet("seg"))

@@ -21,7 +21,7 @@ from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.extractors import open_extractor
 from cnpp_trt.export.extractors.pillow_resize import PillowResize
-from cnpp_trt.export.graphs import Geometry, condition_graphs, extractor_graph
+from cnpp_trt.export.graphs import GraphDims, condition_graphs, extractor_graph
 from cnpp_trt.export.onnx_graph import OPSET, export_graph, run_onnx
 from cnpp_trt.export.sources import Finder
 from cnpp_trt.runtime.control.palette import labels_from_colors
@@ -145,7 +145,7 @@ def bundle(published: dict[str, Path], tiny: Any, tmp_path_factory: pytest.TempP
     manifest = Bundle.open(folder).manifest
     with write_bundle(folder, manifest) as staging:
         for condition in extractors:
-            name, make = next(condition_graphs(checkpoint, condition, Geometry.of(checkpoint, manifest)))
+            name, make = next(condition_graphs(checkpoint, condition, GraphDims.of(checkpoint, manifest)))
             manifest.graphs[name] = export_graph(make(), staging, "fp32", OPSET["fp32"])
     return folder
 

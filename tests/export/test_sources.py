@@ -137,8 +137,8 @@ def test_the_coco_stuff_controlnet(cached):
     ours = checkpoint.controlnet("seg", torch.float32).state_dict()
     folder = published_controlnet(cached, COCO_STUFF)
     assert_equal({"": ours}, {"": diffusers.ControlNetModel.from_pretrained(folder).state_dict()})
-    assert checkpoint.places.palette("seg") == "coco-stuff"
-    assert Checkpoint("sd15").places.palette("seg") == "ade20k"
+    assert checkpoint.resolved.palette("seg") == "coco-stuff"
+    assert Checkpoint("sd15").resolved.palette("seg") == "ade20k"
 
 
 @pytest.mark.parametrize(
@@ -210,8 +210,8 @@ def test_ways_to_name_a_lora(cached, given):
     checkpoint = Checkpoint("sd15", loras=[text])
     assert checkpoint.fingerprint() == Checkpoint("sd15", loras=["lcm"]).fingerprint()
     assert checkpoint.fingerprint() != Checkpoint("sd15").fingerprint()
-    assert Checkpoint("sd15", loras=[f"{text}:0.5"]).places.loras[0].weight == 0.5
-    assert [fit.unmatched for fit in checkpoint.fit_loras()] == [()]
+    assert Checkpoint("sd15", loras=[f"{text}:0.5"]).resolved.loras[0].weight == 0.5
+    assert [match.unmatched for match in checkpoint.match_loras()] == [()]
 
 
 @pytest.mark.parametrize(("name", "fused"), [("lcm", True), (f"{LCM_LORA}:0.7", True), ("{file}", False)])
@@ -255,11 +255,11 @@ def test_a_concept_library_folder_of_several_files_wants_a_name(cached, tmp_path
 @pytest.mark.parametrize("condition", ["seg", "depth", "hed", "lineart"])
 def test_ways_to_name_an_extractor(cached, base, condition):
     """The named model brings its own; any other takes the same, by name, from the hub or from a folder."""
-    named = Checkpoint("sd15").places.extractor(condition)
+    named = Checkpoint("sd15").resolved.extractor(condition)
     folder = snapshot_of(cached, REPOSITORIES[condition])
-    assert Checkpoint(str(base)).places.extractor(condition) is None
+    assert Checkpoint(str(base)).resolved.extractor(condition) is None
     image = torch.from_numpy(photo(64, 64))[None]
     expected = open_extractor(condition, named, 64, 64)(image)
     for given in ("sd15", REPOSITORIES[condition], str(folder)):
-        found = Checkpoint(str(base), extractors={condition: given}).places.extractor(condition)
+        found = Checkpoint(str(base), extractors={condition: given}).resolved.extractor(condition)
         assert torch.equal(open_extractor(condition, found, 64, 64)(image), expected)

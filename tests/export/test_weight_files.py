@@ -321,7 +321,7 @@ def test_an_index_in_the_hubs_cache(hub_home, tmp_path, monkeypatch):
     write_index(place / "diffusion_pytorch_model.safetensors.index.json", weight_map)
     checkpoint = Checkpoint("stable-diffusion-v1-5/stable-diffusion-v1-5")
     assert_same(checkpoint.unet(torch.float32).state_dict(), theirs(place.parent, "unet"))
-    assert len(checkpoint.places.weights("unet")) == 2
+    assert len(checkpoint.resolved.weights("unet")) == 2
     (place / weight_map["conv_in.bias"]).unlink()
     with pytest.raises(UserError, match=r"lacks diffusion_pytorch_model-0000\d-of-00002.safetensors"):
         Checkpoint("stable-diffusion-v1-5/stable-diffusion-v1-5").fingerprint()
