@@ -113,7 +113,7 @@ def conditions_of(model: str | None, bundle: Path | None, controlnets: Mapping[s
     """All that a bundle, or a model, has. Raises: UserError"""
     if bundle is not None:
         return list(Bundle.open(bundle).manifest.conditions)
-    return list(Checkpoint(model or "miniature", controlnets).places.conditions)
+    return list(Checkpoint(model or "miniature", controlnets).resolved.conditions)
 
 
 def _contest(

@@ -221,7 +221,7 @@ class _PyTorch:
     def extract(self, condition: str, image: NDArray[np.uint8]) -> float | None:
         from ...export.extractors import open_extractor
 
-        source = self._drawing.checkpoint.places.extractor(condition)
+        source = self._drawing.checkpoint.resolved.extractor(condition)
         if source is None:
             return None
         if condition not in self._extractors:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...bundles.bundle import Bundle, GraphSpec, TensorSpec
 from ...export.checkpoint import Checkpoint
-from ...export.graphs import Geometry, base_graphs, condition_graphs
-from ...export.onnx_graph import GraphSource
+from ...export.graphs import GraphDims, base_graphs, condition_graphs
+from ...export.onnx_graph import ExportSpec
 from ...runtime.backends.host_memory import HostMemory, view
 from ...runtime.backends.interface import Buffer
 from ...runtime.pipeline import Pipeline
@@ -58,8 +58,8 @@ class TorchModules(HostMemory):
         self.bundle = reference_bundle(bundle)
         self._device = torch.device(device)
         self._checkpoint = checkpoint
-        self._geometry = Geometry.of(checkpoint, self.bundle.manifest)
-        self._sources: dict[str, Callable[[], GraphSource]] = dict(base_graphs(checkpoint, self._geometry))
+        self._geometry = GraphDims.of(checkpoint, self.bundle.manifest)
+        self._sources: dict[str, Callable[[], ExportSpec]] = dict(base_graphs(checkpoint, self._geometry))
         self._shared: dict[str, _Module] = {}
         self._loaded: WeakValueDictionary[str, _Module] = WeakValueDictionary()
 
@@ -82,7 +82,7 @@ class TorchModules(HostMemory):
 class _Module:
     """Keeps of a graph's source its module and what its arguments are called, not the example tensors."""
 
-    def __init__(self, source: GraphSource, device: torch.device) -> None:
+    def __init__(self, source: ExportSpec, device: torch.device) -> None:
         self.module = source.module.to(device)
         self.device = device
         self.arguments = {name: source.nested.get(name) for name in source.inputs}

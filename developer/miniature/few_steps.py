@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...export.lora import fuse
-from ...export.recipe import Lora
+from ...export.resolved_sources import Lora
 from .controlnet import Frozen
 from .diffusion import SCHEDULER_CONFIG, add_noise
 from .evaluate import GUIDANCE, SEEDS, Judge, Sampler, cell, rounded

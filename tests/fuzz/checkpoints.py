@@ -22,7 +22,7 @@ def _look(folder: Path, component: str | None = None, **parts: Any) -> None:
     checkpoint.check_controlnet("seg")
     checkpoint.examples()
     checkpoint.embeddings()
-    checkpoint.fit_loras()
+    checkpoint.match_loras()
     if component is None:
         checkpoint.tokenizer()
         checkpoint.config("scheduler")

@@ -15,7 +15,7 @@ from cnpp_trt.errors import CnppError
 from cnpp_trt.export import graphs
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
-from cnpp_trt.export.onnx_graph import GraphSource
+from cnpp_trt.export.onnx_graph import ExportSpec
 from cnpp_trt.runtime.loop import Structure
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
@@ -35,15 +35,15 @@ def tiny_fp16(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
         return export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], folder, precision="fp16")
 
 
-def sources(checkpoint: Path, bundle: Bundle) -> Iterator[GraphSource]:
+def sources(checkpoint: Path, bundle: Bundle) -> Iterator[ExportSpec]:
     """Of the bundle's graphs, but for those of `depth`, which are as large as those of `seg`."""
     opened = Checkpoint(str(checkpoint))
-    geometry = graphs.Geometry.of(opened, bundle.manifest)
+    geometry = graphs.GraphDims.of(opened, bundle.manifest)
     for described in (graphs.base_graphs(opened, geometry), graphs.condition_graphs(opened, "seg", geometry)):
         yield from (make() for name, make in described if name in bundle.manifest.graphs)
 
 
-def resized(source: GraphSource, sizes: Mapping[str, int]) -> list[Any]:
+def resized(source: ExportSpec, sizes: Mapping[str, int]) -> list[Any]:
     """The example inputs with their free dimensions cut or repeated to these sizes."""
 
     def fit(name: str, tensor: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def resized(source: GraphSource, sizes: Mapping[str, int]) -> list[Any]:
     ]
 
 
-def counted_by_torch(source: GraphSource, sizes: Mapping[str, int]) -> int:
+def counted_by_torch(source: ExportSpec, sizes: Mapping[str, int]) -> int:
     # Attention as plain products: the counter knows those on every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         source.module(*resized(source, sizes))
