@@ -49,8 +49,12 @@ _EXPORT_PANELS = {
     "Control": ("cond",),
     "Output": ("out", "as_json"),
 }
-_EXPORT_EXAMPLES = """cnpp-trt export --cond all
+_EXPORT_EXAMPLES = """Examples:
+
+cnpp-trt export --cond all
+
 cnpp-trt export --model sd15 --cond seg --precision fp16 --size 512
+
 cnpp-trt export --model owner/name --controlnet seg=./controlnet --lora lcm --cond seg"""
 _BUILD_PANELS = {
     "Model": (*_MODEL, "bundle", "size"),
@@ -59,8 +63,12 @@ _BUILD_PANELS = {
     "Runtime": ("flavor", "optimization_level", "check", "plans"),
     "Output": ("as_json",),
 }
-_BUILD_EXAMPLES = """cnpp-trt build --cond seg --flavor tensorrt-rtx
+_BUILD_EXAMPLES = """Examples:
+
+cnpp-trt build --cond seg --flavor tensorrt-rtx
+
 cnpp-trt build --bundle ./bundle --cond seg --cond depth --num-images 1-4 --both
+
 cnpp-trt build --model sd15 --cond all --size 512 --size 768x512 --check"""
 
 

@@ -10,7 +10,6 @@ from ..errors import UserError
 from ..messages import printable
 from .options import Json, Plans, add_command, echo, show, user_path
 
-_CAPABILITY_EXAMPLE = "cnpp-trt engines capability BUNDLE/unet.onnx --flavor tensorrt-rtx"
 _PANELS = {"Runtime": ("plans",), "Output": ("as_json",)}
 
 
@@ -18,11 +17,13 @@ def register(app: typer.Typer) -> None:
     """Adds the commands to `cnpp-trt`. Nothing heavy is imported until one of them runs."""
     engines = typer.Typer(help="TensorRT plans: list, inspect and delete them.", no_args_is_help=True)
     app.add_typer(engines, name="engines")
-    add_command(engines, "list", engines_list, _PANELS, "cnpp-trt engines list --json")
-    add_command(engines, "inspect", engines_inspect, _PANELS, "cnpp-trt engines inspect unet")
-    add_command(engines, "capability", engines_capability, {"Runtime": ("flavor",)}, _CAPABILITY_EXAMPLE)
+    add_command(engines, "list", engines_list, _PANELS, "Example:\n\ncnpp-trt engines list --json")
+    add_command(engines, "inspect", engines_inspect, _PANELS, "Example:\n\ncnpp-trt engines inspect unet")
+    example = "Example:\n\ncnpp-trt engines capability BUNDLE/unet.onnx --flavor tensorrt-rtx"
+    add_command(engines, "capability", engines_capability, {"Runtime": ("flavor",)}, example)
     panels = {**_PANELS, "Output": ("unused", "everything", "dry_run", "as_json")}
-    add_command(engines, "prune", engines_prune, panels, "cnpp-trt engines prune --unused --dry-run")
+    example = "Example:\n\ncnpp-trt engines prune --unused --dry-run"
+    add_command(engines, "prune", engines_prune, panels, example)
 
 
 def engines_list(plans: Plans = None, as_json: Json = False) -> None:

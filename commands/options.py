@@ -113,7 +113,7 @@ def add_command(
         name: what the command is called.
         command: the function, whose annotations are Typer's.
         panels: the parameters of each panel.
-        examples: the lines of the examples, each a command.
+        examples: the text below the options, a paragraph for each command.
     """
     for panel, parameters in panels.items():
         for parameter in parameters:
@@ -121,7 +121,7 @@ def add_command(
             option = copy.copy(option)  # commands share some of them
             option.rich_help_panel = panel
             command.__annotations__[parameter] = Annotated[kind, option]
-    app.command(name, epilog="\n\n".join(["Examples:", *examples.splitlines()]))(command)
+    app.command(name, epilog=examples)(command)
 
 
 def in_options(message: str) -> str:
@@ -255,7 +255,7 @@ def split_precision(precision: str | None) -> tuple[str | None, str | None]:
     return (None, read) if read == "bf16" else (read, None)
 
 
-def deployment(
+def resolve_bundle(
     model: str | None,
     bundle: Path | None,
     size: str | None,
@@ -330,9 +330,6 @@ def _require_as_asked(folder: Path, precision: str | None, size: tuple[int, int]
 def echo(line: str) -> None:
     """Prints a line of progress or an error to stderr, at once."""
     print(escaped(line), file=sys.stderr, flush=True)
-
-
-say = echo
 
 
 def show(text: str) -> None:
