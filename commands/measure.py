@@ -23,12 +23,12 @@ from .options import (
     SourceControlNets,
     SourceModel,
     Threads,
-    deployment,
+    echo,
     read_conditions,
     read_counts,
     read_pairs,
     read_size,
-    say,
+    resolve_bundle,
     show,
     user_path,
 )
@@ -93,7 +93,7 @@ def bench_command(
         conditions = bench.conditions_of(model, bundle, pairs)
     results: dict[Path, Any] = {}
     for condition in conditions:
-        results |= bench.run(model, bundle, pairs, replace(settings, condition=condition), out, waterfall, say)
+        results |= bench.run(model, bundle, pairs, replace(settings, condition=condition), out, waterfall, echo)
     if as_json:
         print(json.dumps({str(path): result.data for path, result in results.items()}))
         return
@@ -139,7 +139,7 @@ def parity_command(
         from ..benchmarks.parity.command import ParitySettings, measure_parity
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("parity", e, *EXPORT_MODULES, "skimage")) from None
-    folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
+    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans)
     deployed = open_pipeline(folder)
     settings = ParitySettings(
         conditions=read_conditions(cond, list(deployed.bundle.manifest.conditions)),
@@ -152,14 +152,14 @@ def parity_command(
         controlnets=read_pairs(controlnet or []),
         out=out,
     )
-    result, path = measure_parity(deployed, settings, say)
+    result, path = measure_parity(deployed, settings, echo)
     data: Any = result.data
     if as_json:
         print(json.dumps({**_without(data, "heatmaps"), "result": str(path)}))
     else:
         show(f"{markdown_of(result)}\n\n{conclusion(data)}\n\n{path}")
     for line in data["missed"]:
-        say(f"missed: {line}")
+        echo(f"missed: {line}")
     if data["missed"]:
         raise typer.Exit(1)
 
@@ -226,7 +226,7 @@ def consistency_command(
     from ..benchmarks.report.tables import markdown_of
 
     own_shard = Shard.parse(shard)
-    folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans)
+    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans)
     deployed = open_pipeline(folder)
     settings = ConsistencySettings(
         conditions=read_conditions(cond, list(deployed.bundle.manifest.conditions)),
@@ -247,7 +247,7 @@ def consistency_command(
         controlnets=read_pairs(controlnet or []),
         out=out,
     )
-    result, path = measure_consistency(deployed, settings, open_pipeline, say)
+    result, path = measure_consistency(deployed, settings, open_pipeline, echo)
     if as_json:
         print(json.dumps({**_without(result.data, "sheets"), "result": str(path)}))
     else:

@@ -1,10 +1,9 @@
 """`cnpp-trt run`: parses, calls one function, prints."""
 
-import copy
 import json
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,12 +21,13 @@ from .options import (
     Precision,
     Threads,
     VramBudget,
-    deployment,
+    add_command,
+    echo,
     read_conditions,
     read_size,
     require_choice,
+    resolve_bundle,
     runtime_options,
-    say,
     show,
     user_path,
 )
@@ -73,13 +73,7 @@ cnpp-trt run --repeat cnpp-trt-runs/run-0001/image-0.png"""
 
 def register(app: typer.Typer) -> None:
     """Adds the command to `cnpp-trt`. Nothing heavy is imported until it runs."""
-    for panel, names in _PANELS.items():
-        for name in names:
-            kind, option = get_args(run_command.__annotations__[name])
-            option = copy.copy(option)  # other commands share some of them
-            option.rich_help_panel = panel
-            run_command.__annotations__[name] = Annotated[kind, option]
-    app.command("run", epilog=_EXAMPLES)(run_command)
+    add_command(app, "run", run_command, _PANELS, _EXAMPLES)
 
 
 def run_command(
@@ -190,7 +184,7 @@ def run_command(
             repeated = repeat_image(repeat, out, bundle, options, on_progress=progress)
         _print_result(repeated.generated, as_json, {"max_difference": repeated.max_difference})
         same = repeated.max_difference == 0
-        say("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
+        echo("the pixels are the same" if same else f"the pixels differ by up to {repeated.max_difference} of 255")
         return
     # Whatever can be known to be wrong is, before a bundle is looked for.
     if strength is not None and init_image is None:
@@ -220,7 +214,7 @@ def run_command(
     everything = cond == ["all"]
     if not everything:
         _controls(cond or ["the first"], image or [], extract, *several)
-    folder, open_pipeline = deployment(model, bundle, size, precision, backend, threads, plans, vram_budget)
+    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans, vram_budget)
     require_writable(out)
     with drawing() as progress:
         pipeline = open_pipeline(folder)
@@ -231,7 +225,7 @@ def run_command(
             pipeline, controls, extract=extract, init_image=init_image, resize_mode=mode, **fields
         )
         for note in asked.notes:  # now, as drawing may take minutes
-            say(f"note: {printable(note, 1000)}")
+            echo(f"note: {printable(note, 1000)}")
         result = generation.generate(pipeline, asked.request, out, asked.notes, asked.photos, progress)
     _print_result(result, as_json, {}, printed=len(asked.notes))
 
@@ -263,21 +257,21 @@ def _require_values(fields: dict[str, Any], conditions: list[str], several: tupl
 def _print_result(result: "GenerateResult", as_json: bool, extra: dict[str, Any], printed: int = 0) -> None:
     """Prints what a run wrote; the first `printed` of its notes are printed already."""
     for note in result.notes[printed:]:
-        say(f"note: {printable(note, 1000)}")
+        echo(f"note: {printable(note, 1000)}")
     if as_json:
         print(json.dumps({**result.to_json(), **extra}))
         return
-    say(_summary(result.request))
+    echo(_summary(result.request))
     stages = {k: v for k, v in result.timings.items() if k != "total"}
-    say(f"{'total':<13}{result.timings['total']:8.3f} s on {result.backend} ({result.reason})")
+    echo(f"{'total':<13}{result.timings['total']:8.3f} s on {result.backend} ({result.reason})")
     for stage, seconds in stages.items():
-        say(f"  {stage:<11}{seconds:8.3f} s")
+        echo(f"  {stage:<11}{seconds:8.3f} s")
     if result.memory:
         parts = ", ".join(f"{part} {nbytes / 2**20:.0f} MiB" for part, nbytes in result.memory.items())
-        say(f"device memory {parts}")
+        echo(f"device memory {parts}")
     for condition, scores in result.scores:
         graded = (f"{s} ({s.grade})" if s.grade else str(s) for s in scores)
-        say(f"consistency {condition}: {', '.join(graded)}")
+        echo(f"consistency {condition}: {', '.join(graded)}")
     for path in (*result.images, *([result.sheet] if result.sheet else [])):
         show(str(path))
 
