@@ -1,6 +1,15 @@
 """How the commands' options are typed."""
 
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
+from cnpp_trt.commands.logs import logs_on_stderr
 from cnpp_trt.commands.options import read_bytes
 from cnpp_trt.errors import UserError
 
@@ -17,3 +26,40 @@ def test_sizes_in_bytes(text, nbytes):
 def test_sizes_that_cannot_be_read(text):
     with pytest.raises(UserError, match="as a size in bytes: give it as 6GiB or 6000MB"):
         read_bytes(text)
+
+
+@pytest.mark.parametrize("name", ["export", "build", "run"])
+def test_every_option_is_in_a_panel_and_examples_follow(name, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = command(name, "--help").out
+    panels = re.split(r"^╭─ (\w+) ─.*$", text, flags=re.MULTILINE)
+    options = dict(zip(panels[1::2], panels[2::2], strict=True))
+    assert re.findall(r"--[\w-]+", options["Options"]) == ["--help"]
+    assert {"Model", "Control", "Runtime", "Output"} - options.keys() <= {"Runtime"}
+    assert f" cnpp-trt {name} --" in options["Output"].partition("Example")[2]
+
+
+def test_completion_is_quick_and_light():
+    script = Path(sys.executable).with_name("cnpp-trt")
+    line = "cnpp-trt build --fl"
+    env = {**os.environ, "_CNPP_TRT_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": "2"}
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        ended = subprocess.run([script], capture_output=True, text=True, env=env, timeout=60)
+        seconds.append(time.perf_counter() - start)
+        assert (ended.stdout.split(), ended.stderr) == (["--flavor"], "")
+    assert min(seconds) < 1
+
+
+def test_the_log_goes_to_stderr_while_a_command_runs(capsys):
+    package, logger = logging.getLogger("cnpp_trt"), logging.getLogger("cnpp_trt.export.exporter")
+    before = (package.level, package.handlers[:], package.propagate)
+    with logs_on_stderr():
+        logger.info("unet: 1 s, 50% of \x1b[31mall")
+        logger.warning("two keys match no layer")
+        logger.debug("nothing of this")
+        logging.getLogger("transformers").warning("not this package's")
+    logger.info("nor this")
+    assert capsys.readouterr() == ("", "unet: 1 s, 50% of \\x1b[31mall\nwarning: two keys match no layer\n")
+    assert (package.level, package.handlers, package.propagate) == before
