@@ -12,9 +12,11 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import CodeType
 
 import cnpp_trt
-from cnpp_trt.files import new_partial_folder, remove_folder
+from cnpp_trt.files import new_partial_folder, partial_folders, remove_folder
+from filelock import FileLock
 from platformdirs import user_cache_path
 
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
@@ -23,39 +25,52 @@ _CODE = ("*.py", "bundles/*.py", "export/**/*.py", "miniature/**/*", "developer/
 _OTHER_CODE = {
     f"{name}.py" for name in ("__main__", "cli", "doctor", "gpu", "install", "interrupts", "places", "telemetry")
 }
-_KEPT = 40
+_KEPT = 60
 
 
 def exported(name: str, out: Path, make: Callable[[Path], object]) -> Path:
     """The folder `out`, as `make(out)` writes it; copied from an earlier session where nothing has changed since.
 
+    Processes that need the same entry at the same time make it once: the others wait for the first.
+
     Args:
-        name: says everything of the call that `make` itself does not: one name, one content.
+        name: says everything that `make` takes from outside itself: one name, one content.
+        out: must not exist.
+        make: its own instructions are part of the key.
     """
     root = Path(os.environ.get("CNPP_TRT_TEST_CACHE") or user_cache_path("cnpp-trt-tests", appauthor=False))
-    entry = root / f"{name}-{_key()}"
-    if not entry.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        partial = new_partial_folder(entry)
-        try:
-            make(partial / "made")
-            if not entry.exists():
+    entry = root / f"{name}-{_key(_instructions(make.__code__))}"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{name}.lock"):
+        if not entry.is_dir():
+            for left in partial_folders(entry):
+                remove_folder(left)
+            partial = new_partial_folder(entry)
+            try:
+                make(partial / "made")
                 (partial / "made").rename(entry)
-        finally:
-            remove_folder(partial)
-        for old in sorted(root.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)[_KEPT:]:
-            remove_folder(old)
-    entry.touch()
+            finally:
+                remove_folder(partial)
+        entry.touch()
+    entries = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    for old in sorted(entries, key=lambda p: p.stat().st_mtime, reverse=True)[_KEPT:]:
+        remove_folder(old)
     return Path(shutil.copytree(entry, out))
 
 
+def _instructions(code: CodeType) -> str:
+    """What a function does, without where it is written: the same in every file and session."""
+    constants = [_instructions(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    return repr((code.co_code, code.co_names, constants))
+
+
 @cache
-def _key() -> str:
-    digest = hashlib.sha256(platform.python_version().encode())
+def _key(instructions: str) -> str:
+    digest = hashlib.sha256(f"{platform.python_version()}\n{instructions}\n".encode())
     for package in _PACKAGES:
         digest.update(f"{package} {version(package)}\n".encode())
-    package = Path(cnpp_trt.__file__).parent
-    for file in sorted({file for pattern in _CODE for file in package.glob(pattern) if file.is_file()}):
-        if file.relative_to(package).as_posix() not in _OTHER_CODE:
-            digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    root = Path(cnpp_trt.__file__).parent
+    for file in sorted({file for pattern in _CODE for file in root.glob(pattern) if file.is_file()}):
+        if file.relative_to(root).as_posix() not in _OTHER_CODE:
+            digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:20]

@@ -1,5 +1,6 @@
 """Image-to-image draws diffusers' pictures: the same weights, image, strength and seed through diffusers' pipelines."""
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,6 +13,7 @@ from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
+from fixture_cache import exported
 from PIL import Image
 
 SCHEDULERS = {
@@ -171,18 +173,21 @@ def test_images_that_are_none(image):
 
 def test_a_tiny_vae(tiny, photo, tmp_path_factory):
     """It draws nothing: the noise begins with what the latents start from."""
-    folder = tmp_path_factory.mktemp("taesd")
-    torch.manual_seed(0)
-    channels = (8,) * 4
-    vae = diffusers.AutoencoderTiny(encoder_block_out_channels=channels, decoder_block_out_channels=channels).eval()
-    with torch.no_grad():
-        vae.decoder.layers[-1].weight.mul_(20)  # what random weights draw is all but one colour
-    vae.save_pretrained(folder / "vae")
-    bundle = folder / "bundle"
-    export_bundle(Checkpoint(str(tiny.checkpoint), vae=str(folder / "vae")), ["seg"], bundle)
+
+    def make(out: Path) -> None:
+        torch.manual_seed(0)
+        channels = (8,) * 4
+        made = diffusers.AutoencoderTiny(encoder_block_out_channels=channels, decoder_block_out_channels=channels)
+        with torch.no_grad():
+            made.decoder.layers[-1].weight.mul_(20)  # what random weights draw is all but one color
+        made.save_pretrained(out / "vae")
+        export_bundle(Checkpoint(str(tiny.checkpoint), vae=str(out / "vae")), ["seg"], out / "bundle")
+
+    folder = exported("tiny-vae", tmp_path_factory.mktemp("taesd") / "made", make)
+    vae = diffusers.AutoencoderTiny.from_pretrained(folder / "vae").eval()
     request = Request(
         "a red house", num_inference_steps=4, guidance_scale=3.0, seed=2, init_image=photo, strength=0.5,
         num_images_per_prompt=2,
     )  # fmt: skip
     parts = load(tiny.checkpoint, vae)
-    assert_same(Pipeline.open(bundle, threads=1), request, reference(tiny.checkpoint, parts, request))
+    assert_same(Pipeline.open(folder / "bundle", threads=1), request, reference(tiny.checkpoint, parts, request))

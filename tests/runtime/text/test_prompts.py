@@ -1,6 +1,7 @@
 """Long prompts, clip skip and distilled UNets give diffusers' pictures."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.runtime.sampling.guidance import guidance_embedding
 from cnpp_trt.runtime.text.prompts import read_prompts
 from cnpp_trt.runtime.text.tokenizer import Tokenizer
+from fixture_cache import exported
 from PIL import Image
 
 LONG = ", ".join(f"a red house number {i}" for i in range(12))
@@ -203,13 +205,16 @@ def test_clip_skip_beyond_the_layers(tiny, request_of):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Pipeline]:
     """A checkpoint whose text encoder's results have a mean, as a trained one's have, and its pipeline."""
-    folder = tmp_path_factory.mktemp("trained")
-    checkpoint = make_checkpoint(folder / "checkpoint", tiny=True)
-    encoder = transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
-    torch.nn.init.normal_(encoder.final_layer_norm.bias, 0.3, 0.1, generator=torch.Generator().manual_seed(0))
-    encoder.save_pretrained(checkpoint / "text_encoder")
-    export_bundle(Checkpoint(str(checkpoint)), ["seg"], folder / "bundle")
-    return checkpoint, Pipeline.open(folder / "bundle", threads=1)
+
+    def make(out: Path) -> None:
+        checkpoint = make_checkpoint(out / "checkpoint", tiny=True)
+        encoder = transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
+        torch.nn.init.normal_(encoder.final_layer_norm.bias, 0.3, 0.1, generator=torch.Generator().manual_seed(0))
+        encoder.save_pretrained(checkpoint / "text_encoder")
+        export_bundle(Checkpoint(str(checkpoint)), ["seg"], out / "bundle")
+
+    folder = exported("trained", tmp_path_factory.mktemp("trained") / "made", make)
+    return folder / "checkpoint", Pipeline.open(folder / "bundle", threads=1)
 
 
 def weighted(embeds: torch.Tensor, weights: dict[int, float]) -> torch.Tensor:
@@ -328,13 +333,17 @@ def test_guidance_embeddings_are_diffusers(scale, width):
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Pipeline, Any]:
     """A checkpoint whose UNet reads its guidance scale, its pipeline, and that UNet in diffusers."""
-    folder = tmp_path_factory.mktemp("distilled")
-    checkpoint = make_checkpoint(folder / "checkpoint", tiny=True)
-    unet = make_unet(True, time_cond_proj_dim=64)
-    # Without it being noticed it would not be tested: a new projection is all but zero.
-    torch.nn.init.normal_(unet.time_embedding.cond_proj.weight, std=0.3)
-    unet.save_pretrained(checkpoint / "unet")
-    export_bundle(Checkpoint(str(checkpoint)), ["seg"], folder / "bundle")
+
+    def make(out: Path) -> None:
+        checkpoint = make_checkpoint(out / "checkpoint", tiny=True)
+        unet = make_unet(True, time_cond_proj_dim=64)
+        # Without it being noticed it would not be tested: a new projection is all but zero.
+        torch.nn.init.normal_(unet.time_embedding.cond_proj.weight, std=0.3)
+        unet.save_pretrained(checkpoint / "unet")
+        export_bundle(Checkpoint(str(checkpoint)), ["seg"], out / "bundle")
+
+    folder = exported("distilled", tmp_path_factory.mktemp("distilled") / "made", make)
+    checkpoint = folder / "checkpoint"
     loaded = diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
     return checkpoint, Pipeline.open(folder / "bundle", threads=1), loaded
 
