@@ -23,7 +23,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class ReferenceOutput:
     """images uint8 [B,H,W,3]; trajectory, the latents after each step, float32 [B,4,h,w] each."""
 
     images: NDArray[np.uint8]
@@ -86,7 +86,7 @@ class PyTorch:
             self._pipelines[key] = made
         return self._pipelines[key]
 
-    def __call__(self, request: ResolvedRequest) -> Drawn:
+    def __call__(self, request: ResolvedRequest) -> ReferenceOutput:
         trajectory: list[Any] = []
 
         def remember(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class PyTorch:
             return kwargs
 
         images = self.images(request, remember)
-        return Drawn(images, tuple(latents.float().cpu().numpy() for latents in trajectory))
+        return ReferenceOutput(images, tuple(latents.float().cpu().numpy() for latents in trajectory))
 
     def images(
         self, request: ResolvedRequest, callback_on_step_end: Callable[..., Any] | None = None

@@ -14,7 +14,7 @@ NOT_FINITE = sys.float_info.max
 
 Text = Annotated[str, Meta(max_length=2_000)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-Side = Annotated[int, Meta(ge=1, le=2**16)]
+Pixels = Annotated[int, Meta(ge=1, le=2**16)]
 Levels = Annotated[int, Meta(ge=0, le=255)]
 Guidance = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Rate = Annotated[float, Meta(ge=0, le=1e30)]
@@ -25,7 +25,7 @@ Png = Annotated[str, Meta(max_length=8 << 20)]
 # ---- bench
 
 
-class Contender(TypedDict):
+class CompetitorResult(TypedDict):
     """`reason` says why one that is not `available` could not run here, and is empty else."""
 
     name: Text
@@ -38,8 +38,8 @@ class Contender(TypedDict):
 class Case(TypedDict):
     """One request's sizes. `base` marks the one that every contender takes part in; the others vary one thing of it."""
 
-    width: Side
-    height: Side
+    width: Pixels
+    height: Pixels
     images: Count
     steps: Count
     scheduler: Text
@@ -76,7 +76,7 @@ class Cold(TypedDict):
     device_bytes: Count | None
 
 
-class Work(TypedDict):
+class OpCount(TypedDict):
     """Of one launch of a stage: floating-point operations (a multiply-add is two), and the bytes that must move at
     least: its weights once, its inputs and its outputs."""
 
@@ -84,38 +84,38 @@ class Work(TypedDict):
     bytes: Rate
 
 
-class Floor(TypedDict):
+class Roofline(TypedDict):
     """What this machine can do, measured, and what the stages ask of it in the base case.
 
     flop_per_second: by precision (`fp32`, `bf16`, `fp16`); bytes_per_second: read and written.
-    work: by stage; launches: how often the stage is launched for one request.
+    op_counts: by stage; launches: how often the stage is launched for one request.
     """
 
     flop_per_second: dict[Text, Rate]
     bytes_per_second: Rate
-    work: dict[Text, Work]
+    op_counts: dict[Text, OpCount]
     launches: dict[Text, Count]
 
 
 class Bench(TypedDict):
-    """The first contender is the baseline; `threads` is None on a GPU. `floor` is None where it could not be measured,
-    for `floor_reason`."""
+    """The first contender is the baseline; `threads` is None on a GPU. `roofline` is None where it could not be
+    measured, for `roofline_reason`."""
 
     model: Text
     condition: Text
     device: Literal["cpu", "gpu"]
     threads: Count | None
-    contenders: list[Contender]
+    contenders: list[CompetitorResult]
     cases: list[TimedCase]
     cold: dict[Text, Cold]
-    floor: Floor | None
-    floor_reason: Text
+    roofline: Roofline | None
+    roofline_reason: Text
 
 
 # ---- waterfall
 
 
-class Technique(TypedDict):
+class OptimizationResult(TypedDict):
     """One bar: everything of the bars before, and this. Seconds of a whole denoising loop and decoding.
 
     difference: relative L2 of the final latents against the first bar's.
@@ -131,12 +131,12 @@ class Technique(TypedDict):
 
 
 class Waterfall(TypedDict):
-    """`ratio` of a technique is how many times faster than the first bar."""
+    """`ratio` of an optimization is how many times faster than the first one."""
 
     model: Text
     condition: Text
     case: Case
-    techniques: list[Technique]
+    optimizations: list[OptimizationResult]
 
 
 # ---- parity
@@ -227,7 +227,7 @@ class Counts(TypedDict):
     marked: NotRequired[list[Count]]
 
 
-class Drawn(TypedDict):
+class PromptRecord(TypedDict):
     """What one prompt leaves in a study's folder, of one side and condition; one value an image.
 
     counts: what of them is pooled.
@@ -249,7 +249,7 @@ class Interval(TypedDict):
     high: Score
 
 
-class Difference(TypedDict):
+class PairedDifference(TypedDict):
     """Paired: both sides had the same prompts, seeds and conditions. `value` is `of` minus `minus`."""
 
     of: Text
@@ -268,7 +268,7 @@ class ConditionScores(TypedDict):
     prompts: Count
     images: Count
     scores: dict[Text, Interval]
-    differences: list[Difference]
+    differences: list[PairedDifference]
 
 
 class Sheet(TypedDict):
@@ -279,12 +279,12 @@ class Sheet(TypedDict):
 
 
 class Consistency(TypedDict):
-    """sides: titles by name, the deployed one first. quality: FID and CLIP scores by side and name, where asked for."""
+    """systems: titles by name, the deployed one first. quality: FID and CLIP scores by system and name, if asked."""
 
     model: Text
     data: Text
     images_per_prompt: Count
-    sides: dict[Text, Text]
+    systems: dict[Text, Text]
     conditions: list[ConditionScores]
     sheets: list[Sheet]
     quality: dict[Text, dict[Text, Score]]
@@ -309,8 +309,8 @@ class Plans(TypedDict):
 
     model: Text
     flavor: Text
-    width: Side
-    height: Side
+    width: Pixels
+    height: Pixels
     plans: list[PlanRow]
     seconds: Seconds
     peak_bytes: Count
@@ -336,12 +336,12 @@ class PictureRow(TypedDict):
     reference_peak_bytes: Count
 
 
-class Whole(TypedDict):
+class EndToEnd(TypedDict):
     """A named model, from its repositories to plans and pictures."""
 
     model: Text
-    width: Side
-    height: Side
+    width: Pixels
+    height: Pixels
     steps: Count
     stages: list[StageRow]
     pictures: list[PictureRow]

@@ -17,14 +17,14 @@ from .environment import environment
 from .records import Text
 
 FORMAT = 1
-Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "whole", "reliability"]
+Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "end_to_end", "reliability"]
 RECORDS: dict[str, Any] = {
     "bench": records.Bench,
     "waterfall": records.Waterfall,
     "parity": records.Parity,
     "consistency": records.Consistency,
     "plans": records.Plans,
-    "whole": records.Whole,
+    "end_to_end": records.EndToEnd,
     "reliability": records.Reliability,
 }
 """What `data` is, by kind."""
@@ -35,7 +35,7 @@ Environment = Annotated[
 ]
 
 
-class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BenchmarkResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A measurement with where and when it was taken.
 
     Attributes:
@@ -56,7 +56,9 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int = FORMAT
 
     @classmethod
-    def of(cls, kind: Kind, title: str, command: str, data: Mapping[str, Any], threads: int | None = None) -> "Result":
+    def of(
+        cls, kind: Kind, title: str, command: str, data: Mapping[str, Any], threads: int | None = None
+    ) -> "BenchmarkResult":
         """A result of this moment, on this machine."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(kind, title, command, data, environment(threads), now)
@@ -70,7 +72,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(f"cannot write {printable(path)}: {e.strerror or e}") from None
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Path) -> BenchmarkResult:
     """A result whose keys, types, ranges and sizes are those of `records`, and whose text is printable.
 
     Raises: UserError, one line with file and key, where the file is no whole result of this format.
@@ -91,7 +93,7 @@ def read_result(path: Path) -> Result:
     if content["kind"] not in get_args(Kind):
         raise UserError(f"{shown} is a result of unknown kind {printable(repr(content['kind']), 40)}")
     try:
-        result = convert(content, Result)
+        result = convert(content, BenchmarkResult)
     except SchemaError as e:
         raise UserError(f"{shown} is no whole result: {e}: measure again with this version") from None
     try:

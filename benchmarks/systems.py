@@ -12,11 +12,11 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.request import ResolvedRequest
 from ..versions import RUNTIME_PACKAGES, installed
 
-DEPLOYED = "deployed"
+SUBJECT = "deployed"
 PYTORCH = {"pytorch": "fp32", "pytorch-fp16": "fp16"}
 
 
-class Draws(Protocol):
+class ImageGenerator(Protocol):
     """What `Pipeline` and `PyTorch` have in common."""
 
     def __call__(self, request: ResolvedRequest, /) -> Any:
@@ -25,7 +25,7 @@ class Draws(Protocol):
 
 
 @dataclass(frozen=True)
-class Side:
+class System:
     """Attributes:
     title: for people.
     conditions: that it has.
@@ -37,7 +37,7 @@ class Side:
     title: str
     conditions: tuple[str, ...]
     identity: Mapping[str, Any]
-    open: Callable[[], Draws]
+    open: Callable[[], ImageGenerator]
 
 
 def title_of(pipeline: Pipeline) -> str:
@@ -47,18 +47,18 @@ def title_of(pipeline: Pipeline) -> str:
     return f"{m.model}, {'bf16' if bf16 else m.precision} on {backend}"
 
 
-def deployed_side(pipeline: Pipeline) -> Side:
-    return _of_pipeline(DEPLOYED, pipeline, lambda: pipeline)
+def subject_system(pipeline: Pipeline) -> System:
+    return _of_pipeline(SUBJECT, pipeline, lambda: pipeline)
 
 
-def other_sides(
+def other_systems(
     names: Sequence[str],
     deployed: Pipeline,
     open_pipeline: Callable[[Path], Pipeline],
     model: str | None = None,
     controlnets: Mapping[str, str] | None = None,
     threads: int | None = None,
-) -> list[Side]:
+) -> list[System]:
     """Of `pytorch`, `pytorch-fp16`, a bundle's folder, or a model whose bundle is under CNPP_TRT_HOME.
 
     Args:
@@ -67,20 +67,20 @@ def other_sides(
         threads: of PyTorch on a CPU; None leaves them as they are.
     Raises: UserError, CnppError
     """
-    sides = [
+    systems = [
         _pytorch(name, deployed, model, controlnets, threads)
         if name in PYTORCH
         else _bundle(name, deployed, open_pipeline)
         for name in dict.fromkeys(names)
     ]
-    taken = [DEPLOYED, *(side.name for side in sides)]
+    taken = [SUBJECT, *(system.name for system in systems)]
     for name in taken:
         if taken.count(name) > 1:
-            raise UserError(f"two sides are called {name!r}: rename the folder of one")
-    return sides
+            raise UserError(f"two systems are called {name!r}: rename the folder of one")
+    return systems
 
 
-def _bundle(given: str, deployed: Pipeline, open_pipeline: Callable[[Path], Pipeline]) -> Side:
+def _bundle(given: str, deployed: Pipeline, open_pipeline: Callable[[Path], Pipeline]) -> System:
     m = deployed.bundle.manifest
     size = m.width, m.height
     is_bundle = (Path(given) / MANIFEST).is_file()
@@ -93,13 +93,13 @@ def _bundle(given: str, deployed: Pipeline, open_pipeline: Callable[[Path], Pipe
     return _of_pipeline(name, open_pipeline(folder), lambda: open_pipeline(folder))
 
 
-def _of_pipeline(name: str, pipeline: Pipeline, open_: Callable[[], Draws]) -> Side:
+def _of_pipeline(name: str, pipeline: Pipeline, open_: Callable[[], ImageGenerator]) -> System:
     identity = {
         "bundle": pipeline.bundle.digest,
         "backend": pipeline.backend.name,
         "versions": installed(RUNTIME_PACKAGES),
     }
-    return Side(name, title_of(pipeline), tuple(pipeline.bundle.manifest.conditions), identity, open_)
+    return System(name, title_of(pipeline), tuple(pipeline.bundle.manifest.conditions), identity, open_)
 
 
 def _pytorch(
@@ -108,7 +108,7 @@ def _pytorch(
     model: str | None,
     controlnets: Mapping[str, str] | None,
     threads: int | None,
-) -> Side:
+) -> System:
     from ..export.provenance import find_source_checkpoint
 
     checkpoint = find_source_checkpoint(deployed.bundle, model, controlnets)
@@ -132,4 +132,4 @@ def _pytorch(
         "versions": installed(("torch", "diffusers", "transformers")),
     }
     conditions = tuple(deployed.bundle.manifest.conditions)
-    return Side(name, f"PyTorch, {precision}", conditions, identity, lambda: PyTorch(checkpoint, dtype, device))
+    return System(name, f"PyTorch, {precision}", conditions, identity, lambda: PyTorch(checkpoint, dtype, device))

@@ -68,7 +68,7 @@ def bench_command(
     threads: Threads = None,
     rounds: Annotated[int, typer.Option(help="Of the base case; the others have a quarter of it.")] = 20,
     seconds: Annotated[float, typer.Option(help="After which a case has no further round, once it has 3.")] = 60.0,
-    waterfall: Annotated[bool, typer.Option(help="Measure each of the runtime's techniques too.")] = True,
+    waterfall: Annotated[bool, typer.Option(help="Measure each of the runtime's optimizations too.")] = True,
     out: ResultsFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -78,7 +78,7 @@ def bench_command(
     from ..runtime.request import MAX_IMAGES, MAX_STEPS
 
     conditions, pairs = read_conditions(cond or ["seg"]), read_pairs(controlnet or [])
-    settings = bench.Settings(
+    settings = bench.BenchSettings(
         sizes=tuple(pixels for pixels in map(read_size, size or []) if pixels is not None),
         images=read_counts(images, most=MAX_IMAGES),
         steps=read_counts(steps, "--steps", MAX_STEPS),
@@ -93,7 +93,7 @@ def bench_command(
         conditions = bench.conditions_of(model, bundle, pairs)
     results: dict[Path, Any] = {}
     for condition in conditions:
-        results |= bench.run(model, bundle, pairs, replace(settings, condition=condition), out, waterfall, echo)
+        results |= bench.run_bench(model, bundle, pairs, replace(settings, condition=condition), out, waterfall, echo)
     if as_json:
         print(json.dumps({str(path): result.data for path, result in results.items()}))
         return

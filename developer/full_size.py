@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from ..benchmarks.records import PlanRow, Plans
-from ..benchmarks.result import Result, default_path
+from ..benchmarks.result import BenchmarkResult, default_path
 from ..bundles.bundle import Bundle
 from ..conditions import CONDITIONS
 
@@ -82,7 +82,9 @@ def engines(work: Work = WORK, out: Out = None) -> None:
         seconds=seconds,
         peak_bytes=peak,
     )
-    _write(Result.of("plans", f"{MODEL}, {flavor}", "python -m cnpp_trt.developer.full_size engines", data), out)
+    _write(
+        BenchmarkResult.of("plans", f"{MODEL}, {flavor}", "python -m cnpp_trt.developer.full_size engines", data), out
+    )
 
 
 def _timed(arguments: list[str]) -> float:
@@ -104,7 +106,7 @@ def _checkpoint(folder: Path, conditions: tuple[str, ...]) -> Path:
     return folder
 
 
-def _write(result: Result, out: Path | None) -> None:
+def _write(result: BenchmarkResult, out: Path | None) -> None:
     path = out or default_path(result.kind, "full-size")
     result.write(path)
     print(path)

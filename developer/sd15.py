@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..benchmarks.records import PictureRow, StageRow, Whole
-from ..benchmarks.result import Result, default_path
+from ..benchmarks.records import EndToEnd, PictureRow, StageRow
+from ..benchmarks.result import BenchmarkResult, default_path
 from ..conditions import CONDITIONS
 from ..errors import CnppError
 from ..files import replace_file
@@ -49,8 +49,10 @@ def measure(
     stages.run("export, fp16", *_export(half, "fp16"))
     build = ["build", "--flavor", "tensorrt-rtx", "--cond", "all", "--bundle", half, "--out", plans]
     stages.run("plans, tensorrt-rtx", "cnpp_trt.cli", *build)
-    data = Whole(model=MODEL, width=512, height=512, steps=STEPS, stages=stages.rows(), pictures=pictures)
-    result = Result.of("whole", f"{MODEL}, every condition", "python -m cnpp_trt.developer.sd15 measure", data)
+    data = EndToEnd(model=MODEL, width=512, height=512, steps=STEPS, stages=stages.rows(), pictures=pictures)
+    result = BenchmarkResult.of(
+        "end_to_end", f"{MODEL}, every condition", "python -m cnpp_trt.developer.sd15 measure", data
+    )
     path = out or default_path(result.kind, MODEL)
     result.write(path)
     print(path)

@@ -14,8 +14,10 @@ from cnpp_trt.benchmarks.records import (
     Case,
     ConditionScores,
     Consistency,
+    EndToEnd,
     GraphParity,
     ImageParity,
+    OptimizationResult,
     Parity,
     PictureRow,
     PlanRow,
@@ -23,13 +25,11 @@ from cnpp_trt.benchmarks.records import (
     Reliability,
     ReliabilityPart,
     StageRow,
-    Technique,
     Timed,
     TimedCase,
     Waterfall,
-    Whole,
 )
-from cnpp_trt.benchmarks.result import Result
+from cnpp_trt.benchmarks.result import BenchmarkResult
 from cnpp_trt.benchmarks.statistics import Ratio, Summary, paired_ratio, summarize
 from PIL import Image
 
@@ -57,9 +57,9 @@ ENVIRONMENT: dict[str, Any] = {
 }
 
 
-def make_result(kind: str, data: Any, title: str = "miniature, seg, cpu", **fields: Any) -> Result:
+def make_result(kind: str, data: Any, title: str = "miniature, seg, cpu", **fields: Any) -> BenchmarkResult:
     defaults = {"command": f"cnpp-trt {kind}", "environment": ENVIRONMENT, "created": "2026-03-01T12:00:00+00:00"}
-    return Result(kind, title, data=data, **{**defaults, **fields})  # type: ignore[arg-type]
+    return BenchmarkResult(kind, title, data=data, **{**defaults, **fields})  # type: ignore[arg-type]
 
 
 def samples(median: float, count: int = 9, noise: float = 0.02, rng: np.random.Generator | None = None) -> Summary:
@@ -136,13 +136,13 @@ def make_bench(seed: int = 0, slower: dict[str, float] | None = None, noise: flo
             name: {"seconds": samples(240 / k, 3, noise, rng), "host_bytes": int(6e9 / k + 2e9), "device_bytes": None}
             for name, k in SPEED.items()
         },
-        floor={
+        roofline={
             "flop_per_second": rates,
             "bytes_per_second": 1.8e10,
-            "work": {name: {"flop": flop, "bytes": count} for name, (flop, count) in work.items()},
+            "op_counts": {name: {"flop": flop, "bytes": count} for name, (flop, count) in work.items()},
             "launches": {"text_encoder": 1, "hint": 1, "controlnet": 20, "unet": 20, "update": 20, "vae_decoder": 1},
         },
-        floor_reason="",
+        roofline_reason="",
     )
 
 
@@ -158,17 +158,21 @@ def make_waterfall(seed: int = 0) -> Waterfall:
         "plan": ("TensorRT plans", None),
     }
     first = samples(1.9, 9, 0.02, rng)
-    techniques: list[Technique] = []
+    optimizations: list[OptimizationResult] = []
     for name, (title, median) in medians.items():
         if median is None:
-            techniques.append(Technique(name=name, title=title, reason="no NVIDIA GPU here: libcuda was not found"))
+            optimizations.append(
+                OptimizationResult(name=name, title=title, reason="no NVIDIA GPU here: libcuda was not found")
+            )
             continue
         seconds = first if name == "naive" else samples(median, 9, 0.02, rng)
-        technique = Technique(name=name, title=title, seconds=seconds, reason="")
+        optimization = OptimizationResult(name=name, title=title, seconds=seconds, reason="")
         if name != "naive":
-            technique.update(ratio=paired_ratio(first["samples"], seconds["samples"]), difference=1.3e-6)
-        techniques.append(technique)
-    return Waterfall(model="miniature", condition="seg", case=make_case(width=128, height=128), techniques=techniques)
+            optimization.update(ratio=paired_ratio(first["samples"], seconds["samples"]), difference=1.3e-6)
+        optimizations.append(optimization)
+    return Waterfall(
+        model="miniature", condition="seg", case=make_case(width=128, height=128), optimizations=optimizations
+    )
 
 
 def picture(seed: int, width: int = 128, height: int = 128, gray: bool = False) -> str:
@@ -274,7 +278,7 @@ def make_consistency(seed: int = 0) -> Consistency:
         model="miniature",
         data="64 fresh scenes",
         images_per_prompt=4,
-        sides={
+        systems={
             "deployed": "cnpp-trt, onnxruntime-cpu",
             "reference": "PyTorch, fp32",
             "controlnet": "ControlNet, before reward tuning",
@@ -316,7 +320,7 @@ def make_plans() -> Plans:
     )
 
 
-def make_whole() -> Whole:
+def make_end_to_end() -> EndToEnd:
     pictures = [
         PictureRow(
             condition=condition,
@@ -330,7 +334,7 @@ def make_whole() -> Whole:
         for i, condition in enumerate(CONDITIONS)
     ]
     stages = [StageRow(stage="export, fp32", seconds=259.8, peak_bytes=int(4.94 * 2**30))]
-    return Whole(model="sd15", width=512, height=512, steps=2, stages=stages, pictures=pictures)
+    return EndToEnd(model="sd15", width=512, height=512, steps=2, stages=stages, pictures=pictures)
 
 
 def make_reliability() -> Reliability:
@@ -349,13 +353,13 @@ def make_reliability() -> Reliability:
     return Reliability(parts=[part])
 
 
-def make_all() -> list[Result]:
+def make_all() -> list[BenchmarkResult]:
     return [
         make_result("bench", make_bench(), "full-size, seg, cpu"),
         make_result("waterfall", make_waterfall()),
         make_result("parity", make_parity(), "miniature, onnxruntime-cpu"),
         make_result("consistency", make_consistency(), "miniature, onnxruntime-cpu"),
         make_result("plans", make_plans(), "full-size, tensorrt-rtx"),
-        make_result("whole", make_whole(), "sd15, every condition"),
+        make_result("end_to_end", make_end_to_end(), "sd15, every condition"),
         make_result("reliability", make_reliability(), "tiny"),
     ]

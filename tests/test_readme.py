@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from cnpp_trt.benchmarks.records import StageRow, Whole
-from cnpp_trt.benchmarks.result import Result, read_result
+from cnpp_trt.benchmarks.records import EndToEnd, StageRow
+from cnpp_trt.benchmarks.result import BenchmarkResult, read_result
 from cnpp_trt.developer.readme_tables import RESULTS, fill, write_readme
 from cnpp_trt.errors import UserError
 
@@ -48,9 +48,9 @@ More prose.
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     stage = StageRow(stage="export, fp32", seconds=131.2, peak_bytes=int(7.2 * 2**30))
-    data = Whole(model="full-size", width=512, height=512, steps=2, stages=[stage], pictures=[])
+    data = EndToEnd(model="full-size", width=512, height=512, steps=2, stages=[stage], pictures=[])
     environment = {"cpu": "A processor", "versions": {"torch": "2.13.0"}}
-    Result("whole", "full-size", "cnpp-trt export", data, environment, "2026-03-01T12:00:00+00:00").write(
+    BenchmarkResult("end_to_end", "full-size", "cnpp-trt export", data, environment, "2026-03-01T12:00:00+00:00").write(
         tmp_path / "results" / "a.json"
     )
     return tmp_path / "results"
@@ -85,7 +85,7 @@ def test_tables_are_written_anew(results: Path, tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("\n<!-- results: stages gone.json -->\n<!-- /results -->\n", "line 2: there is no"),
-        ("<!-- results: speeed a.json -->\n<!-- /results -->\n", "line 1: no table 'speeed' of a whole result"),
+        ("<!-- results: speeed a.json -->\n<!-- /results -->\n", "line 1: no table 'speeed' of the end_to_end result"),
         ("<!-- results: speed a.json -->\n<!-- /results -->\n", "there are stages, pictures, environment"),
         ("<!-- results: stages a.json -->\n", "line 1: no <!-- /results --> follows"),
         ("<!-- results: stages a.json -->\n<!-- results: stages a.json -->\n<!-- /results -->\n",

@@ -9,12 +9,12 @@ from ...files import require_writable
 from ...install import cannot_import
 from ...places import results
 from ...runtime.pipeline import Pipeline
-from ..result import Result, default_path
-from ..systems import deployed_side, other_sides, title_of
+from ..result import BenchmarkResult, default_path
+from ..systems import other_systems, subject_system, title_of
 from .dataset import open_data
 from .scores import measure_quality, summarize
 from .shards import Shard
-from .study import Report, Study, command_of, draw, protocol_of, start_again
+from .study import Report, Study, command_of, generate, sampling_config, start_again
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def measure_consistency(
     settings: ConsistencySettings,
     open_pipeline: Callable[[Path], Pipeline] = Pipeline.open,
     report: Report = lambda line: None,
-) -> tuple[Result, Path]:
+) -> tuple[BenchmarkResult, Path]:
     """Generates what is missing of a study, scores every record, and writes the result.
 
     Interrupted, a second call with the same settings resumes.
@@ -101,15 +101,15 @@ def measure_consistency(
             raise CnppError(cannot_import("FID and CLIP score", e, "torchmetrics", "torch_fidelity")) from None
         fid = Fid(settings.fid, (m.width, m.height)) if settings.fid is not None else None
         clip_score = ClipScore(settings.clip_score) if settings.clip_score is not None else None
-    others = other_sides(
+    others = other_systems(
         settings.against, deployed, open_pipeline, settings.model, settings.controlnets, settings.threads
     )
     study = Study(
         deployed,
-        [deployed_side(deployed), *others],
+        [subject_system(deployed), *others],
         open_data(deployed, conditions, settings.data, settings.prompts),
         conditions,
-        protocol_of(
+        sampling_config(
             m,
             settings.images,
             settings.negative_prompt,
@@ -122,10 +122,12 @@ def measure_consistency(
     )
     if settings.fresh:
         start_again(study)
-    draw(study, settings.shard, report)
+    generate(study, settings.shard, report)
     data = summarize(study, report)
     data["quality"] = measure_quality(study, fid, clip_score, report)
-    result = Result.of("consistency", title_of(deployed), command_of(study, settings.data), data, settings.threads)
+    result = BenchmarkResult.of(
+        "consistency", title_of(deployed), command_of(study, settings.data), data, settings.threads
+    )
     path = default_path("consistency", name)
     path = path if settings.out is None else settings.out / path.name
     result.write(path)

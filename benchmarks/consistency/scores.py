@@ -1,4 +1,4 @@
-"""From the records of a study to its scores: one number a side and condition, with its interval, and differences.
+"""From the records of a study to its scores: one number a system and condition, with its interval, and differences.
 
 Over the data set, as the ControlNet++ paper has it:
 - mIoU is that of all images' pixels together (mmsegmentation's `IoUMetric`);
@@ -6,7 +6,7 @@ Over the data set, as the ControlNet++ paper has it:
 - SSIM and RMSE are averaged over images.
 
 Intervals are percentile bootstraps over prompts: the images of a prompt are resampled together, and a pooled metric is
-computed anew from pooled counts. Two sides have the same prompts in every resample, so that differences are paired.
+computed anew from pooled counts. Two systems have the same prompts in every resample, so that differences are paired.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...conditions import CONDITIONS
 from ...runtime.control.consistency import f1_of_counts, mean_iou_of_counts
 from ...runtime.control.palette import CLASSES
-from ..records import ConditionScores, Consistency, Difference, Interval
+from ..records import ConditionScores, Consistency, Interval, PairedDifference
 from ..statistics import percentile_interval, resampling_weights
 from .study import Report, Study, read_pictures, read_sheets
 
@@ -35,8 +35,8 @@ def summarize(study: Study, report: Report = lambda line: None) -> Consistency:
     return Consistency(
         model=study.deployed.bundle.manifest.model,
         data=study.data.title,
-        images_per_prompt=study.protocol.images,
-        sides={side.name: side.title for side in study.sides},
+        images_per_prompt=study.sampling.images,
+        systems={system.name: system.title for system in study.systems},
         conditions=conditions,
         sheets=read_sheets(study),
         quality={},
@@ -46,62 +46,64 @@ def summarize(study: Study, report: Report = lambda line: None) -> Consistency:
 def measure_quality(
     study: Study, fid: "Fid | None", clip_score: "ClipScore | None", report: Report = lambda line: None
 ) -> dict[str, dict[str, float]]:
-    """FID and CLIP score of each side and condition, from the pictures that were kept, once all of them are there.
+    """FID and CLIP score of each system and condition, from the pictures that were kept, once all of them are there.
 
     FID is the mean over groups, of which each holds one image of every prompt, as in the paper.
     """
     found: dict[str, dict[str, float]] = {}
-    for side, condition in study.parts():
+    for system, condition in study.parts():
         if fid is None and clip_score is None:
             continue
-        if study.pending(side, condition):
-            report(f"{side.name}, {condition}: FID and CLIP score wait for the missing prompts")
+        if study.pending(system, condition):
+            report(f"{system.name}, {condition}: FID and CLIP score wait for the missing prompts")
             continue
-        of_side = found.setdefault(side.name, {})
+        of_system = found.setdefault(system.name, {})
         if fid is not None:
-            of_side[f"FID, {condition}"] = fid(
-                (images[0] for _, images in read_pictures(study, side, condition, slice(i, i + 1)))
-                for i in range(study.protocol.images)
+            of_system[f"FID, {condition}"] = fid(
+                (images[0] for _, images in read_pictures(study, system, condition, slice(i, i + 1)))
+                for i in range(study.sampling.images)
             )
         if clip_score is not None:
-            of_side[f"CLIP score, {condition}"] = clip_score(
-                (images, study.data.prompt(index)) for index, images in read_pictures(study, side, condition)
+            of_system[f"CLIP score, {condition}"] = clip_score(
+                (images, study.data.prompt(index)) for index, images in read_pictures(study, system, condition)
             )
     return found
 
 
 def _condition(study: Study, condition: str, report: Report) -> ConditionScores | None:
     """None where nothing was drawn yet. Sides are compared on the prompts that all of them have drawn."""
-    found = {s.name: study.records(s, condition) for s in study.sides if condition in s.conditions}
+    found = {s.name: study.records(s, condition) for s in study.systems if condition in s.conditions}
     total = len(study.data.ids)
-    for name, of_side in found.items():
-        if len(of_side) < total:
-            report(f"{name}, {condition}: {total - len(of_side)} of {total} prompts are still missing")
-    found = {name: of_side for name, of_side in found.items() if of_side}
-    common = [id_ for id_ in study.data.ids if found and all(id_ in of_side for of_side in found.values())]
+    for name, of_system in found.items():
+        if len(of_system) < total:
+            report(f"{name}, {condition}: {total - len(of_system)} of {total} prompts are still missing")
+    found = {name: of_system for name, of_system in found.items() if of_system}
+    common = [id_ for id_ in study.data.ids if found and all(id_ in of_system for of_system in found.values())]
     if not common:
         return None
-    sides = {name: [of_side[id_] for id_ in common] for name, of_side in found.items()}
-    scores, differences = compare(CONDITIONS[condition].metric, sides)
+    systems = {name: [of_system[id_] for id_ in common] for name, of_system in found.items()}
+    scores, differences = score_systems(CONDITIONS[condition].metric, systems)
     return ConditionScores(
         condition=condition,
         metric=CONDITIONS[condition].metric,
         higher_is_better=CONDITIONS[condition].higher_is_better,
         prompts=len(common),
-        images=len(common) * study.protocol.images,
+        images=len(common) * study.sampling.images,
         scores=scores,
         differences=differences,
     )
 
 
-def compare(metric: str, sides: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Interval], list[Difference]]:
-    """Every side's score, and the first side minus each other. Records are of the same prompts, in one order."""
-    weights = _weights(len(next(iter(sides.values()))))
-    values = {name: scores(metric, found, weights) for name, found in sides.items()}
+def score_systems(
+    metric: str, systems: Mapping[str, Sequence[Record]]
+) -> tuple[dict[str, Interval], list[PairedDifference]]:
+    """Every system's score, and the first system minus each other. Records are of the same prompts, in one order."""
+    weights = _weights(len(next(iter(systems.values()))))
+    values = {name: scores(metric, found, weights) for name, found in systems.items()}
     first = next(iter(values))
     intervals = {name: _interval(found) for name, found in values.items()}
     differences = [
-        Difference(of=first, minus=name, **_interval(values[first] - found))
+        PairedDifference(of=first, minus=name, **_interval(values[first] - found))
         for name, found in values.items()
         if name != first
     ]

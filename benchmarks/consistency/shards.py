@@ -134,7 +134,7 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _damaged(path: Path, number: int, why: str = "") -> UserError:
     what, where = "line" if number > 1 else "file", f"{printable(path)}, line {number}"
-    return UserError(f"{where} is damaged{why}: delete the {what} to have it drawn again, or give --fresh")
+    return UserError(f"{where} is damaged{why}: delete the {what} to have it generated again, or give --fresh")
 
 
 def _checksum(content: Mapping[str, Any]) -> int:

@@ -18,24 +18,24 @@ from ...runtime.sampling.schedulers import build_table
 from ..environment import physical_cores
 from ..records import Bench, Case
 from ..requests import make_requests
-from ..result import Kind, Result, default_path
-from .competitors import BY_NAME, ENTRIES, Device, Entry, Opening, why_not
-from .machine_peak import floor as measure_floor
-from .timing import MIN_ROUNDS, Plan, Report, cases, measure, sampling
+from ..result import BenchmarkResult, Kind, default_path
+from .competitors import BY_NAME, COMPETITORS, CompetitorSpec, Device, WorkerConfig, unavailable_reason
+from .machine_peak import measure_roofline
+from .timing import MIN_ROUNDS, Report, TimingPlan, cases, sampling, time_competitors
 from .waterfall import waterfall
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """Attributes:
     sizes: (width, height) in pixels; empty takes the model's own, and one and a half times it. The first of sizes,
         images and steps makes the base case, each of the others varies it.
     scheduler: None takes the model's, and LCM without guidance for few steps.
-    contenders: names of `ENTRIES`; empty takes all of the device.
+    contenders: names of `COMPETITORS`; empty takes all of the device.
     threads: of the CPU; None is every physical core.
-    rounds, seconds: as in `latency.Plan`.
+    rounds, seconds: as in `latency.TimingPlan`.
     """
 
     condition: str = "seg"
@@ -55,21 +55,21 @@ class Settings:
             raise UserError(f"{self.rounds} rounds in {self.seconds:g} s measure nothing: give more than 0 of both")
 
 
-def run(
+def run_bench(
     model: str | None,
     bundle: Path | None,
     controlnets: Mapping[str, str],
-    settings: Settings,
+    settings: BenchSettings,
     out: Path | None,
-    techniques: bool,
+    optimizations: bool,
     report: Report,
-) -> dict[Path, Result]:
+) -> dict[Path, BenchmarkResult]:
     """Measures, and writes what it finds. Bundles that are missing are exported first and, on a GPU, plans built.
 
     Args:
         bundle: measure this one, of the one size that it has; PyTorch takes part where `model` is its checkpoint.
         out: the folder of the results; None is the default one.
-        techniques: whether to measure the waterfall too.
+        optimizations: whether to measure the waterfall too.
     Returns: the results by their files.
     Raises: UserError, CnppError
     """
@@ -85,9 +85,9 @@ def run(
     base = bundles[0]
     base.require_condition(settings.condition)
     found: dict[Kind, Mapping[str, Any]] = {
-        "bench": _contest(bundles, model, controlnets, settings, device, threads, report)
+        "bench": _run_benchmark(bundles, model, controlnets, settings, device, threads, report)
     }
-    if techniques:
+    if optimizations:
         case = found["bench"]["cases"][0]["case"]
         found["waterfall"] = waterfall(
             base,
@@ -101,7 +101,7 @@ def run(
     results = {}
     for kind, data in found.items():
         title = f"{base.manifest.model}, {settings.condition}, {device}"
-        result = Result.of(kind, title, _command(base, settings), data, threads)
+        result = BenchmarkResult.of(kind, title, _command(base, settings), data, threads)
         path = default_path(kind, f"{base.folder.name}-{settings.condition}-{device}")
         path = path if out is None else out / path.name
         result.write(path)
@@ -116,38 +116,38 @@ def conditions_of(model: str | None, bundle: Path | None, controlnets: Mapping[s
     return list(Checkpoint(model or "miniature", controlnets).resolved.conditions)
 
 
-def _contest(
+def _run_benchmark(
     bundles: Sequence[Bundle],
     model: str | None,
     controlnets: Mapping[str, str],
-    settings: Settings,
+    settings: BenchSettings,
     device: Device,
     threads: int | None,
     report: Report,
 ) -> Bench:
     by_size = {(b.manifest.width, b.manifest.height): b for b in bundles}
     # They only make control images: the contenders have processes of their own.
-    artists = {size: Pipeline.open(b, "onnxruntime-cpu", threads=threads) for size, b in by_size.items()}
+    control_pipelines = {size: Pipeline.open(b, "onnxruntime-cpu", threads=threads) for size, b in by_size.items()}
     fields = {} if settings.scheduler is None else {"scheduler": settings.scheduler}
-    example = next(make_requests(artists[next(iter(by_size))], settings.condition, [0], **fields))
+    example = next(make_requests(control_pipelines[next(iter(by_size))], settings.condition, [0], **fields))
     chosen = cases(list(by_size), settings.images, settings.steps, example, few_step=settings.scheduler is None)
 
     def request(case: Case, index: int) -> ResolvedRequest:
-        artist = artists[case["width"], case["height"]]
-        return next(make_requests(artist, settings.condition, [index], **sampling(case)))
+        control_pipeline = control_pipelines[case["width"], case["height"]]
+        return next(make_requests(control_pipeline, settings.condition, [index], **sampling(case)))
 
-    openings = _openings(device, settings, by_size, model, controlnets, threads)
-    if any(entry.name == "tensorrt" and isinstance(opening, Opening) for entry, opening in openings):
+    configs = _worker_configs(device, settings, by_size, model, controlnets, threads)
+    if any(spec.name == "tensorrt" and isinstance(config, WorkerConfig) for spec, config in configs):
         _build(bundles, settings.condition, chosen)
-    measured = measure(openings, Plan(chosen, settings.rounds, settings.seconds), request, report)
+    measured = time_competitors(configs, TimingPlan(chosen, settings.rounds, settings.seconds), request, report)
     report("what this machine can do: matrix products and memory")
-    floor, floor_reason = None, ""
+    roofline, roofline_reason = None, ""
     try:
         config = bundles[0].manifest.scheduler_config
         table = build_table(chosen[0]["scheduler"], config, chosen[0]["steps"])
-        floor = measure_floor(bundles[0], structure_of(bundles[0], request(chosen[0], 0), table), device, threads)
+        roofline = measure_roofline(bundles[0], structure_of(bundles[0], request(chosen[0], 0), table), device, threads)
     except CnppError as e:
-        floor_reason = str(e)
+        roofline_reason = str(e)
     return Bench(
         model=bundles[0].manifest.model,
         condition=settings.condition,
@@ -156,12 +156,12 @@ def _contest(
         contenders=measured.contenders,
         cases=measured.cases,
         cold=measured.cold,
-        floor=floor,
-        floor_reason=floor_reason,
+        roofline=roofline,
+        roofline_reason=roofline_reason,
     )
 
 
-def _command(bundle: Bundle, settings: Settings) -> str:
+def _command(bundle: Bundle, settings: BenchSettings) -> str:
     """What measures this again; without paths, which would tell of the machine that it was measured on."""
     options = [f"--model {shlex.quote(bundle.manifest.model)}", f"--cond {settings.condition}"]
     options += [f"--size {w}x{h}" for w, h in settings.sizes]
@@ -172,7 +172,7 @@ def _command(bundle: Bundle, settings: Settings) -> str:
     return " ".join(["cnpp-trt bench", *options])
 
 
-def _exported(model: str, controlnets: Mapping[str, str], settings: Settings, precision: str) -> list[Bundle]:
+def _exported(model: str, controlnets: Mapping[str, str], settings: BenchSettings, precision: str) -> list[Bundle]:
     from ...export.exporter import export_model
 
     checkpoint = Checkpoint(model, controlnets)
@@ -193,20 +193,20 @@ def folder_of(checkpoint: Checkpoint, precision: str, size: Size) -> Path:
     return usual if own or usual.is_dir() else home() / "bench" / usual.name
 
 
-def _openings(
+def _worker_configs(
     device: Device,
-    settings: Settings,
+    settings: BenchSettings,
     bundles: Mapping[Size, Bundle],
     model: str | None,
     controlnets: Mapping[str, str],
     threads: int | None,
-) -> list[tuple[Entry, Opening | str]]:
+) -> list[tuple[CompetitorSpec, WorkerConfig | str]]:
     """Each contender with what opens it, or the reason why it cannot take part.
 
     Without a GPU its contenders are listed as well, so that a reader sees what was not measured.
     """
     chosen = [BY_NAME[name] for name in settings.contenders] or [
-        entry for entry in ENTRIES if device == "cpu" or entry.device == "gpu"
+        spec for spec in COMPETITORS if device == "cpu" or spec.device == "gpu"
     ]
     some = next(iter(bundles.values()))
     folders = {f"{w}x{h}": bundle.folder for (w, h), bundle in bundles.items()}
@@ -216,16 +216,16 @@ def _openings(
         checkpoint = find_source_checkpoint(some, model, controlnets)
     except UserError as e:
         no_checkpoint = str(e)
-    openings: list[tuple[Entry, Opening | str]] = []
-    for entry in chosen:
-        reason = why_not(entry)
-        if not reason and entry.bundle_precision is None:
+    configs: list[tuple[CompetitorSpec, WorkerConfig | str]] = []
+    for spec in chosen:
+        reason = unavailable_reason(spec)
+        if not reason and spec.bundle_precision is None:
             reason = no_checkpoint
-        elif not reason and entry.bundle_precision != some.manifest.precision:
-            reason = f"needs a bundle in {entry.bundle_precision}, and this one is {some.manifest.precision}"
+        elif not reason and spec.bundle_precision != some.manifest.precision:
+            reason = f"needs a bundle in {spec.bundle_precision}, and this one is {some.manifest.precision}"
         recipe = checkpoint.recipe.to_json() if checkpoint else {}
-        openings.append((entry, reason or Opening(entry.name, folders, recipe, threads)))
-    return openings
+        configs.append((spec, reason or WorkerConfig(spec.name, folders, recipe, threads)))
+    return configs
 
 
 def _build(bundles: Sequence[Bundle], condition: str, chosen: Sequence[Case]) -> None:

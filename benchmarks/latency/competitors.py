@@ -18,7 +18,7 @@ Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class CompetitorSpec:
     """Attributes:
     device: where it computes.
     precision: of its large networks; `bundle_precision` of the bundle that it needs, None for PyTorch.
@@ -34,18 +34,20 @@ class Entry:
     everywhere: bool = True
 
 
-ENTRIES = (
-    Entry("pytorch", "PyTorch eager (diffusers)", "cpu", "fp32"),
-    Entry("pytorch-compile", "PyTorch, torch.compile (freezing)", "cpu", "fp32", everywhere=False),
-    Entry("onnxruntime-cpu", "cnpp-trt, onnxruntime-cpu", "cpu", "fp32", "fp32"),
-    Entry("openvino", "cnpp-trt, openvino", "cpu", "fp32", "fp32"),
-    Entry("openvino-bf16", "cnpp-trt, openvino bf16", "cpu", "bf16", "fp32"),
-    Entry("pytorch-cuda", "PyTorch eager (diffusers)", "gpu", "fp16"),
-    Entry("pytorch-cuda-compile", "PyTorch, torch.compile (channels-last, max-autotune)", "gpu", "fp16", None, False),
-    Entry("onnxruntime-cuda", "cnpp-trt, onnxruntime-cuda", "gpu", "fp16", "fp16"),
-    Entry("tensorrt", "cnpp-trt, TensorRT plans", "gpu", "fp16", "fp16"),
+COMPETITORS = (
+    CompetitorSpec("pytorch", "PyTorch eager (diffusers)", "cpu", "fp32"),
+    CompetitorSpec("pytorch-compile", "PyTorch, torch.compile (freezing)", "cpu", "fp32", everywhere=False),
+    CompetitorSpec("onnxruntime-cpu", "cnpp-trt, onnxruntime-cpu", "cpu", "fp32", "fp32"),
+    CompetitorSpec("openvino", "cnpp-trt, openvino", "cpu", "fp32", "fp32"),
+    CompetitorSpec("openvino-bf16", "cnpp-trt, openvino bf16", "cpu", "bf16", "fp32"),
+    CompetitorSpec("pytorch-cuda", "PyTorch eager (diffusers)", "gpu", "fp16"),
+    CompetitorSpec(
+        "pytorch-cuda-compile", "PyTorch, torch.compile (channels-last, max-autotune)", "gpu", "fp16", None, False
+    ),
+    CompetitorSpec("onnxruntime-cuda", "cnpp-trt, onnxruntime-cuda", "gpu", "fp16", "fp16"),
+    CompetitorSpec("tensorrt", "cnpp-trt, TensorRT plans", "gpu", "fp16", "fp16"),
 )
-BY_NAME = {entry.name: entry for entry in ENTRIES}
+BY_NAME = {spec.name: spec for spec in COMPETITORS}
 
 _NEEDS = {
     "pytorch": ("torch", "diffusers", "transformers"),
@@ -54,21 +56,21 @@ _NEEDS = {
 }
 
 
-def why_not(entry: Entry) -> str:
+def unavailable_reason(spec: CompetitorSpec) -> str:
     """Why this one cannot compete here, as far as is known before it is started; empty where nothing is."""
     search = find_gpu()
-    if entry.device == "gpu" and search.gpu is None:
+    if spec.device == "gpu" and search.gpu is None:
         return search.reason
-    missing = [m for prefix, modules in _NEEDS.items() if entry.name.startswith(prefix) for m in modules]
+    missing = [m for prefix, modules in _NEEDS.items() if spec.name.startswith(prefix) for m in modules]
     if absent := [m for m in missing if not found(m)]:
         return f"{', '.join(absent)} not installed"
     return ""
 
 
-class Contestant(Protocol):
+class Competitor(Protocol):
     """An opened contender."""
 
-    def draw(self, request: ResolvedRequest) -> NDArray[np.uint8]:
+    def generate(self, request: ResolvedRequest) -> NDArray[np.uint8]:
         """The whole request: images uint8 [B,H,W,3] on the host."""
         ...
 
@@ -82,7 +84,7 @@ class Contestant(Protocol):
 
 
 @dataclass(frozen=True)
-class Opening:
+class WorkerConfig:
     """What a contender is opened with.
 
     bundles: folders by image size `WxH`; all of one model.
@@ -94,7 +96,7 @@ class Opening:
     recipe: dict[str, Any]
     threads: int | None
 
-    def open(self) -> Contestant:
+    def open(self) -> Competitor:
         """Raises: CnppError where it does not work here."""
         if self.name.startswith("pytorch"):
             return _PyTorch(self)
@@ -104,13 +106,13 @@ class Opening:
 class _Runtime:
     """This project's runtime: a pipeline for each size, one at a time."""
 
-    def __init__(self, opening: Opening) -> None:
-        self._opening = opening
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
         self._size = ""
         self._pipeline: Any = None
-        self._open(next(iter(opening.bundles)))
+        self._open(next(iter(config.bundles)))
 
-    def draw(self, request: ResolvedRequest) -> NDArray[np.uint8]:
+    def generate(self, request: ResolvedRequest) -> NDArray[np.uint8]:
         images: NDArray[np.uint8] = self._of(request)(request).images
         return images
 
@@ -147,12 +149,12 @@ class _Runtime:
     def _open(self, size: str) -> None:
         from ...runtime.pipeline import Pipeline
 
-        name, dash, precision = self._opening.name.partition("-")
+        name, dash, precision = self._config.name.partition("-")
         openvino = name == "openvino"
         self._pipeline = Pipeline.open(
-            self._opening.bundles[size],
-            name if openvino else self._opening.name,
-            threads=self._opening.threads if BY_NAME[self._opening.name].device == "cpu" else None,
+            self._config.bundles[size],
+            name if openvino else self._config.name,
+            threads=self._config.threads if BY_NAME[self._config.name].device == "cpu" else None,
             precision="bf16" if dash and precision == "bf16" else None,
         )
         self._size = size
@@ -161,7 +163,7 @@ class _Runtime:
 class _PyTorch:
     """diffusers, eager or compiled. On a CPU compiled with freezing, its fastest there; on a GPU in channels-last."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
         try:
             import torch
 
@@ -170,30 +172,30 @@ class _PyTorch:
         except ImportError as e:
             raise BackendError(cannot_import("PyTorch", e, *EXPORT_MODULES)) from None
         self._torch = torch
-        self._cuda = BY_NAME[opening.name].device == "gpu"
+        self._cuda = BY_NAME[config.name].device == "gpu"
         if self._cuda and not torch.cuda.is_available():
             raise BackendError(f"PyTorch {torch.__version__} finds no CUDA device")
-        if opening.threads is not None and not self._cuda:
-            torch.set_num_threads(opening.threads)
-        self._compiled = opening.name.endswith("compile")
+        if config.threads is not None and not self._cuda:
+            torch.set_num_threads(config.threads)
+        self._compiled = config.name.endswith("compile")
         if self._compiled and not self._cuda:
             import torch._inductor.config as inductor
 
             inductor.freezing = True
-        self._drawing = PyTorch(
-            Checkpoint(**opening.recipe),
+        self._reference = PyTorch(
+            Checkpoint(**config.recipe),
             torch.float16 if self._cuda else torch.float32,
             "cuda" if self._cuda else "cpu",
             self._compile if self._compiled else lambda name, module: module,
         )
         self._extractors: dict[str, Any] = {}
 
-    def draw(self, request: ResolvedRequest) -> NDArray[np.uint8]:
+    def generate(self, request: ResolvedRequest) -> NDArray[np.uint8]:
         with self._torch.no_grad():
-            return self._drawing.images(request)
+            return self._reference.images(request)
 
     def stages(self, request: ResolvedRequest) -> dict[str, float]:
-        pipeline = self._drawing.pipeline(request)
+        pipeline = self._reference.pipeline(request)
         parts = {
             "text_encoder": pipeline.text_encoder,
             "controlnet": pipeline.controlnet,
@@ -208,7 +210,7 @@ class _PyTorch:
         pipeline.scheduler.step = update
         start = time.perf_counter()
         try:
-            self.draw(request)
+            self.generate(request)
         finally:
             pipeline.scheduler.step = step
             found = {stage: timer.close() for stage, timer in timers.items()}
@@ -221,16 +223,16 @@ class _PyTorch:
     def extract(self, condition: str, image: NDArray[np.uint8]) -> float | None:
         from ...export.extractors import open_extractor
 
-        source = self._drawing.checkpoint.resolved.extractor(condition)
+        source = self._reference.checkpoint.resolved.extractor(condition)
         if source is None:
             return None
         if condition not in self._extractors:
             height, width = image.shape[:2]
             loaded = open_extractor(condition, source, width, height)
-            self._extractors[condition] = loaded.to(self._drawing.device)
+            self._extractors[condition] = loaded.to(self._reference.device)
         start = time.perf_counter()
         with self._torch.no_grad():
-            pixels = self._torch.from_numpy(image[None]).to(self._drawing.device)
+            pixels = self._torch.from_numpy(image[None]).to(self._reference.device)
             self._extractors[condition](pixels).cpu().numpy()
         return time.perf_counter() - start
 

@@ -13,7 +13,7 @@ from ...errors import CnppError
 from ...install import cannot_import
 from ...runtime.backends.interface import Allocate, Backend, Buffer
 from ...runtime.loop import Program, Structure
-from ..records import Work
+from ..records import OpCount
 
 Shape = tuple[int, ...]
 # A tensor's shape by its name; raises where it is unknown.
@@ -28,7 +28,7 @@ _REFUSED = {
 _SHAPE_VALUES = 64
 
 
-def work(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> Work:
+def count_ops(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> OpCount:
     """What one launch of a graph asks for.
 
     FLOP as counted above. Bytes: every weight, input and output once; of a table that is only looked up in, what is
@@ -52,17 +52,17 @@ def work(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> Work:
             raise CnppError(f"cannot count the operations of {graph}: it has a node of kind {node.op_type}")
         if node.op_type in _COUNTED:
             flop += _COUNTED[node.op_type](node, shape)
-    return Work(flop=float(flop), bytes=float(_bytes(model, shape, types)))
+    return OpCount(flop=float(flop), bytes=float(_bytes(model, shape, types)))
 
 
-def work_of_request(bundle: Bundle, structure: Structure) -> tuple[dict[str, Work], dict[str, int]]:
+def request_op_counts(bundle: Bundle, structure: Structure) -> tuple[dict[str, OpCount], dict[str, int]]:
     """By stage, what one launch asks for, and how many launches a request of this structure has.
 
     Where a stage launches several graphs (two controls), the work is their mean.
     """
-    program = Program(cast(Backend, _Nowhere()), bundle, structure)
-    launched: dict[str, list[Work]] = {}
-    known: dict[tuple[Any, ...], Work] = {}
+    program = Program(cast(Backend, _NullBackend()), bundle, structure)
+    launched: dict[str, list[OpCount]] = {}
+    known: dict[tuple[Any, ...], OpCount] = {}
     for step in (program.text, *program.hints, *program.denoise, *program.decode):
         sizes = {
             dimension: size
@@ -72,21 +72,21 @@ def work_of_request(bundle: Bundle, structure: Structure) -> tuple[dict[str, Wor
         }
         key = (step.graph, *sorted(sizes.items()))
         if key not in known:
-            known[key] = work(bundle, step.graph, sizes)
+            known[key] = count_ops(bundle, step.graph, sizes)
         launched.setdefault(step.stage, []).append(known[key])
     mean = {
-        stage: Work(flop=sum(w["flop"] for w in all_) / len(all_), bytes=sum(w["bytes"] for w in all_) / len(all_))
+        stage: OpCount(flop=sum(w["flop"] for w in all_) / len(all_), bytes=sum(w["bytes"] for w in all_) / len(all_))
         for stage, all_ in launched.items()
     }
     return mean, {stage: len(all_) for stage, all_ in launched.items()}
 
 
-def floor_seconds(work: Work, flop_per_second: float, bytes_per_second: float) -> float:
+def roofline_seconds(ops: OpCount, flop_per_second: float, bytes_per_second: float) -> float:
     """The least that a launch can take: the longer of computing and moving (Williams et al., Roofline, CACM 2009)."""
-    return max(work["flop"] / flop_per_second, work["bytes"] / bytes_per_second)
+    return max(ops["flop"] / flop_per_second, ops["bytes"] / bytes_per_second)
 
 
-class _Nowhere:
+class _NullBackend:
     """As much of a backend as a program needs to list its launches; nothing runs and nothing is allocated."""
 
     def reserve(self, graphs: Any, nbytes: int) -> None: ...
@@ -96,7 +96,7 @@ class _Nowhere:
 
         return lambda shape, dtype: Buffer(0, tuple(shape), np.dtype(dtype), None)
 
-    def load(self, graph: str) -> "_Nowhere":
+    def load(self, graph: str) -> "_NullBackend":
         return self
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Callable[[], None]:
@@ -121,7 +121,7 @@ def _types(model: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    versions = {entry.domain: entry.version for entry in model.opset_import}
+    versions = {spec.domain: spec.version for spec in model.opset_import}
     types: dict[str, Any] = {}
     values: dict[str, Any] = {}  # of what may be a shape
     for tensor in model.graph.initializer:

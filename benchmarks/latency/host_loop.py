@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class HostLoopOutput:
     """images uint8 [B,H,W,3]; latents float32 [B,4,h,w], as the decoder was given them."""
 
     images: NDArray[np.uint8]
@@ -69,7 +69,7 @@ class HostLoop:
         text = {"input_ids": values.prompts.input_ids, "clip_skip": values.prompts.clip_skip}
         self._prompt_embeds = run("text_encoder", text)["prompt_embeds"]
 
-    def __call__(self) -> Drawn:
+    def __call__(self) -> HostLoopOutput:
         values, table = self._values, self._values.table
         x = values.latents
         state = np.stack([x, *[np.zeros_like(x)] * 3])
@@ -87,7 +87,7 @@ class HostLoop:
             noise_pred = self._run("unet", {**step, **residuals})["noise_pred"]
             state, model_input = self._update(k, state, noise_pred)
         images = self._run("vae_decoder", {"latents": state[0]})["image"]
-        return Drawn(images, state[0])
+        return HostLoopOutput(images, state[0])
 
     def _hint(self) -> Array:
         feeds = {"control_image": self._values.control_images[0][0][None]}

@@ -17,7 +17,7 @@ from ...bundles.bundle import Bundle
 from ...errors import CnppError
 from ...install import cannot_import
 from ...runtime.loop import Structure
-from ..records import Floor
+from ..records import Roofline
 
 Device = Literal["cpu", "gpu"]
 # A product, a copy: done once by a call, when it returns or, on a GPU, when the GPU gets there.
@@ -32,29 +32,29 @@ _SECONDS = 0.5
 _REPEATS = 5
 
 
-class Machine(TypedDict):
-    """As in `records.Floor`."""
+class MachinePeak(TypedDict):
+    """As in `records.Roofline`."""
 
     flop_per_second: dict[str, float]
     bytes_per_second: float
 
 
-def floor(
+def measure_roofline(
     bundle: Bundle, structure: Structure, device: Device, threads: int | None, precisions: Sequence[str] = ()
-) -> Floor:
+) -> Roofline:
     """What a request of this structure asks for, and what this machine can do.
 
     Args: precisions: that are measured; none are all of the device's.
     Raises: CnppError where either cannot be found out.
     """
-    from .flop_count import work_of_request
+    from .flop_count import request_op_counts
 
-    work, launches = work_of_request(bundle, structure)
+    op_counts, launches = request_op_counts(bundle, structure)
     machine = measure_machine(device, threads, precisions)
-    return Floor(**machine, work=work, launches=launches)
+    return Roofline(**machine, op_counts=op_counts, launches=launches)
 
 
-def measure_machine(device: Device, threads: int | None, precisions: Sequence[str] = ()) -> Machine:
+def measure_machine(device: Device, threads: int | None, precisions: Sequence[str] = ()) -> MachinePeak:
     """Measures in a new process. Takes some ten seconds.
 
     Raises: CnppError where PyTorch is missing, or finds no GPU.
@@ -66,7 +66,7 @@ def measure_machine(device: Device, threads: int | None, precisions: Sequence[st
     if ended.returncode:
         said = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
         raise CnppError(f"cannot measure what this machine can do: {said.removeprefix('error: ')}")
-    return cast(Machine, json.loads(ended.stdout.splitlines()[-1]))
+    return cast(MachinePeak, json.loads(ended.stdout.splitlines()[-1]))
 
 
 def matrix_rate(precision: str, threads: int | None, device: Device) -> float:
@@ -178,7 +178,7 @@ def main() -> None:
     try:
         precisions = given.precision or PRECISIONS[given.device]
         rates = {precision: matrix_rate(precision, given.threads, given.device) for precision in precisions}
-        measured = Machine(flop_per_second=rates, bytes_per_second=bandwidth(given.threads, given.device))
+        measured = MachinePeak(flop_per_second=rates, bytes_per_second=bandwidth(given.threads, given.device))
     except CnppError as e:
         sys.exit(f"error: {e}")
     print(json.dumps(measured))

@@ -18,9 +18,9 @@ from ...runtime.images.metadata import image_from_base64, image_to_base64
 from ...runtime.request import ResolvedRequest
 from ..environment import gpu_memory_used, memory_bytes
 from ..image_metrics import max_difference, psnr
-from ..records import Case, Cold, Contender, Timed, TimedCase
+from ..records import Case, Cold, CompetitorResult, Timed, TimedCase
 from ..statistics import Summary, paired_ratio, summarize
-from .competitors import BY_NAME, Entry, Opening
+from .competitors import BY_NAME, CompetitorSpec, WorkerConfig
 from .worker import request_to_json
 
 Report = Callable[[str], None]
@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Plan:
+class TimingPlan:
     """Attributes:
     rounds: of the base case; the other cases get a quarter of it, at least 3.
     seconds: after which a case has no further round, once it has 3.
@@ -54,15 +54,15 @@ class Plan:
 class Process:
     """A contender's process. Raises: BackendError from everything that it answers with an error."""
 
-    def __init__(self, opening: Opening) -> None:
-        self.name = opening.name
-        command = [sys.executable, "-m", "cnpp_trt.benchmarks.latency.worker", opening.name]
+    def __init__(self, config: WorkerConfig) -> None:
+        self.name = config.name
+        command = [sys.executable, "-m", "cnpp_trt.benchmarks.latency.worker", config.name]
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
-        given = asdict(opening)
-        given["bundles"] = {size: str(folder) for size, folder in opening.bundles.items()}
+        given = asdict(config)
+        given["bundles"] = {size: str(folder) for size, folder in config.bundles.items()}
         try:
             self.ask(given)
         except BackendError:
@@ -101,32 +101,32 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Measured:
-    contenders: list[Contender]
+class Timings:
+    contenders: list[CompetitorResult]
     cases: list[TimedCase]
     cold: dict[str, Cold]
 
 
-def measure(
-    openings: Sequence[tuple[Entry, Opening | str]], plan: Plan, requests: Requests, report: Report
-) -> Measured:
+def time_competitors(
+    configs: Sequence[tuple[CompetitorSpec, WorkerConfig | str]], plan: TimingPlan, requests: Requests, report: Report
+) -> Timings:
     """Runs the contest.
 
     Args:
-        openings: each contender with what opens it, or the reason why it cannot take part. The first that works is the
+        configs: each contender with what opens it, or the reason why it cannot take part. The first that works is the
             baseline.
         requests: makes the index-th request of a case.
     Raises: CnppError where no contender works.
     """
-    reasons = {entry.name: opening for entry, opening in openings if isinstance(opening, str)}
-    entries = {entry.name: entry for entry, _ in openings}
-    able = {entry.name: opening for entry, opening in openings if isinstance(opening, Opening)}
+    reasons = {spec.name: config for spec, config in configs if isinstance(config, str)}
+    specs = {spec.name: spec for spec, _ in configs}
+    able = {spec.name: config for spec, config in configs if isinstance(config, WorkerConfig)}
     base = next(case for case in plan.cases if case["base"])
     cold: dict[str, Cold] = {}
-    for name, opening in able.items():
+    for name, config in able.items():
         report(f"{name}: cold starts")
         try:
-            cold[name] = _cold(opening, request_to_json(requests(base, 0)), plan.cold_rounds)
+            cold[name] = _cold(config, request_to_json(requests(base, 0)), plan.cold_rounds)
         except BackendError as e:
             reasons[name] = str(e)
             report(f"{name}: {e}")
@@ -138,23 +138,23 @@ def measure(
     for group in groups(names, {name: cold[name]["host_bytes"] for name in names}, memory_bytes()):
         with _processes([able[name] for name in group]) as processes:
             for timed in cases:
-                taking_part = [p for p in processes if timed["case"]["base"] or entries[p.name].everywhere]
+                taking_part = [p for p in processes if timed["case"]["base"] or specs[p.name].everywhere]
                 if len(taking_part) > 1 or len(names) == 1:
-                    found = _contest(taking_part, timed["case"], plan, requests, report)
+                    found = _time_case(taking_part, timed["case"], plan, requests, report)
                     # The baseline is measured again beside every group; its figures are those of the first.
                     timed["runs"] |= {name: run for name, run in found.items() if name not in timed["runs"]}
-    order = sorted(entries, key=lambda name: name not in cold)
+    order = sorted(specs, key=lambda name: name not in cold)
     listed = [
-        Contender(
+        CompetitorResult(
             name=name,
-            title=entries[name].title,
-            precision=entries[name].precision,
+            title=specs[name].title,
+            precision=specs[name].precision,
             available=name in cold,
             reason=reasons.get(name, ""),
         )
         for name in order
     ]
-    return Measured(listed, cases, cold)
+    return Timings(listed, cases, cold)
 
 
 def groups(names: Sequence[str], peaks: dict[str, int], memory: int) -> list[list[str]]:
@@ -169,16 +169,16 @@ def groups(names: Sequence[str], peaks: dict[str, int], memory: int) -> list[lis
     return found
 
 
-def _cold(opening: Opening, request: dict[str, Any], rounds: int) -> Cold:
+def _cold(config: WorkerConfig, request: dict[str, Any], rounds: int) -> Cold:
     """Processes started anew; one that takes long, as one that compiles does, is started once."""
     seconds: list[float] = []
     host, device = 0, None
     while len(seconds) < rounds and sum(seconds) < _COLD_SECONDS:
         before = gpu_memory_used()
         start = time.perf_counter()
-        process = Process(opening)
+        process = Process(config)
         try:
-            process.ask({"do": "draw", "request": request})
+            process.ask({"do": "generate", "request": request})
             seconds.append(time.perf_counter() - start)
             if before is not None and (used := gpu_memory_used()) is not None:
                 device = max(device or 0, used - before)
@@ -189,19 +189,19 @@ def _cold(opening: Opening, request: dict[str, Any], rounds: int) -> Cold:
 
 
 @contextmanager
-def _processes(openings: Iterable[Opening]) -> Iterator[list[Process]]:
+def _processes(configs: Iterable[WorkerConfig]) -> Iterator[list[Process]]:
     processes: list[Process] = []
     try:
-        for opening in openings:
-            processes.append(Process(opening))
+        for config in configs:
+            processes.append(Process(config))
         yield processes
     finally:
         for process in processes:
             process.close()
 
 
-def _contest(
-    processes: Sequence[Process], case: Case, plan: Plan, requests: Requests, report: Report
+def _time_case(
+    processes: Sequence[Process], case: Case, plan: TimingPlan, requests: Requests, report: Report
 ) -> dict[str, Timed]:
     """Rounds in which each draws the round's request, after a warm-up whose pictures are compared."""
     report(f"{describe(case)}: {', '.join(p.name for p in processes)}")
@@ -212,7 +212,7 @@ def _contest(
             warm = request_to_json(requests(case, 0))
             picture = process.ask({"do": "picture", "request": warm})["image"]
             if BY_NAME[process.name].device == "gpu":  # after its first request a structure's loop is recorded
-                process.ask({"do": "draw", "request": request_to_json(requests(case, 1))})
+                process.ask({"do": "generate", "request": request_to_json(requests(case, 1))})
         except BackendError as e:  # too little memory for so many images, or no plan for them
             report(f"{process.name} leaves this case out: {e}")
             continue
@@ -221,12 +221,12 @@ def _contest(
     if not processes:
         return {}
 
-    def draw(process: Process, k: int) -> float:
-        seconds: float = process.ask({"do": "draw", "request": request_to_json(requests(case, k + 2))})["seconds"]
+    def generate(process: Process, k: int) -> float:
+        seconds: float = process.ask({"do": "generate", "request": request_to_json(requests(case, k + 2))})["seconds"]
         return seconds
 
     rounds = plan.rounds if case["base"] else max(MIN_ROUNDS, plan.rounds // 4)
-    whole = _rounds(processes, rounds, plan.seconds, draw)
+    whole = _rounds(processes, rounds, plan.seconds, generate)
     stages: dict[str, list[dict[str, float]]] = {process.name: [] for process in processes}
     if case["base"]:
         seen = len(whole[processes[0].name]) + 2

@@ -1,7 +1,7 @@
-"""What each technique of the runtime is worth: one switched on after the other, from the loop that people write.
+"""What each optimization of the runtime is worth: one switched on after the other, from the loop that people write.
 
-A bar goes from the encoded prompt, the control image and the noise on the host to the image on the host: it encodes the
-condition (as often as it does), denoises and decodes. The text encoder is left out: it is the same for all.
+A measurement goes from the encoded prompt, the control image and the noise on the host to the image on the host: encode
+the condition, denoise, decode. The text encoder is left out: it is the same for all.
 """
 
 import time
@@ -20,57 +20,59 @@ from ...gpu import find_gpu
 from ...runtime.options import Precision
 from ...runtime.pipeline import Pipeline
 from ...runtime.request import ResolvedRequest
-from ..records import Case, Technique, Waterfall
+from ..records import Case, OptimizationResult, Waterfall
 from ..requests import make_requests
 from ..statistics import paired_ratio, summarize
 from .competitors import Device
-from .host_loop import Drawn, HostLoop, Sessions
+from .host_loop import HostLoop, HostLoopOutput, Sessions
 
-Draw = Callable[[], Drawn]
+Generate = Callable[[], HostLoopOutput]
 
-# Seconds before each bar: ONNX Runtime's threads that spin after a run have gone to sleep by then. So the miniature's
-# bars take on two cores what they take alone; without a pause the first one after `update_graph` took 1.4 times that.
+# Seconds before each run: ONNX Runtime's threads that spin after a run have gone to sleep by then. So the miniature's
+# runs take on two cores what they take alone; without a pause the first one after `update_graph` took 1.4 times that.
 _PAUSE = 0.05
 
-# Largest relative L2 difference of the final latents to the first bar's. Rounding leaves some 1e-6 in fp32 and 1e-2 in
-# half precision.
+# Largest relative L2 difference of the final latents to the first optimization's. Rounding leaves some 1e-6 in fp32 and
+# 1e-2 in half precision.
 _TOLERANCE = {"fp32": 1e-3, "half": 1e-1}
 
 
 @dataclass(frozen=True)
-class Bar:
+class Optimization:
     """Attributes:
-    open: makes what draws, given the bench that it is measured on. Raises: BackendError where it cannot work here.
+    open: makes what runs, given the bench that it is measured on. Raises: BackendError where it cannot work here.
     device: the only one that it works on.
     half: whether it computes in half precision whatever the bundle's.
     """
 
     name: str
     title: str
-    open: Callable[["_Bench"], Draw]
+    open: Callable[["_Bench"], Generate]
     device: Device | None = None
     half: bool = False
 
 
-BARS = (
-    Bar("naive", "Loop on the host, ONNX Runtime as it comes", lambda b: b.host_loop(b.plain)),
-    Bar("hint_hoisted", "Condition encoded once", lambda b: b.host_loop(b.plain, hoist_hint=True)),
-    Bar(
+OPTIMIZATIONS = (
+    Optimization("naive", "Loop on the host, ONNX Runtime as it comes", lambda b: b.host_loop(b.plain)),
+    Optimization("hint_hoisted", "Condition encoded once", lambda b: b.host_loop(b.plain, hoist_hint=True)),
+    Optimization(
         "update_graph",
         "Guidance and sampler in one graph",
         lambda b: b.host_loop(b.plain, hoist_hint=True, update_graph=True),
     ),
-    Bar(
+    Optimization(
         "session_options",
         "The runtime's session options",
         lambda b: b.host_loop(b.tuned, hoist_hint=True, update_graph=True),
     ),
-    Bar("io_binding", "Inputs and outputs bound to buffers", lambda b: b.program(b.onnxruntime)),
-    Bar("plan", "TensorRT plans", lambda b: b.program("tensorrt"), "gpu"),
-    Bar("graph_per_engine", "A CUDA graph for each launch", lambda b: b.program("tensorrt", record="each"), "gpu"),
-    Bar("whole_loop", "One CUDA graph for the loop", lambda b: b.program("tensorrt", record="loop"), "gpu"),
-    Bar("openvino", "OpenVINO", lambda b: b.program("openvino"), "cpu"),
-    Bar("openvino_bf16", "OpenVINO in bfloat16", lambda b: b.program("openvino", "bf16"), "cpu", half=True),
+    Optimization("io_binding", "Inputs and outputs bound to buffers", lambda b: b.program(b.onnxruntime)),
+    Optimization("plan", "TensorRT plans", lambda b: b.program("tensorrt"), "gpu"),
+    Optimization(
+        "graph_per_engine", "A CUDA graph for each launch", lambda b: b.program("tensorrt", record="each"), "gpu"
+    ),
+    Optimization("whole_loop", "One CUDA graph for the loop", lambda b: b.program("tensorrt", record="loop"), "gpu"),
+    Optimization("openvino", "OpenVINO", lambda b: b.program("openvino"), "cpu"),
+    Optimization("openvino_bf16", "OpenVINO in bfloat16", lambda b: b.program("openvino", "bf16"), "cpu", half=True),
 )
 
 
@@ -81,51 +83,52 @@ def waterfall(
     device: Device = "cpu",
     threads: int | None = None,
     plans: Path | None = None,
-    techniques: Sequence[str] = (),
+    optimizations: Sequence[str] = (),
     rounds: int = 10,
     report: Callable[[str], None] = lambda line: None,
     **fields: Any,
 ) -> Waterfall:
-    """Measures the bars in turn, round by round, in this process; the first round warms up. Wall clock.
+    """Measures the optimizations in turn, round by round, in this process; the first round warms up. Wall clock.
 
-    Ratios are to the first bar that could be measured. On a CPU two copies of the weights are held in ONNX Runtime, and
-    one for each bar of OpenVINO's.
+    Ratios are to the first optimization that could be measured. On a CPU two copies of the weights are held in ONNX
+    Runtime, and one for each optimization of OpenVINO's.
 
     Args:
         threads: of the CPU; None is every physical core.
         plans: the plan store; None is the default one.
-        techniques: names of `BARS` to measure; none are all.
+        optimizations: names of `OPTIMIZATIONS` to measure; none are all.
         fields: of `ResolvedRequest`, over the model's defaults.
-    Raises: UserError for an argument that cannot be used, CnppError where no bar works.
+    Raises: UserError for an argument that cannot be used, CnppError where no optimization works.
     """
-    if unknown := set(techniques) - {bar.name for bar in BARS}:
-        raise UserError(f"unknown technique {min(unknown)!r}: choose from {', '.join(bar.name for bar in BARS)}")
+    names = [optimization.name for optimization in OPTIMIZATIONS]
+    if unknown := set(optimizations) - set(names):
+        raise UserError(f"unknown optimization {min(unknown)!r}: choose from {', '.join(names)}")
     if rounds < 1:
         raise UserError(f"rounds must be above 0, not {rounds}")
     bench = _Bench(bundle, condition, device, threads, plans, fields)
-    reasons = {bar.name: _why_not(bar, device, techniques) for bar in BARS}
+    reasons = {optimization.name: _why_not(optimization, device, optimizations) for optimization in OPTIMIZATIONS}
     differences: dict[str, float] = {}
-    draws = dict(_opened(bench, reasons, differences, report))
-    if not draws:
-        raise CnppError("no technique works here: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
-    seconds = _rounds(draws, rounds, report)
+    runs = dict(_opened(bench, reasons, differences, report))
+    if not runs:
+        raise CnppError("no optimization works here: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+    seconds = _rounds(runs, rounds, report)
     first = next(iter(seconds))
 
-    def technique(bar: Bar) -> Technique:
-        found = Technique(name=bar.name, title=bar.title, reason=reasons[bar.name])
-        if bar.name in differences:
-            found["difference"] = differences[bar.name]
-        if bar.name in seconds:
-            found["seconds"] = summarize(seconds[bar.name])
-            found["ratio"] = paired_ratio(seconds[first], seconds[bar.name])
+    def result(optimization: Optimization) -> OptimizationResult:
+        found = OptimizationResult(name=optimization.name, title=optimization.title, reason=reasons[optimization.name])
+        if optimization.name in differences:
+            found["difference"] = differences[optimization.name]
+        if optimization.name in seconds:
+            found["seconds"] = summarize(seconds[optimization.name])
+            found["ratio"] = paired_ratio(seconds[first], seconds[optimization.name])
         return found
 
-    shown = [technique(bar) for bar in BARS if device == "cpu" or bar.device != "cpu"]
-    return Waterfall(model=bundle.manifest.model, condition=condition, case=_case(bench), techniques=shown)
+    shown = [result(optimization) for optimization in OPTIMIZATIONS if device == "cpu" or optimization.device != "cpu"]
+    return Waterfall(model=bundle.manifest.model, condition=condition, case=_case(bench), optimizations=shown)
 
 
 class _Bench:
-    """What the bars share: the request, and pipelines and sessions, opened when a bar first needs them."""
+    """What the optimizations share: the request, and pipelines and sessions, opened when first needed."""
 
     def __init__(
         self,
@@ -179,13 +182,13 @@ class _Bench:
             )
         return self._pipelines[key]
 
-    def host_loop(self, sessions: Sessions, *, hoist_hint: bool = False, update_graph: bool = False) -> Draw:
+    def host_loop(self, sessions: Sessions, *, hoist_hint: bool = False, update_graph: bool = False) -> Generate:
         values = self.pipeline(self.onnxruntime).prepare(self.request).values
         return HostLoop(sessions, self._condition, values, hoist_hint=hoist_hint, update_graph=update_graph)
 
     def program(
         self, name: str, precision: Precision | None = None, record: Literal["each", "loop"] | None = None
-    ) -> Draw:
+    ) -> Generate:
         """The runtime's program, launched one by one; or every launch recorded by itself; or the whole loop as one.
 
         Conditions are encoded outside of the loop's recording, as the runtime does.
@@ -208,7 +211,7 @@ class _Bench:
 
         control_image, encoded, (encode_hint, *launches) = w.control_image, w.hint, launches
 
-        def draw() -> Drawn:
+        def generate() -> HostLoopOutput:
             program.fill(values)
             backend.upload(control_image, images[0][None])
             encode_hint()
@@ -216,57 +219,61 @@ class _Bench:
                 backend.copy(encoded, hint_rows.part(row, shape=encoded.shape))
             for launch in launches:
                 launch()
-            return Drawn(backend.download(w.image), backend.download(w.latents))
+            return HostLoopOutput(backend.download(w.image), backend.download(w.latents))
 
-        return draw
+        return generate
 
 
-def _why_not(bar: Bar, device: Device, techniques: Sequence[str]) -> str:
-    """Why a bar is not even tried; empty where it is."""
-    if bar.device not in (None, device):
+def _why_not(optimization: Optimization, device: Device, optimizations: Sequence[str]) -> str:
+    """Why an optimization is not even tried; empty where it is."""
+    if optimization.device not in (None, device):
         search = find_gpu()
-        return search.reason if bar.device == "gpu" and search.gpu is None else f"runs on a {bar.device.upper()} only"
-    return "not asked for" if techniques and bar.name not in techniques else ""
+        return (
+            search.reason
+            if optimization.device == "gpu" and search.gpu is None
+            else f"runs on a {optimization.device.upper()} only"
+        )
+    return "not asked for" if optimizations and optimization.name not in optimizations else ""
 
 
 def _opened(
     bench: _Bench, reasons: dict[str, str], differences: dict[str, float], report: Callable[[str], None]
-) -> Iterator[tuple[str, Draw]]:
-    """The bars that work here and draw the first one's latents; for the others, `reasons` says why not."""
+) -> Iterator[tuple[str, Generate]]:
+    """The optimizations that work here and generate the first one's latents; for the others, `reasons` says why not."""
     reference: NDArray[np.float32] | None = None
-    for bar in BARS:
-        if reasons[bar.name]:
+    for optimization in OPTIMIZATIONS:
+        if reasons[optimization.name]:
             continue
-        report(f"{bar.name}: opened")
+        report(f"{optimization.name}: opened")
         try:
-            draw = bar.open(bench)
-            latents = draw().latents
+            generate = optimization.open(bench)
+            latents = generate().latents
         except BackendError as e:
             folder = bench.bundle.folder
-            reasons[bar.name] = str(e).replace(str(folder), folder.name)
-            report(f"{bar.name}: {e}")
+            reasons[optimization.name] = str(e).replace(str(folder), folder.name)
+            report(f"{optimization.name}: {e}")
             continue
         reference = latents if reference is None else reference
         difference = float(np.linalg.norm(latents - reference) / np.linalg.norm(reference))
         if np.isfinite(difference):
-            differences[bar.name] = difference
-        half = bar.half or bench.bundle.manifest.precision == "fp16"
+            differences[optimization.name] = difference
+        half = optimization.half or bench.bundle.manifest.precision == "fp16"
         tolerance = _TOLERANCE["half" if half else "fp32"]
         if difference <= tolerance:
-            yield bar.name, draw
+            yield optimization.name, generate
         else:  # or not a number
-            reasons[bar.name] = f"its latents differ by {difference:.1e}, more than {tolerance:.0e}"
-            report(f"{bar.name}: {reasons[bar.name]}")
+            reasons[optimization.name] = f"its latents differ by {difference:.1e}, more than {tolerance:.0e}"
+            report(f"{optimization.name}: {reasons[optimization.name]}")
 
 
-def _rounds(draws: dict[str, Draw], rounds: int, report: Callable[[str], None]) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in draws}
+def _rounds(runs: dict[str, Generate], rounds: int, report: Callable[[str], None]) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(rounds + 1):
         report(f"round {k} of {rounds}" if k else "warm-up")
-        for name, draw in draws.items():
+        for name, generate in runs.items():
             time.sleep(_PAUSE)
             start = time.perf_counter()
-            draw()
+            generate()
             if k:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

@@ -2,9 +2,9 @@
 
     python -m cnpp_trt.benchmarks.latency.worker NAME < lines
 
-Every line is a JSON object. The first says what to open, each of the others what to do: `draw`, `picture`, `stages`,
-`extract` or `peak_bytes`. Each is answered by one line, `{"error": …}` where it failed. The process ends at once, also
-amid a drawing, when stdin ends: then whoever asked is gone, however it was stopped.
+Every line is a JSON object. The first names what to open, each of the others what to do: `generate`, `picture`,
+`stages`, `extract` or `peak_bytes`. Each is answered by one line, `{"error": …}` where it failed. The process ends at
+once, also while it generates, when stdin ends: the parent process is gone then, however it was stopped.
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Any
 from ...errors import CnppError
 from ...runtime.images.metadata import image_from_base64, image_to_base64
 from ...runtime.request import Control, ResolvedRequest
-from .competitors import Contestant, Opening
+from .competitors import Competitor, WorkerConfig
 
 
 def main() -> None:
@@ -41,21 +41,21 @@ def main() -> None:
         print(json.dumps(reply), file=answers, flush=True)
         return "error" not in reply
 
-    contestant: list[Contestant] = []
+    competitor: list[Competitor] = []
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(lines,), name="stdin", daemon=True).start()
 
     def opened() -> dict[str, Any]:
         given = json.loads(lines.get())
         bundles = {size: Path(folder) for size, folder in given["bundles"].items()}
-        contestant.append(Opening(**{**given, "bundles": bundles}).open())
+        competitor.append(WorkerConfig(**{**given, "bundles": bundles}).open())
         return {}
 
     if not answer(opened):
         os._exit(1)  # not through Python's own end, which would wait for the thread that reads
     while True:
         line = lines.get()
-        answer(lambda line=line: _perform(contestant[0], json.loads(line)))  # type: ignore[misc]
+        answer(lambda line=line: _perform(competitor[0], json.loads(line)))  # type: ignore[misc]
 
 
 def _read(lines: queue.SimpleQueue[str]) -> None:
@@ -91,16 +91,16 @@ def _request(fields: dict[str, Any]) -> ResolvedRequest:
     return ResolvedRequest(controls=(control,), **fields)
 
 
-def _perform(contestant: Contestant, order: dict[str, Any]) -> dict[str, Any]:
+def _perform(competitor: Competitor, order: dict[str, Any]) -> dict[str, Any]:
     if order["do"] == "peak_bytes":
         return {"peak_bytes": peak_bytes()}
     if order["do"] == "extract":
-        return {"seconds": contestant.extract(order["condition"], image_from_base64(order["image"]))}
+        return {"seconds": competitor.extract(order["condition"], image_from_base64(order["image"]))}
     request = _request(order["request"])
     if order["do"] == "stages":
-        return {"stages": contestant.stages(request)}
+        return {"stages": competitor.stages(request)}
     start = time.perf_counter()
-    images = contestant.draw(request)
+    images = competitor.generate(request)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, **({"image": image_to_base64(images[0])} if order["do"] == "picture" else {})}
 

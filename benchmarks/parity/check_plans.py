@@ -13,7 +13,7 @@ from ...runtime.pipeline import Pipeline
 from ..records import GraphParity
 from ..report.fidelity import graph_table, verdict_text
 from .graph_parity import Report, check_graphs, device_of
-from .thresholds import missed, read_thresholds
+from .thresholds import read_thresholds, violations
 
 
 class Check(TypedDict):
@@ -49,7 +49,7 @@ def check_plans(
         deployed, wanted = Pipeline.open(bundle, "onnxruntime-cpu"), wanted[:1]
         report(note)
     graphs = check_graphs(deployed, checkpoint, conditions, wanted, device_of(deployed), report)
-    failures = missed(read_thresholds(bundle.manifest.precision), graphs)
+    failures = violations(read_thresholds(bundle.manifest.precision), graphs)
     return Check(backend=deployed.backend.name, note=note, graphs=graphs, missed=failures, passed=not failures)
 
 

@@ -11,7 +11,7 @@ from ...export.provenance import find_source_checkpoint
 from ...files import require_writable, require_writable_file
 from ...places import results
 from ...runtime.pipeline import Pipeline
-from ..result import Result, default_path
+from ..result import BenchmarkResult, default_path
 from .graph_parity import Report
 from .measure import compare_with_pytorch, precision_of
 from .thresholds import read_thresholds
@@ -46,7 +46,7 @@ class ParitySettings:
 
 def measure_parity(
     deployed: Pipeline, settings: ParitySettings, report: Report = lambda line: None
-) -> tuple[Result, Path]:
+) -> tuple[BenchmarkResult, Path]:
     """Compares graphs, steps and images of a pipeline with PyTorch in fp32, and writes the result.
 
     Args:
@@ -82,7 +82,9 @@ def measure_parity(
         report=report,
     )
     title = f"{m.model}, {data['precision']} on {backend}"
-    result = Result.of("parity", title, _command(deployed, conditions, settings.images), data, settings.threads)
+    result = BenchmarkResult.of(
+        "parity", title, _command(deployed, conditions, settings.images), data, settings.threads
+    )
     path = settings.out or default_path("parity", f"{deployed.bundle.folder.name}-{backend}")
     result.write(path)
     return result, path

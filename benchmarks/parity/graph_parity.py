@@ -44,7 +44,7 @@ class Tally:
     def add(self, launch: str, reference: Tensors, found: Tensors) -> None:
         self.launches += 1
         for name, want in reference.items():
-            difference = compare(want, found[name])
+            difference = tensor_difference(want, found[name])
             self.max_abs = max(self.max_abs, difference.max_abs)
             self.cosine = min(self.cosine, difference.cosine)
             if difference.relative_l2 > self.relative_l2:
@@ -74,7 +74,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorDifference:
     """max |found - reference|, their relative L2 difference, and the cosine of the angle between the two as vectors."""
 
     max_abs: float
@@ -82,7 +82,7 @@ class Difference:
     cosine: float
 
 
-def compare(reference: NDArray[Any], found: NDArray[Any]) -> Difference:
+def tensor_difference(reference: NDArray[Any], found: NDArray[Any]) -> TensorDifference:
     """Of two tensors of one shape; differences are infinite and the cosine is 0 where one is not finite.
 
     Sums and no dot products: between the launches of two runtimes a BLAS with spinning threads of its own costs
@@ -92,10 +92,12 @@ def compare(reference: NDArray[Any], found: NDArray[Any]) -> Difference:
     error = np.abs(got - want)
     squared, length, other = (float(np.square(x).sum()) for x in (error, want, got))
     if not np.isfinite(squared):
-        return Difference(np.inf, np.inf, 0.0)
+        return TensorDifference(np.inf, np.inf, 0.0)
     product = float((want * got).sum())
     cosine = product / np.sqrt(length * other) if length and other else float(length == other)
-    return Difference(float(error.max()), float(np.sqrt(squared / (length or 1.0))), float(np.clip(cosine, -1, 1)))
+    return TensorDifference(
+        float(error.max()), float(np.sqrt(squared / (length or 1.0))), float(np.clip(cosine, -1, 1))
+    )
 
 
 def compare_graphs(
@@ -266,4 +268,4 @@ def _extraction(pipeline: Pipeline, graph: str) -> Step:
 
 
 def _relative(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    return min(compare(reference, found).relative_l2, NOT_FINITE)
+    return min(tensor_difference(reference, found).relative_l2, NOT_FINITE)

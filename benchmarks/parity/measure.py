@@ -7,7 +7,6 @@ images with diffusers' own pipeline (`pytorch`), which knows nothing of this pro
 import gc
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,20 +20,13 @@ from ..image_metrics import Lpips, Picture, difference_map, max_difference, png,
 from ..pytorch import PyTorch
 from ..records import Heatmap, ImageParity, Parity
 from ..requests import make_requests
+from ..systems import ImageGenerator
 from .graph_parity import Report, compare_launches, device_of, request_of_both
 from .pytorch_backend import exact_float32
-from .thresholds import missed
+from .thresholds import violations
 
 # A UNet above this draws no image in PyTorch's fp16 on a CPU unless it is asked to: one step of SD 1.5 takes minutes.
 _SMALL = 200 << 20
-
-
-class Draws(Protocol):
-    """What `Pipeline` and `PyTorch` have in common."""
-
-    def __call__(self, request: ResolvedRequest, /) -> Any:
-        """Something with `images`, uint8 [B,H,W,3]."""
-        ...
 
 
 def compare_with_pytorch(
@@ -77,8 +69,8 @@ def compare_with_pytorch(
     kept: dict[str, list[Picture]] = {}
     for condition, own in requests.items():
         start = time.perf_counter()
-        wanted = list(draw(exact, own))
-        found = list(draw(deployed, own))
+        wanted = list(generate(exact, own))
+        found = list(generate(deployed, own))
         parities.append(compare_images(condition, wanted, found, lpips))
         heatmaps.append(heatmap(condition, own, wanted, found))
         kept[condition] = wanted[:half]
@@ -91,10 +83,10 @@ def compare_with_pytorch(
         rounded = PyTorch(checkpoint, torch.float16, device)
         for condition, wanted in kept.items():
             start = time.perf_counter()
-            halves.append(compare_images(condition, wanted, list(draw(rounded, requests[condition][:half])), lpips))
+            halves.append(compare_images(condition, wanted, list(generate(rounded, requests[condition][:half])), lpips))
             report(f"{condition}: {half} images in PyTorch's fp16 in {time.perf_counter() - start:.1f} s")
 
-    failures = missed(thresholds, graphs, step_parities, parities)
+    failures = violations(thresholds, graphs, step_parities, parities)
     return Parity(
         model=deployed.bundle.manifest.model,
         backend=deployed.backend.name,
@@ -112,10 +104,10 @@ def compare_with_pytorch(
     )
 
 
-def draw(side: Draws, requests: Iterable[ResolvedRequest]) -> Iterator[Picture]:
+def generate(system: ImageGenerator, requests: Iterable[ResolvedRequest]) -> Iterator[Picture]:
     """The first image of each request."""
     for request in requests:
-        yield side(request).images[0]
+        yield system(request).images[0]
 
 
 def compare_images(

@@ -38,7 +38,7 @@ def read_thresholds(precision: str, file: Path | None = None) -> dict[str, float
     return thresholds if file is None else thresholds | _table(file, precision)
 
 
-def missed(
+def violations(
     thresholds: Mapping[str, float],
     graphs: Sequence[GraphParity],
     steps: Sequence[StepParity] = (),

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from ..records import Attempts, PlanRow, Plans, Reliability, Whole
-from ..result import Result
+from ..records import Attempts, EndToEnd, PlanRow, Plans, Reliability
+from ..result import BenchmarkResult
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
 
@@ -48,13 +48,13 @@ def _plan_cells(alike: list[PlanRow]) -> tuple[str, ...]:
     )
 
 
-def stages(result: Whole) -> Table:
+def stages(result: EndToEnd) -> Table:
     columns = (Column("command", "text"), Column("seconds"), Column("peak memory"))
     rows = [(s["stage"], f"{s['seconds']:.0f}", numbers.memory(s["peak_bytes"])) for s in result["stages"]]
     return make_table(columns, rows)
 
 
-def pictures(result: Whole) -> Table:
+def pictures(result: EndToEnd) -> Table:
     """Whole processes, from their start to the picture and its score."""
     what = f"{numbers.size(result['width'], result['height'])}, {result['steps']} steps"
     columns = (
@@ -108,7 +108,7 @@ def _attempts_row(title: str, row: Attempts) -> tuple[str, ...]:
     )
 
 
-def environment(result: Result) -> Table:
+def environment(result: BenchmarkResult) -> Table:
     """Where, when and with what a result was measured, and the command that measures it again."""
     return environment_table({**result.environment, "measured": result.created, "again": result.command})
 

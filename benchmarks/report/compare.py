@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..records import Interval
-from ..result import Result
+from ..result import BenchmarkResult
 from ..statistics import CONFIDENCE, RESAMPLES, Ratio, percentile_interval
 from . import building, fidelity, numbers, speed
 from .document import Block, Document, Section, Text
@@ -27,7 +27,7 @@ class Change:
     """Seconds of one thing in both results.
 
     Attributes:
-        of: contender or technique, case, and stage.
+        of: contender or optimization, case, and stage.
         before, after: medians.
         ratio: `after` over `before`, with its 95 % interval by bootstrap over the samples.
         noise: the change that these samples' own spread could make.
@@ -50,7 +50,7 @@ class Change:
         return "slower" if self.ratio["median"] > 1 else "faster"
 
 
-def measure(of: tuple[str, str, str], before: Sequence[float], after: Sequence[float]) -> Change:
+def compare_samples(of: tuple[str, str, str], before: Sequence[float], after: Sequence[float]) -> Change:
     """Args: before, after: seconds above 0, at least one each."""
     middle = [float(np.median(samples)) for samples in (before, after)]
     low, high = percentile_interval(resampled_medians(after, 1) / resampled_medians(before, 0))
@@ -81,15 +81,15 @@ def require_alike(before: Loaded, after: Loaded) -> None:
         raise UserError(f"cannot compare results of two kinds, {kinds}: give two of one kind")
 
 
-def changes(before: Result, after: Result) -> list[Change]:
+def changes(before: BenchmarkResult, after: BenchmarkResult) -> list[Change]:
     """Every timing that both results hold, the largest change first."""
     first, second = timings(before), timings(after)
-    found = [measure(of, first[of], second[of]) for of in first if of in second]
+    found = [compare_samples(of, first[of], second[of]) for of in first if of in second]
     return sorted(found, key=lambda c: -abs(np.log(c.ratio["median"])))
 
 
-def timings(result: Result) -> dict[tuple[str, str, str], list[float]]:
-    """Samples in seconds by contender or technique, case, and stage; empty for kinds that have none."""
+def timings(result: BenchmarkResult) -> dict[tuple[str, str, str], list[float]]:
+    """Samples in seconds by contender or optimization, case, and stage; empty for kinds that have none."""
     data: Any = result.data
     found: dict[tuple[str, str, str], list[float]] = {}
     if result.kind == "bench":
@@ -104,13 +104,15 @@ def timings(result: Result) -> dict[tuple[str, str, str], list[float]]:
         for name, measured in data["cold"].items():
             found[named.get(name, name), "cold start", "whole"] = measured["seconds"]["samples"]
     elif result.kind == "waterfall":
-        for technique in data["techniques"]:
-            if "seconds" in technique:
-                found[technique["title"], speed.case_text(data["case"]), "whole"] = technique["seconds"]["samples"]
+        for optimization in data["optimizations"]:
+            if "seconds" in optimization:
+                found[optimization["title"], speed.case_text(data["case"]), "whole"] = optimization["seconds"][
+                    "samples"
+                ]
     return found
 
 
-def environment_differences(before: Result, after: Result) -> list[tuple[str, str, str]]:
+def environment_differences(before: BenchmarkResult, after: BenchmarkResult) -> list[tuple[str, str, str]]:
     """(what, before, after), of machine, versions and commit."""
     first, second = (building.environment_rows(r.environment) for r in (before, after))
     names = dict.fromkeys([*first, *second])
@@ -193,12 +195,12 @@ def _changes_table(found: Sequence[Change]) -> Table:
     )
 
 
-def _only_one(before: Result, after: Result) -> list[tuple[str, str, str]]:
+def _only_one(before: BenchmarkResult, after: BenchmarkResult) -> list[tuple[str, str, str]]:
     first, second = ({of[:2] for of in timings(r)} for r in (before, after))
     return [(*of, "A") for of in sorted(first - second)] + [(*of, "B") for of in sorted(second - first)]
 
 
-def side_by_side(before: Result, after: Result) -> Iterator[tuple[str, str, str, str]]:
+def side_by_side(before: BenchmarkResult, after: BenchmarkResult) -> Iterator[tuple[str, str, str, str]]:
     """(what, before, after, verdict) of the values that are not timings, where both results have them."""
     one, two = ({"parity": _parity_values, "consistency": _scores}.get(r.kind, _costs)(r.data) for r in (before, after))
     for what, (text, interval) in one.items():
@@ -230,7 +232,7 @@ def _scores(data: Mapping[str, Any]) -> _Values:
     found: _Values = {}
     for c in data["conditions"]:
         for side, interval in c["scores"].items():
-            title = f"{c['condition']}, {c['metric']}, {data['sides'].get(side, side)}"
+            title = f"{c['condition']}, {c['metric']}, {data['systems'].get(side, side)}"
             found[title] = fidelity.interval_text(interval, c["metric"]), interval
         for d in c["differences"]:
             title = f"{c['condition']}, {c['metric']}, {d['of']} minus {d['minus']}"

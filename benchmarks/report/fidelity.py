@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..records import ConditionScores, Consistency, Difference, GraphParity, ImageParity, Interval, Parity
+from ..records import ConditionScores, Consistency, GraphParity, ImageParity, Interval, PairedDifference, Parity
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
 
@@ -144,8 +144,8 @@ def parity(result: Parity) -> Table:
 
 
 def consistency(result: Consistency) -> Table:
-    """A row for each condition: every side's score with its 95 % interval."""
-    sides = result["sides"]
+    """A row for each condition: every system's score with its 95 % interval."""
+    systems = result["systems"]
     columns = [Column("condition", "text"), Column("metric", "text"), Column("prompts"), Column("images")]
     rows = [
         (
@@ -153,19 +153,19 @@ def consistency(result: Consistency) -> Table:
             metric_text(c),
             str(c["prompts"]),
             str(c["images"]),
-            *(interval_text(c["scores"].get(name), c["metric"]) for name in sides),
+            *(interval_text(c["scores"].get(name), c["metric"]) for name in systems),
         )
         for c in result["conditions"]
     ]
-    return make_table([*columns, *map(Column, sides.values())], rows, "Scores (95 % interval)")
+    return make_table([*columns, *map(Column, systems.values())], rows, "Scores (95 % interval)")
 
 
 def differences(result: Consistency) -> Table:
-    """A row for each condition: the first side minus each of the others, paired, with its 95 % interval."""
+    """A row for each condition: the first system minus each of the others, paired, with its 95 % interval."""
     minus = compared(result)
-    columns = [Column(f"{next(iter(result['sides'].values()), '')} minus", "text")]
+    columns = [Column(f"{next(iter(result['systems'].values()), '')} minus", "text")]
     for name in minus:
-        columns += [Column(result["sides"].get(name, name)), Column("that is", "text")]
+        columns += [Column(result["systems"].get(name, name)), Column("that is", "text")]
     rows = []
     for c in result["conditions"] if minus else ():
         cells = [f"{c['condition']}, {metric_text(c)}"]
@@ -182,7 +182,7 @@ def metric_text(scores: ConditionScores) -> str:
 
 
 def compared(result: Consistency) -> list[str]:
-    """The sides that the first one was compared with."""
+    """The systems that the first one was compared with."""
     return list(dict.fromkeys(d["minus"] for c in result["conditions"] for d in c["differences"]))
 
 
@@ -194,7 +194,7 @@ def interval_text(interval: Interval | None, metric: str) -> str:
     return f"{value} ({low}–{high})"
 
 
-def difference_text(difference: Difference | None, metric: str) -> str:
+def difference_text(difference: PairedDifference | None, metric: str) -> str:
     if difference is None:
         return ABSENT
     decimals = _DECIMALS.get(metric, 2)
@@ -204,7 +204,7 @@ def difference_text(difference: Difference | None, metric: str) -> str:
     return f"{value} ({low} to {high})"
 
 
-def verdict(difference: Difference, scores: ConditionScores) -> str:
+def verdict(difference: PairedDifference, scores: ConditionScores) -> str:
     """`no difference` where the interval holds 0, else `better` or `worse`."""
     if difference["low"] <= 0 <= difference["high"]:
         return "no difference"
@@ -212,13 +212,13 @@ def verdict(difference: Difference, scores: ConditionScores) -> str:
 
 
 def quality(result: Consistency) -> Table:
-    """FID and CLIP scores by side."""
+    """FID and CLIP scores by system."""
     names = list(dict.fromkeys(name for values in result["quality"].values() for name in values))
     rows = [
-        (result["sides"].get(side, side), *(numbers.number(values[n]) if n in values else ABSENT for n in names))
-        for side, values in result["quality"].items()
+        (result["systems"].get(system, system), *(numbers.number(values[n]) if n in values else ABSENT for n in names))
+        for system, values in result["quality"].items()
     ]
-    return make_table([Column("side", "text"), *map(Column, names)], rows, "Quality")
+    return make_table([Column("system", "text"), *map(Column, names)], rows, "Quality")
 
 
 def listed(words: Sequence[str]) -> str:

@@ -186,15 +186,15 @@ def roofline(name: str, bench: Bench, colors: dict[str, int]) -> str | None:
 
     Williams, Waterman and Patterson, Roofline, CACM 2009. None where the floor was not measured.
     """
-    measured = bench["floor"]
+    measured = bench["roofline"]
     contenders = speed.staged(bench)
     if measured is None or not contenders:
         return None
-    shown = sorted(measured["work"], key=speed.stage_order)
-    shown = [s for s in shown if measured["work"][s]["flop"] > 0 and measured["work"][s]["bytes"] > 0]
+    shown = sorted(measured["op_counts"], key=speed.stage_order)
+    shown = [s for s in shown if measured["op_counts"][s]["flop"] > 0 and measured["op_counts"][s]["bytes"] > 0]
     if not shown:
         return None
-    at = {s: measured["work"][s]["flop"] / measured["work"][s]["bytes"] for s in shown}
+    at = {s: measured["op_counts"][s]["flop"] / measured["op_counts"][s]["bytes"] for s in shown}
     from matplotlib.lines import Line2D
 
     with _plot(name, "operations a byte", "operations a second", 4.9) as plot:
@@ -215,7 +215,7 @@ def roofline(name: str, bench: Bench, colors: dict[str, int]) -> str | None:
             for i, stage in enumerate(shown):
                 seconds = timed["stages"].get(stage, {"median": 0.0})["median"]
                 if seconds > 0:
-                    reached = measured["work"][stage]["flop"] * measured["launches"].get(stage, 1) / seconds
+                    reached = measured["op_counts"][stage]["flop"] * measured["launches"].get(stage, 1) / seconds
                     axes.plot(at[stage], reached, MARKERS[i % len(MARKERS)], color=COLORS[colors[contender["name"]]])
         _whole_decades(axes)
         _ticks(axes.xaxis, lambda v: f"{v:g}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...messages import printable, some
-from ..result import Result, default_path, read_result
+from ..result import BenchmarkResult, default_path, read_result
 
 _MEASURE = "measure with `cnpp-trt bench`, `cnpp-trt parity` or `cnpp-trt consistency`"
 
@@ -17,7 +17,7 @@ class Loaded:
     """A result with the name of its file, without the suffix."""
 
     name: str
-    result: Result
+    result: BenchmarkResult
 
 
 def load_results(paths: Iterable[Path] = ()) -> list[Loaded]:
@@ -52,7 +52,7 @@ class _Unfit(Exception):
     """What is wrong with a value, and where it is."""
 
 
-def _check_sense(result: Result) -> None:
+def _check_sense(result: BenchmarkResult) -> None:
     """What types cannot say and every table relies on."""
     data = result.data
     if result.kind == "bench":

@@ -19,17 +19,17 @@ TITLES = {
     "parity": "Parity",
     "consistency": "Consistency",
     "plans": "Plans",
-    "whole": "A whole model",
+    "end_to_end": "A whole model",
     "reliability": "Reliability",
 }
 _LEADS = {
     "bench": "A whole request, from prompt and control image to pixels, warm; the contenders in turn.",
-    "waterfall": "The same request with each technique switched on in turn, denoising and decoding.",
+    "waterfall": "The same request with each optimization switched on in turn, denoising and decoding.",
     "parity": "The deployed side against diffusers' own pipeline: graph by graph, step by step, and as pictures.",
     "consistency": "How well the condition found again in the image matches the one given, as the ControlNet++ paper "
     "measures it; 95 % bootstrap intervals over prompts.",
     "plans": "Every plan built anew.",
-    "whole": "Every command that a model takes, from its repositories to plans and pictures.",
+    "end_to_end": "Every command that a model takes, from its repositories to plans and pictures.",
     "reliability": "What was tried to break it, and what came of that.",
 }
 _LEAD = (
@@ -155,12 +155,12 @@ def _still_follows(result: Consistency) -> Answer | None:
                     f"{v} for {'all conditions' if len(names) == len(everything) > 1 else fidelity.listed(names)}"
                 )
         counts.append((len(kept), len(verdicts)))
-        lines.append(f"Against {result['sides'].get(minus, minus)}: {'; '.join(said)}.")
+        lines.append(f"Against {result['systems'].get(minus, minus)}: {'; '.join(said)}.")
     if not counts:
         return None
     kept_count, count = counts[0]
     figure = "yes" if kept_count == count else f"{kept_count} of {count}"
-    line = " ".join([f"{next(iter(result['sides'].values()))}, {result['data']}.", *lines])
+    line = " ".join([f"{next(iter(result['systems'].values()))}, {result['data']}.", *lines])
     return Answer("Does it still follow the condition?", figure, line, kept_count == count)
 
 
@@ -192,7 +192,7 @@ def _bench(bench: Bench, anchor: str, colors: dict[str, int]) -> Iterator[Block]
         yield Figure(f"{anchor}-roofline", "Roofline", caption, svg)
     if len(bench["cases"]) > 1:
         yield speed.scaling(bench)
-    yield speed.floor(bench)
+    yield speed.roofline(bench)
 
 
 def _speed_bars(bench: Bench, colors: dict[str, int]) -> Bars:
@@ -226,18 +226,18 @@ def _shares(summary: Summary, longest: float) -> tuple[float, float, float]:
 
 
 def _waterfall(result: Waterfall, anchor: str, colors: dict[str, int]) -> Iterator[Block]:
-    longest = _longest([t["seconds"] for t in result["techniques"] if "seconds" in t])
+    longest = _longest([t["seconds"] for t in result["optimizations"] if "seconds" in t])
     bars = []
-    for technique, step in speed.steps_of(result):
-        if "seconds" not in technique:
-            bars.append(Bar(technique["title"], "not measured", None, 0, 0, 1, technique["reason"]))
+    for optimization, step in speed.steps_of(result):
+        if "seconds" not in optimization:
+            bars.append(Bar(optimization["title"], "not measured", None, 0, 0, 1, optimization["reason"]))
             continue
-        s = technique["seconds"]
+        s = optimization["seconds"]
         note = f"step {numbers.ratio(step)}" if step else "start"
         shares = _shares(s, longest)
-        bars.append(Bar(technique["title"], numbers.duration(s["median"]), *shares, 1 if step else 0, note))
-    caption = "Each bar has every technique above it. Median; the thin line spans p10 to p90. Shorter is faster."
-    yield Bars("One technique after the other", caption, tuple(bars))
+        bars.append(Bar(optimization["title"], numbers.duration(s["median"]), *shares, 1 if step else 0, note))
+    caption = "Each bar has every optimization above it. Median; the thin line spans p10 to p90. Shorter is faster."
+    yield Bars("One optimization after the other", caption, tuple(bars))
     yield speed.waterfall(result)
 
 
@@ -277,7 +277,7 @@ def _consistency(result: Consistency, anchor: str, colors: dict[str, int]) -> It
     for i, minus in enumerate(fidelity.compared(result)):
         svg = figures.differences(f"{anchor}-against-{i}", result, minus)
         if svg:
-            sides = next(iter(result["sides"].values())), result["sides"].get(minus, minus)
+            sides = next(iter(result["systems"].values())), result["systems"].get(minus, minus)
             caption = "Paired: the same prompts, seeds and conditions. An interval that holds 0 shows no difference."
             yield Figure(f"{anchor}-against-{i}", f"{sides[0]} minus {sides[1]}", caption, svg)
     yield fidelity.quality(result)
@@ -314,9 +314,9 @@ def not_measured(loaded: Sequence[Loaded]) -> Table:
 def _reasons(kind: str, data: Any) -> Iterator[tuple[str, str]]:
     if kind == "bench":
         yield from ((speed.contender_title(c), c["reason"]) for c in data["contenders"])
-        yield "floor", data["floor_reason"]
+        yield "roofline", data["roofline_reason"]
     elif kind == "waterfall":
-        yield from ((t["title"], t["reason"]) for t in data["techniques"])
+        yield from ((t["title"], t["reason"]) for t in data["optimizations"])
     elif kind == "parity":
         yield from data["unavailable"].items()
     elif kind == "reliability":

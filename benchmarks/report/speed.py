@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ..latency import flop_count as arithmetic
-from ..records import Bench, Case, Contender, Technique, Timed, TimedCase, Waterfall
+from ..records import Bench, Case, CompetitorResult, OptimizationResult, Timed, TimedCase, Waterfall
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
 
@@ -46,7 +46,7 @@ def change_text(case: Case, base: Case) -> str:
     return ", ".join(part for part in _case_parts(case) if part not in known) or case_text(case)
 
 
-def contender_title(contender: Contender) -> str:
+def contender_title(contender: CompetitorResult) -> str:
     """With its precision, where the title does not say it."""
     title, precision = contender["title"], contender["precision"]
     return title if precision in title or not precision else f"{title}, {precision}"
@@ -56,7 +56,7 @@ def titles(bench: Bench) -> dict[str, str]:
     return {c["name"]: contender_title(c) for c in bench["contenders"]}
 
 
-def ratio_text(timed: Timed | Technique) -> str:
+def ratio_text(timed: Timed | OptimizationResult) -> str:
     if "ratio" not in timed:
         return ABSENT
     r = timed["ratio"]
@@ -96,7 +96,7 @@ def speed(bench: Bench) -> Table:
     return make_table(columns, (_speed_row(c, base) for c in bench["contenders"]), "Each contender")
 
 
-def _speed_row(contender: Contender, base: TimedCase) -> tuple[str, ...]:
+def _speed_row(contender: CompetitorResult, base: TimedCase) -> tuple[str, ...]:
     timed = base["runs"].get(contender["name"])
     reason = contender["reason"] or ("" if timed else "not measured")
     if timed is None:
@@ -147,7 +147,7 @@ def stage_order(stage: str) -> int:
     return [*STAGES].index(stage) if stage in STAGES else len(STAGES)
 
 
-def staged(bench: Bench) -> list[tuple[Contender, Timed]]:
+def staged(bench: Bench) -> list[tuple[CompetitorResult, Timed]]:
     """The contenders of the base case that tell their stages apart."""
     runs = base_case(bench)["runs"]
     found = [(c, runs[c["name"]]) for c in bench["contenders"] if c["name"] in runs]
@@ -193,27 +193,27 @@ def _scaling_cell(timed: Timed | None) -> str:
     return numbers.duration(timed["whole"]["median"]) + faster
 
 
-def floor_seconds(bench: Bench, stage: str, precision: str) -> float | None:
+def roofline_seconds(bench: Bench, stage: str, precision: str) -> float | None:
     """The least that a request's launches of a stage can take here."""
-    measured = bench["floor"]
-    if measured is None or stage not in measured["work"] or not measured["flop_per_second"].get(precision):
+    measured = bench["roofline"]
+    if measured is None or stage not in measured["op_counts"] or not measured["flop_per_second"].get(precision):
         return None
-    work, rate = measured["work"][stage], measured["flop_per_second"][precision]
-    return arithmetic.floor_seconds(work, rate, measured["bytes_per_second"]) * measured["launches"].get(stage, 1)
+    work, rate = measured["op_counts"][stage], measured["flop_per_second"][precision]
+    return arithmetic.roofline_seconds(work, rate, measured["bytes_per_second"]) * measured["launches"].get(stage, 1)
 
 
-def share_of_floor(bench: Bench, contender: Contender, stage: str) -> float | None:
+def share_of_roofline(bench: Bench, contender: CompetitorResult, stage: str) -> float | None:
     """Floor over measured seconds: 1 is as fast as this machine can be."""
     timed = base_case(bench)["runs"].get(contender["name"])
-    least = floor_seconds(bench, stage, contender["precision"])
+    least = roofline_seconds(bench, stage, contender["precision"])
     if timed is None or least is None or not timed["stages"].get(stage, {"median": 0})["median"]:
         return None
     return least / timed["stages"][stage]["median"]
 
 
-def floor(bench: Bench) -> Table:
+def roofline(bench: Bench) -> Table:
     """What a request asks of the machine by stage, the least it can take, and the share of that which is reached."""
-    measured = bench["floor"]
+    measured = bench["roofline"]
     contenders = [c for c, _ in staged(bench)]
     precisions = [p for p in dict.fromkeys(c["precision"] for c in contenders) if p in rates(bench)]
     columns = [
@@ -227,11 +227,11 @@ def floor(bench: Bench) -> Table:
     if measured is None:
         return make_table(columns, ())
     rows = []
-    for stage in sorted(measured["work"], key=stage_order):
-        work, launches = measured["work"][stage], measured["launches"].get(stage, 1)
+    for stage in sorted(measured["op_counts"], key=stage_order):
+        work, launches = measured["op_counts"][stage], measured["launches"].get(stage, 1)
         asked = (str(launches), numbers.number(work["flop"] / 1e9), numbers.number(work["bytes"] / 2**20))
-        least = (floor_seconds(bench, stage, p) for p in precisions)
-        shares = (share_of_floor(bench, c, stage) for c in contenders)
+        least = (roofline_seconds(bench, stage, p) for p in precisions)
+        shares = (share_of_roofline(bench, c, stage) for c in contenders)
         floors = (ABSENT if s is None else numbers.duration(s) for s in least)
         reached = (ABSENT if s is None else numbers.percent(s) for s in shares)
         rows.append((STAGES.get(stage, stage), *asked, *floors, *reached))
@@ -240,18 +240,18 @@ def floor(bench: Bench) -> Table:
 
 def rates(bench: Bench) -> dict[str, float]:
     """The matrix rate in floating-point operations a second, by precision."""
-    return bench["floor"]["flop_per_second"] if bench["floor"] else {}
+    return bench["roofline"]["flop_per_second"] if bench["roofline"] else {}
 
 
-def steps_of(waterfall: Waterfall) -> Iterator[tuple[Technique, float | None]]:
-    """Each technique with how many times faster it made the last measured one before it."""
+def steps_of(waterfall: Waterfall) -> Iterator[tuple[OptimizationResult, float | None]]:
+    """Each optimization with how many times faster it made the last measured one before it."""
     before: float | None = None
-    for technique in waterfall["techniques"]:
-        if "seconds" not in technique:
-            yield technique, None
+    for optimization in waterfall["optimizations"]:
+        if "seconds" not in optimization:
+            yield optimization, None
             continue
-        now = technique["seconds"]["median"]
-        yield technique, before / now if before else None
+        now = optimization["seconds"]["median"]
+        yield optimization, before / now if before else None
         before = now
 
 
@@ -266,17 +266,17 @@ def waterfall(result: Waterfall) -> Table:
         Column("not measured", "note"),
     )
     rows = []
-    for technique, step in steps_of(result):
-        summary = technique.get("seconds")
+    for optimization, step in steps_of(result):
+        summary = optimization.get("seconds")
         rows.append(
             (
-                technique["title"],
+                optimization["title"],
                 numbers.duration(summary["median"]) if summary else ABSENT,
                 numbers.durations(summary["p10"], summary["p90"]) if summary else ABSENT,
                 numbers.ratio(step) if step else ABSENT,
-                ratio_text(technique) if step else ABSENT,
-                numbers.exponent(technique["difference"]) if "difference" in technique else ABSENT,
-                technique["reason"],
+                ratio_text(optimization) if step else ABSENT,
+                numbers.exponent(optimization["difference"]) if "difference" in optimization else ABSENT,
+                optimization["reason"],
             )
         )
-    return make_table(columns, rows, "Each technique")
+    return make_table(columns, rows, "Each optimization")

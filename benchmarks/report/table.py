@@ -65,7 +65,7 @@ def code(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Whole, on one line, printable: names of models and conditions come from other people's files."""
+    """EndToEnd, on one line, printable: names of models and conditions come from other people's files."""
     return printable(text, 12 * len(text) + 1)
 
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from ...errors import UserError
 from ..records import Bench
-from ..result import Result
+from ..result import BenchmarkResult
 from . import building, fidelity, speed
 from .table import Table
 
@@ -15,7 +15,7 @@ TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
         "speed": speed.speed,
         "stages": speed.stages,
         "scaling": speed.scaling,
-        "floor": speed.floor,
+        "roofline": speed.roofline,
         "cold": speed.cold,
     },
     "waterfall": {"waterfall": speed.waterfall},
@@ -31,22 +31,22 @@ TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
         "quality": fidelity.quality,
     },
     "plans": {"plans": building.plans},
-    "whole": {"stages": building.stages, "pictures": building.pictures},
+    "end_to_end": {"stages": building.stages, "pictures": building.pictures},
     "reliability": {"attempts": building.attempts},
 }
 
 
-def make(name: str, result: Result) -> Table:
+def make(name: str, result: BenchmarkResult) -> Table:
     """Raises: UserError where results of this kind have no such table."""
     if name == "environment":
         return building.environment(result)
     if name not in TABLES[result.kind]:
         names = ", ".join([*TABLES[result.kind], "environment"])
-        raise UserError(f"no table {name!r} of a {result.kind} result; there are {names}")
+        raise UserError(f"no table {name!r} of the {result.kind} result; there are {names}")
     return TABLES[result.kind][name](result.data)
 
 
-def markdown_of(result: Result) -> str:
+def markdown_of(result: BenchmarkResult) -> str:
     """Every table that has something to say, for a terminal, and the report's warning where times vary widely."""
     made = [make(name, result) for name in TABLES[result.kind]]
     texts = [table.markdown() for table in made if table.rows]

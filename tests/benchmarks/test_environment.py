@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cnpp_trt.benchmarks.environment import environment, gpu_memory_used
-from cnpp_trt.benchmarks.latency.bench import Settings, _command
+from cnpp_trt.benchmarks.latency.bench import BenchSettings, _command
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_models_name_is_one_word_of_the_command() -> None:
     """As a shell reads it: the name comes from somebody's manifest."""
     name = "a'; touch owned; $(touch owned) `touch owned`"
     bundle: Any = SimpleNamespace(manifest=SimpleNamespace(model=name))
-    command = _command(bundle, Settings())
+    command = _command(bundle, BenchSettings())
     show = f"{shlex.quote(sys.executable)} -c 'import sys; print(sys.argv[3])'"
     printed = subprocess.run(
         ["/bin/sh", "-c", command.replace("cnpp-trt", show, 1)], capture_output=True, text=True, check=True

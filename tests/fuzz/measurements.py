@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from cnpp_trt.benchmarks import records as schema
 from cnpp_trt.benchmarks.consistency.dataset import open_data
-from cnpp_trt.benchmarks.consistency.scores import compare
+from cnpp_trt.benchmarks.consistency.scores import score_systems
 from cnpp_trt.benchmarks.consistency.shards import Shard, appending, read_records
 from cnpp_trt.benchmarks.parity.thresholds import read_thresholds
 from cnpp_trt.benchmarks.report.compare import changes, make_comparison, require_alike
@@ -68,7 +68,7 @@ _RECORD = {
 
 def records(place: Place) -> Kind:
     """A study's lines, with the right checksum or not."""
-    header = {"side": "deployed", "steps": 2}
+    header = {"system": "deployed", "steps": 2}
     file = place.folder / Shard().file
 
     def attempt(example: tuple[bytes, bool, str]) -> None:
@@ -78,14 +78,14 @@ def records(place: Place) -> Kind:
             append(_RECORD)
         with file.open("ab") as lines:
             lines.write((_with_checksum(content) if sealed else content).replace(b"\n", b" ") + b"\n")
-        found = list(read_records(place.folder, header, schema.Drawn).values())
+        found = list(read_records(place.folder, header, schema.PromptRecord).values())
         usable = [
             r
             for r in found
             if {n: len(v) for n, v in r["counts"].items()} == {n: len(v) for n, v in _RECORD["counts"].items()}
         ]
         if usable:
-            compare(metric, {"deployed": usable, "reference": usable[::-1]})
+            score_systems(metric, {"deployed": usable, "reference": usable[::-1]})
 
     metrics = st.sampled_from(["mIoU", "F1", "SSIM", "RMSE"])
     return Kind(st.tuples(documents(_RECORD), st.booleans(), metrics), attempt)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cnpp_trt import Pipeline
-from cnpp_trt.benchmarks.parity.measure import compare_images, draw
+from cnpp_trt.benchmarks.parity.measure import compare_images, generate
 from cnpp_trt.benchmarks.report.fidelity import image_table, worst_psnr
 from cnpp_trt.benchmarks.requests import make_requests
 from cnpp_trt.conditions import CONDITIONS
@@ -36,7 +36,7 @@ def test_which_gpu_this_is_and_whether_tensorrt_takes_it(gpu, try_flavor, report
 def compare(reference, candidate, condition, count):
     """Fresh scenes on both sides: how far apart the images are, and the mean consistency score of either side."""
     requests = list(make_requests(reference, condition, range(count)))
-    sides = [list(draw(side, requests)) for side in (reference, candidate)]
+    sides = [list(generate(side, requests)) for side in (reference, candidate)]
     scores = [
         np.mean([
             score(condition, request.controls[0].image, reference.extract(condition, image)).value

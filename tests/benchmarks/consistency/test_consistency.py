@@ -21,12 +21,12 @@ from cnpp_trt.benchmarks.consistency import scores as consistency_scores
 from cnpp_trt.benchmarks.consistency import study as consistency
 from cnpp_trt.benchmarks.consistency.command import ConsistencySettings, measure_consistency
 from cnpp_trt.benchmarks.consistency.dataset import Folder
-from cnpp_trt.benchmarks.consistency.scores import compare, scores, summarize
+from cnpp_trt.benchmarks.consistency.scores import score_systems, scores, summarize
 from cnpp_trt.benchmarks.consistency.shards import Shard
-from cnpp_trt.benchmarks.consistency.study import Study, counts, draw, protocol_of, read_pictures
+from cnpp_trt.benchmarks.consistency.study import Study, counts, generate, read_pictures, sampling_config
 from cnpp_trt.benchmarks.result import read_result
 from cnpp_trt.benchmarks.statistics import resampling_weights
-from cnpp_trt.benchmarks.systems import deployed_side, other_sides
+from cnpp_trt.benchmarks.systems import other_systems, subject_system
 from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.control.consistency import score
@@ -112,11 +112,11 @@ def test_intervals_are_scipys():
     rng = np.random.default_rng(3)
     first = rng.gamma(2, 10, 40)
     second = first + rng.normal(1, 3, 40)
-    sides = {
+    systems = {
         name: [{"scores": [v - 1, v + 1], "counts": {}} for v in values]
         for name, values in (("deployed", first), ("other", second))
     }
-    intervals, (difference,) = compare("RMSE", sides)
+    intervals, (difference,) = score_systems("RMSE", systems)
     assert (difference["of"], difference["minus"]) == ("deployed", "other")
     for found, values in ((intervals["deployed"], first), (intervals["other"], second), (difference, first - second)):
         theirs = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
@@ -130,22 +130,22 @@ def test_intervals_are_scipys():
 
 def test_a_side_against_itself_differs_by_nothing():
     records = [record_of("seg", *maps("seg", seed)) for seed in range(4)]
-    _, (difference,) = compare("mIoU", {"deployed": records, "other": records})
+    _, (difference,) = score_systems("mIoU", {"deployed": records, "other": records})
     assert (difference["value"], difference["low"], difference["high"]) == (0, 0, 0)
 
 
-# --- the protocol
+# --- the sampling
 
 
 def test_the_papers_protocol_is_the_default(tiny, miniature):
-    assert protocol_of(tiny.pipeline.bundle.manifest) == consistency.Protocol(
+    assert sampling_config(tiny.pipeline.bundle.manifest) == consistency.SamplingConfig(
         4, "worst quality, low quality", 20, 7.5, "unipc"
     )
     manifest = miniature.pipeline.bundle.manifest
-    own = protocol_of(manifest, 2)
+    own = sampling_config(manifest, 2)
     assert (own.images, own.negative_prompt, own.guidance_scale) == (2, "", manifest.defaults["guidance_scale"])
-    asked = protocol_of(manifest, 1, "ugly", 3, 1.0, "ddim")
-    assert asked == consistency.Protocol(1, "ugly", 3, 1.0, "ddim")
+    asked = sampling_config(manifest, 1, "ugly", 3, 1.0, "ddim")
+    assert asked == consistency.SamplingConfig(1, "ugly", 3, 1.0, "ddim")
 
 
 # --- a study
@@ -158,19 +158,19 @@ def study(canny, photos, tmp_path) -> Callable[..., Study]:
     checkpoint, pipeline = canny
 
     def make(out: str, against: tuple[str, ...] = (), count: int | None = None, **fields: Any) -> Study:
-        protocol = protocol_of(pipeline.bundle.manifest, **{"images": 2, "steps": 2, **fields})
-        sides = other_sides(
+        sampling = sampling_config(pipeline.bundle.manifest, **{"images": 2, "steps": 2, **fields})
+        systems = other_systems(
             against, pipeline, lambda f: Pipeline.open(f, "onnxruntime-cpu", 1), str(checkpoint), None, 1
         )
         folder = Folder(data, pipeline, ["canny"], count)
-        return Study(pipeline, [deployed_side(pipeline), *sides], folder, ["canny"], protocol, tmp_path / out)
+        return Study(pipeline, [subject_system(pipeline), *systems], folder, ["canny"], sampling, tmp_path / out)
 
     return make
 
 
 def finished(study: Study, *shards: str) -> dict[str, Any]:
     for shard in shards or ("1/1",):
-        draw(study, Shard.parse(shard))
+        generate(study, Shard.parse(shard))
     missing: list[str] = []
     found = summarize(study, missing.append)
     assert missing == []
@@ -180,7 +180,7 @@ def finished(study: Study, *shards: str) -> dict[str, Any]:
 def test_records_hold_what_was_drawn(study, canny):
     made = study("out")
     found = finished(made)
-    records = made.records(made.sides[0], "canny")
+    records = made.records(made.systems[0], "canny")
     assert list(records) == [f"photo {i}" for i in range(PROMPTS)]
     for index, record in enumerate(records.values()):
         assert record["seeds"] == [2 * index, 2 * index + 1]
@@ -193,7 +193,7 @@ def test_records_hold_what_was_drawn(study, canny):
     (row,) = found["conditions"]
     assert (row["metric"], row["prompts"], row["images"]) == ("F1", PROMPTS, 2 * PROMPTS)
     assert row["scores"]["deployed"]["low"] <= row["scores"]["deployed"]["value"] <= row["scores"]["deployed"]["high"]
-    assert found["sides"] == {"deployed": f"{canny[1].bundle.manifest.model}, fp32 on onnxruntime-cpu"}
+    assert found["systems"] == {"deployed": f"{canny[1].bundle.manifest.model}, fp32 on onnxruntime-cpu"}
     (sheet,) = found["sheets"]
     assert len(sheet["png"]) <= 102_400
     picture = Image.open(io.BytesIO(base64.b64decode(sheet["png"])))
@@ -204,23 +204,23 @@ def test_sharded_in_any_order_is_the_same(study):
     whole = finished(study("whole"))
     parts = study("parts")
     missing: list[str] = []
-    draw(parts, Shard.parse("3/3"))
+    generate(parts, Shard.parse("3/3"))
     partial = summarize(parts, missing.append)
     assert partial["conditions"][0]["prompts"] == 2
     assert missing == ["deployed, canny: 4 of 6 prompts are still missing"]
-    draw(parts, Shard.parse("1/3"))
+    generate(parts, Shard.parse("1/3"))
     assert finished(parts, "2/3") == whole
-    files = sorted(p.name for p in parts.place(parts.sides[0], "canny").glob("*.jsonl"))
+    files = sorted(p.name for p in parts.place(parts.systems[0], "canny").glob("*.jsonl"))
     assert files == [f"records-{i}of3.jsonl" for i in (1, 2, 3)]
     said: list[str] = []
-    draw(parts, Shard(), said.append)  # nothing is left for a run without shards
+    generate(parts, Shard(), said.append)  # nothing is left for a run without shards
     assert said == []
 
 
 def test_more_prompts_go_on_from_fewer(study):
     finished(study("out", count=2))
     said: list[str] = []
-    draw(study("out"), Shard(), said.append)
+    generate(study("out"), Shard(), said.append)
     assert len(said) == 1 and said[0].startswith("deployed, canny: 4 of 4 prompts")
     assert summarize(study("out")) == summarize(study("out", count=6))
     assert summarize(study("out", count=2))["conditions"][0]["prompts"] == 2
@@ -237,28 +237,28 @@ def test_more_prompts_go_on_from_fewer(study):
     ],
 )
 def test_other_settings_are_refused(study, fields, message):
-    draw(study("out", count=1), Shard())
+    generate(study("out", count=1), Shard())
     with pytest.raises(UserError, match=f"records-1of1.jsonl was made with {message}: .*--fresh"):
-        draw(study("out", count=1, **fields), Shard())
+        generate(study("out", count=1, **fields), Shard())
 
 
 def test_other_data_and_bundles_are_refused(study, tmp_path, canny):
     made = study("out", count=1)
-    draw(made, Shard())
+    generate(made, Shard())
     prompts = tmp_path / "photos" / "prompts.jsonl"
     prompts.write_text(prompts.read_text().replace("3 blocks", "4 blocks"))
     with pytest.raises(UserError, match="was made with data '"):
-        draw(replace(made, data=Folder(prompts.parent, canny[1], ["canny"])), Shard())
+        generate(replace(made, data=Folder(prompts.parent, canny[1], ["canny"])), Shard())
     other = Bundle(canny[1].bundle.folder, replace(canny[1].bundle.manifest, base="another"))
     deployed = Pipeline(other, canny[1].backend)
-    with pytest.raises(UserError, match=r"drawn by .* judged by "):
-        draw(replace(made, deployed=deployed, sides=[deployed_side(deployed)]), Shard())
+    with pytest.raises(UserError, match=r"generated by .* judged by "):
+        generate(replace(made, deployed=deployed, systems=[subject_system(deployed)]), Shard())
 
 
 def test_against_pytorch_and_a_bundle(study, canny, tmp_path):
     copy = shutil.copytree(canny[1].bundle.folder, tmp_path / "copy")
     found = finished(study("out", against=("pytorch", "pytorch-fp16", str(copy))))
-    assert list(found["sides"]) == ["deployed", "pytorch", "pytorch-fp16", "copy"]
+    assert list(found["systems"]) == ["deployed", "pytorch", "pytorch-fp16", "copy"]
     (row,) = found["conditions"]
     pytorch, half, same = row["differences"]
     assert (pytorch["minus"], half["minus"], same["minus"]) == ("pytorch", "pytorch-fp16", "copy")
@@ -272,30 +272,30 @@ def test_against_pytorch_and_a_bundle(study, canny, tmp_path):
 def test_sides_that_cannot_be_had(canny, tiny, tmp_path, monkeypatch):
     checkpoint, pipeline = canny
 
-    def sides(*names: str, model: str | None = str(checkpoint)) -> list[Any]:
-        return other_sides(names, pipeline, lambda f: Pipeline.open(f, "onnxruntime-cpu", 1), model)
+    def systems(*names: str, model: str | None = str(checkpoint)) -> list[Any]:
+        return other_systems(names, pipeline, lambda f: Pipeline.open(f, "onnxruntime-cpu", 1), model)
 
     monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path / "home"))
     with pytest.raises(
         UserError, match=r"no bundle of 'miniature-controlnet' .*`cnpp-trt export --model miniature-con"
     ):
-        sides("miniature-controlnet")
+        systems("miniature-controlnet")
     with pytest.raises(UserError, match="say where it is with --model PATH"):
-        sides("pytorch", model=None)
+        systems("pytorch", model=None)
     with pytest.raises(UserError, match="its weights are others"):
-        sides("pytorch", model=str(tiny.checkpoint))
+        systems("pytorch", model=str(tiny.checkpoint))
     named = shutil.copytree(pipeline.bundle.folder, tmp_path / "deployed")
-    with pytest.raises(UserError, match="two sides are called 'deployed': rename"):
-        sides(str(named))
-    assert [s.name for s in sides("pytorch", "pytorch", "pytorch-fp16")] == ["pytorch", "pytorch-fp16"]
+    with pytest.raises(UserError, match="two systems are called 'deployed': rename"):
+        systems(str(named))
+    assert [s.name for s in systems("pytorch", "pytorch", "pytorch-fp16")] == ["pytorch", "pytorch-fp16"]
 
 
 def test_a_condition_that_a_side_lacks_is_left_out(study, tiny, canny):
     made = study("out", count=1)
-    lacking = replace(made.sides[0], name="lacking", conditions=("seg",))
-    both = replace(made, sides=[made.sides[0], lacking])
+    lacking = replace(made.systems[0], name="lacking", conditions=("seg",))
+    both = replace(made, systems=[made.systems[0], lacking])
     said: list[str] = []
-    draw(both, Shard(), said.append)
+    generate(both, Shard(), said.append)
     assert "lacking has no canny: left out" in said
     (row,) = summarize(both)["conditions"]
     assert (list(row["scores"]), row["differences"]) == (["deployed"], [])
@@ -305,22 +305,22 @@ def test_a_condition_that_a_side_lacks_is_left_out(study, tiny, canny):
 
 def test_pictures_are_kept_for_fid_and_checked(study):
     made = replace(study("out", count=2), keep_pictures=True)
-    draw(made, Shard())
-    (side,) = made.sides
-    kept = dict(read_pictures(made, side, "canny"))
-    records = list(made.records(side, "canny").values())
+    generate(made, Shard())
+    (system,) = made.systems
+    kept = dict(read_pictures(made, system, "canny"))
+    records = list(made.records(system, "canny").values())
     assert [[pixels_sha256(image) for image in kept[i]] for i in range(2)] == [r["pixels"] for r in records]
-    seconds = dict(read_pictures(made, side, "canny", slice(1, 2)))
+    seconds = dict(read_pictures(made, system, "canny", slice(1, 2)))
     np.testing.assert_array_equal(seconds[1][0], kept[1][1])
 
-    path = made.pictures(side, "canny", 1)[0]
+    path = made.pictures(system, "canny", 1)[0]
     Image.fromarray(255 - kept[1][0]).save(path)
     with pytest.raises(UserError, match=r"1-0.png is not the picture that was judged: delete it"):
-        list(read_pictures(made, side, "canny"))
+        list(read_pictures(made, system, "canny"))
     path.unlink()
-    assert made.pending(side, "canny") == [1]
-    draw(made, Shard())
-    np.testing.assert_array_equal(dict(read_pictures(made, side, "canny"))[1][0], kept[1][0])
+    assert made.pending(system, "canny") == [1]
+    generate(made, Shard())
+    np.testing.assert_array_equal(dict(read_pictures(made, system, "canny"))[1][0], kept[1][0])
 
 
 def test_a_sheet_of_the_largest_pictures_is_small():

@@ -13,8 +13,8 @@ from cnpp_trt.benchmarks.consistency.dataset import Folder
 from cnpp_trt.benchmarks.consistency.quality import ClipScore, Fid
 from cnpp_trt.benchmarks.consistency.scores import measure_quality
 from cnpp_trt.benchmarks.consistency.shards import Shard
-from cnpp_trt.benchmarks.consistency.study import Study, draw, protocol_of
-from cnpp_trt.benchmarks.systems import deployed_side
+from cnpp_trt.benchmarks.consistency.study import Study, generate, sampling_config
+from cnpp_trt.benchmarks.systems import subject_system
 from cnpp_trt.errors import CnppError, UserError
 from hints import hint
 from PIL import Image
@@ -135,17 +135,17 @@ def test_clip_score_is_the_cosine(clip):
 def test_quality_of_a_study(canny, photos, tmp_path, real, clip):
     _, pipeline = canny
     data = Folder(photos(4), pipeline, ["canny"])
-    protocol = protocol_of(pipeline.bundle.manifest, 2, steps=1)
-    study = Study(pipeline, [deployed_side(pipeline)], data, ["canny"], protocol, tmp_path / "out", True)
+    sampling = sampling_config(pipeline.bundle.manifest, 2, steps=1)
+    study = Study(pipeline, [subject_system(pipeline)], data, ["canny"], sampling, tmp_path / "out", True)
     size = pipeline.bundle.manifest.width, pipeline.bundle.manifest.height
     originals = [np.asarray(Image.fromarray(i).resize(size)) for i in pictures(8, 0)]
     fid, score = Fid(real(originals), size, Means()), ClipScore(lambda: (clip, Processor()))
 
-    draw(study, Shard(1, 2))
+    generate(study, Shard(1, 2))
     said: list[str] = []
     assert measure_quality(study, fid, score, said.append) == {}
     assert said == ["deployed, canny: FID and CLIP score wait for the missing prompts"]
-    draw(study, Shard(2, 2))
+    generate(study, Shard(2, 2))
     found = measure_quality(study, fid, score)
     drawn = [pipeline(study.request("canny", i)).images for i in range(4)]
     groups = [[images[k] for images in drawn] for k in range(2)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cnpp_trt.benchmarks.consistency.shards import Shard, appending, read_records, remove_records
-from cnpp_trt.benchmarks.records import Drawn
+from cnpp_trt.benchmarks.records import PromptRecord
 from cnpp_trt.errors import CnppError, UserError
 
 WHOLE = Shard()
@@ -98,7 +98,7 @@ def test_a_record_with_its_checksum_and_another_shape_is_named(tmp_path):
         append({"id": "1", "seeds": [1], "scores": ["high"], "counts": {}, "pixels": ["0"]})
     path.write_bytes(b"".join(line + b"\n" for i, line in enumerate(path.read_bytes().splitlines()) if i != 1))
     with pytest.raises(UserError, match=r"line 2 is damaged \(Expected `float`, got `str` - at `\$.scores"):
-        read_records(tmp_path, HEADER, Drawn)
+        read_records(tmp_path, HEADER, PromptRecord)
 
 
 def test_an_endless_file_of_records(tmp_path):

@@ -38,10 +38,10 @@ def request_of(tiny: Any):
 
 
 @pytest.fixture
-def opening(tiny: Any):
-    def make(name: str) -> contenders.Opening:
+def config(tiny: Any):
+    def make(name: str) -> contenders.WorkerConfig:
         size = "{}x{}".format(*tiny.size)
-        return contenders.Opening(name, {size: tiny.bundle}, {"model": str(tiny.checkpoint)}, 1)
+        return contenders.WorkerConfig(name, {size: tiny.bundle}, {"model": str(tiny.checkpoint)}, 1)
 
     return make
 
@@ -70,14 +70,16 @@ def test_memory_decides_who_is_measured_together():
     assert latency.groups("a", peaks, 100) == [["a"]]
 
 
-def test_contest(request_of: Any, opening: Any, tiny: Any):
+def test_contest(request_of: Any, config: Any, tiny: Any):
     names = ("pytorch", "onnxruntime-cpu", "openvino")
-    openings = [(contenders.BY_NAME[name], opening(name)) for name in names]
-    openings.insert(0, (contenders.BY_NAME["tensorrt"], "no GPU here"))
+    configs = [(contenders.BY_NAME[name], config(name)) for name in names]
+    configs.insert(0, (contenders.BY_NAME["tensorrt"], "no GPU here"))
     cases = latency.cases([tiny.size], [1, 2], [3], request_of({"steps": 3, "images": 1, "scheduler": "ddim",
                                                                 "guidance_scale": 3.0}, 0), few_step=False)  # fmt: skip
     told: list[str] = []
-    found = latency.measure(openings, latency.Plan(cases, rounds=4, cold_rounds=1), request_of, told.append)
+    found = latency.time_competitors(
+        configs, latency.TimingPlan(cases, rounds=4, cold_rounds=1), request_of, told.append
+    )
 
     # Those that could not run are listed last: the first is the baseline.
     assert [c["name"] for c in found.contenders] == [*names, "tensorrt"]
@@ -103,26 +105,26 @@ def test_contest(request_of: Any, opening: Any, tiny: Any):
             assert run["max_difference"] <= 1, "the same weights and request, or the times mean nothing"
 
 
-def test_one_that_cannot_be_opened_is_listed(request_of: Any, opening: Any, tiny: Any, tmp_path: Path):
+def test_one_that_cannot_be_opened_is_listed(request_of: Any, config: Any, tiny: Any, tmp_path: Path):
     case = {"width": 1, "height": 1, "images": 1, "steps": 1, "scheduler": "ddim", "guidance_scale": 1.0, "base": True}
-    nowhere = contenders.Opening("openvino", {"64x64": tmp_path / "none"}, {}, 1)
-    plan = latency.Plan((case,), rounds=1, cold_rounds=1)
-    openings = [
+    nowhere = contenders.WorkerConfig("openvino", {"64x64": tmp_path / "none"}, {}, 1)
+    plan = latency.TimingPlan((case,), rounds=1, cold_rounds=1)
+    configs = [
         (contenders.BY_NAME["openvino"], nowhere),
-        (contenders.BY_NAME["onnxruntime-cpu"], opening("onnxruntime-cpu")),
+        (contenders.BY_NAME["onnxruntime-cpu"], config("onnxruntime-cpu")),
     ]
-    found = latency.measure(openings, plan, request_of, lambda line: None)
+    found = latency.time_competitors(configs, plan, request_of, lambda line: None)
     assert [c["name"] for c in found.contenders] == ["onnxruntime-cpu", "openvino"]
     assert "none" in found.contenders[1]["reason"]
     with pytest.raises(CnppError, match="no contender works here: openvino"):
-        latency.measure(openings[:1], plan, request_of, lambda line: None)
+        latency.time_competitors(configs[:1], plan, request_of, lambda line: None)
 
 
-def test_a_process_that_dies_is_an_error(opening: Any):
-    process = latency.Process(opening("onnxruntime-cpu"))
+def test_a_process_that_dies_is_an_error(config: Any):
+    process = latency.Process(config("onnxruntime-cpu"))
     os.kill(process._process.pid, signal.SIGKILL)
     with pytest.raises(BackendError, match="its process died"):
-        process.ask({"do": "draw", "request": {}})
+        process.ask({"do": "generate", "request": {}})
     process.close()
 
 
@@ -152,18 +154,18 @@ def test_a_contender_ends_amid_a_drawing_when_who_asked_is_gone(tiny: Any, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_of_the_terminal_is_left_to_who_asked(opening: Any):
-    process = latency.Process(opening("onnxruntime-cpu"))
+def test_an_interrupt_of_the_terminal_is_left_to_who_asked(config: Any):
+    process = latency.Process(config("onnxruntime-cpu"))
     os.kill(process._process.pid, signal.SIGINT)
     assert process.peak_bytes() > 0
     process.close()
     assert process._process.returncode == 0
 
 
-def test_an_order_that_fails_is_answered(opening: Any):
-    process = latency.Process(opening("onnxruntime-cpu"))
+def test_an_order_that_fails_is_answered(config: Any):
+    process = latency.Process(config("onnxruntime-cpu"))
     with pytest.raises(BackendError, match="KeyError"):
-        process.ask({"do": "draw"})
+        process.ask({"do": "generate"})
     assert process.peak_bytes() > 0
     process.close()
 
@@ -177,17 +179,17 @@ def test_requests_survive_the_way(tiny: Any):
 
 
 def test_every_contender_has_a_reason_or_a_chance():
-    reasons = {name: contenders.why_not(entry) for name, entry in contenders.BY_NAME.items()}
+    reasons = {name: contenders.unavailable_reason(spec) for name, spec in contenders.BY_NAME.items()}
     assert not reasons["pytorch"] and not reasons["onnxruntime-cpu"] and not reasons["openvino"]
     if isinstance(missing := find_gpu(), str):
-        assert all(reasons[name] == missing for name, entry in contenders.BY_NAME.items() if entry.device == "gpu")
+        assert all(reasons[name] == missing for name, spec in contenders.BY_NAME.items() if spec.device == "gpu")
 
 
 def test_settings_are_checked():
     with pytest.raises(UserError, match="unknown contender 'tensorflow'"):
-        bench.Settings(contenders=("tensorflow",))
+        bench.BenchSettings(contenders=("tensorflow",))
     with pytest.raises(UserError, match="give more than 0"):
-        bench.Settings(rounds=0)
+        bench.BenchSettings(rounds=0)
 
 
 def test_sizes_for_a_benchmark_stay_out_of_the_users_bundles(tiny: Any, monkeypatch: Any, tmp_path: Path):
@@ -221,10 +223,10 @@ def test_environment_tells_nothing_private():
 
 def test_pipeline_is_not_needed_to_list(tiny: Any):
     """A bundle without its checkpoint: PyTorch is listed with the reason, and the rest competes."""
-    settings = bench.Settings(contenders=("pytorch", "onnxruntime-cpu"))
+    settings = bench.BenchSettings(contenders=("pytorch", "onnxruntime-cpu"))
     size = tiny.pipeline.bundle.manifest.width, tiny.pipeline.bundle.manifest.height
     opened = Pipeline.open(tiny.bundle, "onnxruntime-cpu").bundle
-    found = dict(bench._openings("cpu", settings, {size: opened}, None, {}, 1))
-    by_name = {entry.name: opening for entry, opening in found.items()}
+    found = dict(bench._worker_configs("cpu", settings, {size: opened}, None, {}, 1))
+    by_name = {spec.name: config for spec, config in found.items()}
     assert "--model" in str(by_name["pytorch"]) and isinstance(by_name["pytorch"], str)
-    assert isinstance(by_name["onnxruntime-cpu"], contenders.Opening)
+    assert isinstance(by_name["onnxruntime-cpu"], contenders.WorkerConfig)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cnpp_trt.benchmarks.latency.flop_count import floor_seconds, work, work_of_request
+from cnpp_trt.benchmarks.latency.flop_count import count_ops, request_op_counts, roofline_seconds
 from cnpp_trt.bundles.bundle import Bundle, GraphSpec, Manifest, TensorSpec
 from cnpp_trt.errors import CnppError
 from cnpp_trt.export import graphs
@@ -82,7 +82,7 @@ def test_every_graph_asks_for_the_operations_that_torch_counts(request, tiny, pr
         seen.add(source.name)
         for sizes in SIZES:
             expected = counted_by_torch(source, sizes)
-            assert work(bundle, source.name, sizes)["flop"] == expected, (source.name, sizes)
+            assert count_ops(bundle, source.name, sizes)["flop"] == expected, (source.name, sizes)
             assert (expected == 0) == (source.name == "add_residuals"), source.name
     assert seen == {name for name in bundle.manifest.graphs if not name.endswith("_depth")}
 
@@ -102,32 +102,32 @@ def test_bytes_are_those_of_weights_inputs_and_outputs(request, tiny, precision)
         for tensor in (*bundle.graph(source.name).inputs, *bundle.graph(source.name).outputs):
             expected += math.prod(sizes.get(d, d) for d in tensor.shape) * np.dtype(tensor.dtype).itemsize
         # Weights that are equal, as norms' ones, are exported once.
-        assert work(bundle, source.name, sizes)["bytes"] == pytest.approx(expected, rel=0.02), source.name
+        assert count_ops(bundle, source.name, sizes)["bytes"] == pytest.approx(expected, rel=0.02), source.name
 
 
 def test_a_request_asks_for_what_its_program_launches(tiny):
     bundle = tiny.pipeline.bundle
     controls = (("seg", (True, True, True, False)), ("depth", (False, True, False, False)))
     guided = Structure(images=1, guided=True, steps=4, controls=controls, noisy=(False,) * 4)
-    asked, launches = work_of_request(bundle, guided)
+    asked, launches = request_op_counts(bundle, guided)
     assert launches == {"text_encoder": 1, "hint": 2, "controlnet": 5, "unet": 4, "update": 4, "vae_decoder": 1}
     sizes = SIZES[0]
     for stage in ("text_encoder", "unet", "update", "vae_decoder"):
-        assert asked[stage] == work(bundle, stage, sizes)
-    parts = [*[work(bundle, "controlnet_seg", sizes)] * 3, work(bundle, "controlnet_depth", sizes)]
-    parts.append(work(bundle, "add_residuals", sizes))
+        assert asked[stage] == count_ops(bundle, stage, sizes)
+    parts = [*[count_ops(bundle, "controlnet_seg", sizes)] * 3, count_ops(bundle, "controlnet_depth", sizes)]
+    parts.append(count_ops(bundle, "add_residuals", sizes))
     for name in ("flop", "bytes"):
         assert 5 * asked["controlnet"][name] == pytest.approx(sum(part[name] for part in parts))
 
     unguided = Structure(images=3, guided=False, steps=1, controls=(("seg", (True,)),), noisy=(True,))
-    asked, launches = work_of_request(bundle, unguided)
+    asked, launches = request_op_counts(bundle, unguided)
     assert set(launches.values()) == {1}
-    assert asked == {s: work(bundle, f"{s}_seg" if s in ("hint", "controlnet") else s, SIZES[1]) for s in launches}
+    assert asked == {s: count_ops(bundle, f"{s}_seg" if s in ("hint", "controlnet") else s, SIZES[1]) for s in launches}
 
 
 def test_the_floor_is_the_longer_of_computing_and_moving():
-    assert floor_seconds({"flop": 6e9, "bytes": 1e9}, 2e9, 1e9) == 3
-    assert floor_seconds({"flop": 6e9, "bytes": 4e9}, 2e9, 1e9) == 4
+    assert roofline_seconds({"flop": 6e9, "bytes": 1e9}, 2e9, 1e9) == 3
+    assert roofline_seconds({"flop": 6e9, "bytes": 4e9}, 2e9, 1e9) == 4
 
 
 # ----------------------------------------------------------------------------------------------------- single nodes
@@ -197,7 +197,7 @@ def test_a_node_asks_for_the_operations_that_torch_counts(tmp_path, case):
     given = [torch.zeros([2 if d == "batch" else d for d in x]), *map(torch.from_numpy, arrays.values())]
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         out = call(*given)
-    assert work(bundle, "g", {"batch": 2}) == {
+    assert count_ops(bundle, "g", {"batch": 2}) == {
         "flop": counter.get_total_flops(),
         "bytes": out.nbytes + sum(t.nbytes for t in given),
     }
@@ -213,9 +213,9 @@ def test_a_node_asks_for_the_operations_that_torch_counts(tmp_path, case):
 )
 def test_what_cannot_be_counted_is_never_counted_as_nothing(tmp_path, node, message):
     with pytest.raises(CnppError, match=message):
-        work(graph_of(tmp_path, node, ("batch", 4)), "g", {"batch": 2})
+        count_ops(graph_of(tmp_path, node, ("batch", 4)), "g", {"batch": 2})
 
 
 def test_a_dimension_that_was_not_given_is_an_error(tiny):
     with pytest.raises(CnppError, match="operations of unet: the shape of 'linear' is unknown"):
-        work(tiny.pipeline.bundle, "unet", {})
+        count_ops(tiny.pipeline.bundle, "unet", {})

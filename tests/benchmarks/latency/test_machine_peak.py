@@ -71,12 +71,12 @@ def test_the_fastest_of_the_repeats_counts_and_the_first_call_only_warms_up(monk
 def test_floor_of_a_request_on_this_machine(tiny):
     threads = torch.get_num_threads()
     structure = Structure(images=1, guided=True, steps=2, controls=(("seg", (True, True)),), noisy=(False, False))
-    found = machine.floor(tiny.pipeline.bundle, structure, "cpu", 1, ["fp32"])
+    found = machine.measure_roofline(tiny.pipeline.bundle, structure, "cpu", 1, ["fp32"])
     assert set(found["flop_per_second"]) == {"fp32"}
     assert found["flop_per_second"]["fp32"] > 0
     assert found["bytes_per_second"] > 0
     assert found["launches"]["unet"] == 2
-    assert set(found["work"]) == set(found["launches"])
+    assert set(found["op_counts"]) == set(found["launches"])
     assert torch.get_num_threads() == threads  # it was measured in a process of its own
 
 

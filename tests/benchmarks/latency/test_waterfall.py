@@ -1,4 +1,4 @@
-"""The waterfall: every bar draws the same picture, in the way that its name says, and only such bars are timed."""
+"""The waterfall: every optimization generates the same picture in its own way, and nothing else is timed."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt.benchmarks.latency import waterfall as module
-from cnpp_trt.benchmarks.latency.host_loop import Drawn, HostLoop, Sessions
-from cnpp_trt.benchmarks.latency.waterfall import BARS, waterfall
+from cnpp_trt.benchmarks.latency.host_loop import HostLoop, HostLoopOutput, Sessions
+from cnpp_trt.benchmarks.latency.waterfall import OPTIMIZATIONS, waterfall
 from cnpp_trt.benchmarks.requests import make_requests
 from cnpp_trt.errors import CnppError, UserError
 from cnpp_trt.gpu import find_gpu
@@ -44,9 +44,9 @@ def test_the_loop_on_the_host_draws_what_the_pipeline_draws(tiny, fields):
     n, batch = request.num_inference_steps, len(values.prompts.input_ids)
     for hoist_hint, update_graph in ((False, False), (True, False), (True, True)):
         run = Counting(pipeline)
-        drawn = HostLoop(run, "seg", values, hoist_hint=hoist_hint, update_graph=update_graph)()
-        np.testing.assert_allclose(drawn.latents, expected.latents, rtol=1e-4, atol=1e-5)
-        assert np.abs(drawn.images.astype(int) - expected.images).max() <= 1
+        output = HostLoop(run, "seg", values, hoist_hint=hoist_hint, update_graph=update_graph)()
+        np.testing.assert_allclose(output.latents, expected.latents, rtol=1e-4, atol=1e-5)
+        assert np.abs(output.images.astype(int) - expected.images).max() <= 1
         assert run.calls == Counter(
             text_encoder=1,
             hint_seg=1 if hoist_hint else n * batch,
@@ -62,23 +62,23 @@ def test_every_bar_that_works_here_is_measured_and_every_other_has_its_reason(ti
     result = waterfall(
         tiny.pipeline.bundle, "depth", threads=1, rounds=2, report=told.append, num_inference_steps=2, scheduler="ddim"
     )
-    techniques = {t["name"]: t for t in result["techniques"]}
-    assert list(techniques) == [bar.name for bar in BARS]
+    optimizations = {t["name"]: t for t in result["optimizations"]}
+    assert list(optimizations) == [optimization.name for optimization in OPTIMIZATIONS]
     assert result["case"] == {
         **{"width": tiny.size[0], "height": tiny.size[1], "images": 1, "steps": 2, "scheduler": "ddim"},
         **{"guidance_scale": 7.5, "base": True},
     }
     for name in ON_HOST:
-        assert techniques[name]["reason"] == ""
-        assert len(techniques[name]["seconds"]["samples"]) == 2
-        assert techniques[name]["difference"] < 1e-5
-    assert techniques["naive"]["difference"] == 0
-    assert techniques["naive"]["ratio"] == {"median": 1, "low": 1, "high": 1}
-    assert techniques["openvino"]["difference"] < 1e-5
-    for t in result["techniques"]:
+        assert optimizations[name]["reason"] == ""
+        assert len(optimizations[name]["seconds"]["samples"]) == 2
+        assert optimizations[name]["difference"] < 1e-5
+    assert optimizations["naive"]["difference"] == 0
+    assert optimizations["naive"]["ratio"] == {"median": 1, "low": 1, "high": 1}
+    assert optimizations["openvino"]["difference"] < 1e-5
+    for t in result["optimizations"]:
         assert ("seconds" in t) == ("ratio" in t) == (t["reason"] == "")
     if not find_gpu().gpu:
-        assert {techniques[name]["reason"] for name in ("plan", "graph_per_engine", "whole_loop")} == {
+        assert {optimizations[name]["reason"] for name in ("plan", "graph_per_engine", "whole_loop")} == {
             find_gpu().reason
         }
     assert not any("\n" in line for line in told)
@@ -86,23 +86,23 @@ def test_every_bar_that_works_here_is_measured_and_every_other_has_its_reason(ti
 
 def test_only_what_was_asked_for_is_opened(tiny):
     result = waterfall(
-        tiny.pipeline.bundle, "seg", threads=1, rounds=1, techniques=["io_binding"], num_inference_steps=1
+        tiny.pipeline.bundle, "seg", threads=1, rounds=1, optimizations=["io_binding"], num_inference_steps=1
     )
-    measured = [t["name"] for t in result["techniques"] if "seconds" in t]
+    measured = [t["name"] for t in result["optimizations"] if "seconds" in t]
     assert measured == ["io_binding"]
-    assert {t["reason"] for t in result["techniques"] if t["name"] in ON_HOST} == {"", "not asked for"}
+    assert {t["reason"] for t in result["optimizations"] if t["name"] in ON_HOST} == {"", "not asked for"}
 
 
 @pytest.mark.parametrize("factor", [1.01, np.nan])
 def test_what_draws_something_else_is_not_timed(tiny, monkeypatch, factor):
-    right = BARS[0]
+    right = OPTIMIZATIONS[0]
 
     def off(bench: Any) -> Any:
-        draw = right.open(bench)
-        return lambda: Drawn((drawn := draw()).images, drawn.latents * factor)
+        generate = right.open(bench)
+        return lambda: HostLoopOutput((output := generate()).images, output.latents * factor)
 
-    monkeypatch.setattr(module, "BARS", (right, replace(right, name="off", open=off)))
-    first, second = waterfall(tiny.pipeline.bundle, "seg", threads=1, rounds=1, num_inference_steps=1)["techniques"]
+    monkeypatch.setattr(module, "OPTIMIZATIONS", (right, replace(right, name="off", open=off)))
+    first, second = waterfall(tiny.pipeline.bundle, "seg", threads=1, rounds=1, num_inference_steps=1)["optimizations"]
     assert first["reason"] == ""
     assert second["reason"].startswith(f"its latents differ by {abs(factor - 1):.1e}, more than 1e-03")
     assert "seconds" not in second
@@ -112,7 +112,7 @@ def test_what_draws_something_else_is_not_timed(tiny, monkeypatch, factor):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"techniques": ["io_binding", "magic"]}, "unknown technique 'magic': choose from naive, "),
+        ({"optimizations": ["io_binding", "magic"]}, "unknown optimization 'magic': choose from naive, "),
         ({"rounds": 0}, "rounds must be above 0, not 0"),
         ({"condition": "hed"}, "has no condition 'hed', only seg, depth"),
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1"),
@@ -125,7 +125,7 @@ def test_what_cannot_be_used_is_refused(tiny, arguments, message):
 
 @pytest.mark.skipif(find_gpu().gpu is not None, reason="there is a GPU")
 def test_where_no_bar_works_each_says_why(tiny):
-    with pytest.raises(CnppError, match="no technique works here: naive: no GPU to run on: "):
+    with pytest.raises(CnppError, match="no optimization works here: naive: no GPU to run on: "):
         waterfall(tiny.pipeline.bundle, "seg", device="gpu", num_inference_steps=1)
 
 
@@ -156,22 +156,22 @@ fake_tensorrt.make_plans(bundle, plans)
 bench = module._Bench(bundle, "seg", "gpu", 1, plans, {"num_inference_steps": 3})
 expected = Pipeline.open(bundle, "onnxruntime-cpu", threads=1)(bench.request)
 replays = {"plan": 0, "graph_per_engine": 1 + 3 * 3 + 1, "whole_loop": 1}
-for bar in module.BARS:
-    if bar.name in replays:
-        draw = bar.open(bench)
+for optimization in module.OPTIMIZATIONS:
+    if optimization.name in replays:
+        generate = optimization.open(bench)
         for _ in range(2):
             gpu.clear()
             fake_tensorrt.launches.clear()
-            drawn = draw()
-            assert np.array_equal(drawn.latents, expected.latents), bar.name
-            assert np.array_equal(drawn.images, expected.images), bar.name
-            assert gpu.trace().count("cuGraphLaunch") == replays[bar.name], gpu.trace()
+            output = generate()
+            assert np.array_equal(output.latents, expected.latents), optimization.name
+            assert np.array_equal(output.images, expected.images), optimization.name
+            assert gpu.trace().count("cuGraphLaunch") == replays[optimization.name], gpu.trace()
             step = ["controlnet_seg", "unet", "update"]
             assert fake_tensorrt.launches == ["hint_seg", *step * 3, "vae_decoder"], fake_tensorrt.launches
 
 result = module.waterfall(bundle, "seg", device="gpu", threads=1, plans=plans, rounds=2, num_inference_steps=2)
-found = {t["name"]: t for t in result["techniques"]}
-assert set(found) == {bar.name for bar in module.BARS if bar.device != "cpu"}
+found = {t["name"]: t for t in result["optimizations"]}
+assert set(found) == {optimization.name for optimization in module.OPTIMIZATIONS if optimization.device != "cpu"}
 for name in replays:
     assert found[name]["reason"] == "" and found[name]["difference"] == 0 and "ratio" in found[name], found[name]
 assert "CUDA provider" in found["naive"]["reason"] and "seconds" not in found["naive"], found["naive"]

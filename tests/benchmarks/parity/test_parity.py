@@ -16,15 +16,15 @@ from cnpp_trt.benchmarks import records
 from cnpp_trt.benchmarks.parity.command import ParitySettings, measure_parity
 from cnpp_trt.benchmarks.parity.graph_parity import (
     Tally,
-    compare,
     compare_graphs,
     compare_launches,
     compare_steps,
     request_of_both,
+    tensor_difference,
 )
 from cnpp_trt.benchmarks.parity.measure import compare_images, heatmap
 from cnpp_trt.benchmarks.parity.pytorch_backend import TorchModules
-from cnpp_trt.benchmarks.parity.thresholds import missed, read_thresholds
+from cnpp_trt.benchmarks.parity.thresholds import read_thresholds, violations
 from cnpp_trt.benchmarks.pytorch import PyTorch
 from cnpp_trt.benchmarks.records import NOT_FINITE
 from cnpp_trt.benchmarks.requests import make_requests
@@ -144,7 +144,7 @@ def test_a_conditions_modules_go_with_its_programs(modules, ask):
 def test_differences_are_those_of_the_export_and_scipy(dtype):
     rng = np.random.default_rng(0)
     a, b = ((rng.random((3, 5, 7)) * 200).astype(dtype) for _ in range(2))
-    found, expected = compare(a, b), compare_as_exported(a, b)
+    found, expected = tensor_difference(a, b), compare_as_exported(a, b)
     assert found.max_abs == expected.max_abs
     assert found.relative_l2 == pytest.approx(expected.relative_l2, rel=1e-12)
     assert found.cosine == pytest.approx(1 - cosine(a.ravel().astype(float), b.ravel().astype(float)), rel=1e-12)
@@ -152,13 +152,13 @@ def test_differences_are_those_of_the_export_and_scipy(dtype):
 
 def test_differences_of_zeros_and_of_what_is_not_finite():
     zero, one = np.zeros(4, np.float32), np.ones(4, np.float32)
-    assert (compare(zero, zero).relative_l2, compare(zero, zero).cosine) == (0, 1)
-    assert (compare(zero, one).relative_l2, compare(zero, one).cosine) == (2, 0)
-    assert compare(one, -one).cosine == pytest.approx(-1)
+    assert (tensor_difference(zero, zero).relative_l2, tensor_difference(zero, zero).cosine) == (0, 1)
+    assert (tensor_difference(zero, one).relative_l2, tensor_difference(zero, one).cosine) == (2, 0)
+    assert tensor_difference(one, -one).cosine == pytest.approx(-1)
     for bad in (np.nan, np.inf):
         wrong = one.copy()
         wrong[2] = bad
-        assert compare(one, wrong).relative_l2 == np.inf
+        assert tensor_difference(one, wrong).relative_l2 == np.inf
     tally = Tally()
     tally.add("unet step 1 (seg)", {"a": one, "b": one}, {"a": one, "b": wrong})
     record = tally.record("unet")
@@ -200,7 +200,7 @@ def test_every_graph_of_a_request_is_compared(compared):
         "update": 3 * STEPS,
         "vae_decoder": 3,
     }
-    assert missed(read_thresholds("fp32"), *compared) == []
+    assert violations(read_thresholds("fp32"), *compared) == []
     assert all(g["cosine"] >= 1 - 1e-6 for g in graphs.values())
     # Were both sides the same graph, nothing would differ at all.
     assert all(graphs[name]["relative_l2"] > 0 for name in ("unet", "text_encoder", "controlnet_seg"))
@@ -220,7 +220,7 @@ def test_the_miniatures_extractors_are_compared(miniature):
     graphs, _ = compare_launches(miniature.pipeline, Checkpoint("miniature"), requests, follow=False)
     extractors = {g["graph"]: g for g in graphs if g["graph"].startswith("extractor_")}
     assert set(extractors) == {"extractor_seg", "extractor_depth"}
-    assert missed(read_thresholds("fp32"), graphs) == []
+    assert violations(read_thresholds("fp32"), graphs) == []
 
 
 def sabotage(bundle: Path, graph: str) -> None:
@@ -252,7 +252,7 @@ def test_a_wrong_graph_is_the_only_one_that_differs(tiny, bundle_copy, graph):
     deployed = Pipeline.open(bundle_copy, "onnxruntime-cpu", threads=1)
     requests = list(make_requests(deployed, "depth", [0], num_inference_steps=2))
     graphs, _ = compare_launches(deployed, Checkpoint(str(tiny.checkpoint)), requests)
-    found = missed(read_thresholds("fp32"), graphs)
+    found = violations(read_thresholds("fp32"), graphs)
     assert [line.split(",")[0] for line in found] == [f"graph {graph}"], graphs
 
 

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from cnpp_trt.benchmarks.parity.thresholds import DEFAULTS, PRECISIONS, missed, read_thresholds
+from cnpp_trt.benchmarks.parity.thresholds import DEFAULTS, PRECISIONS, read_thresholds, violations
 from cnpp_trt.benchmarks.records import NOT_FINITE, GraphParity, ImageParity, StepParity
 from cnpp_trt.errors import UserError
 
@@ -35,17 +35,17 @@ IMAGES = ImageParity(condition="hed", max_difference=[1, 4], psnr=[None, 40.0], 
 )
 def test_a_value_at_its_threshold_is_met_and_beyond_it_is_not(threshold, met, not_met, named):
     graphs = [graph("unet", 0.5), graph("vae_decoder", 0.4), graph("extractor_seg", 0.3)]
-    assert missed({threshold: met}, graphs, [STEPS], [IMAGES]) == []
-    (line,) = missed({threshold: not_met}, graphs, [STEPS], [IMAGES])
+    assert violations({threshold: met}, graphs, [STEPS], [IMAGES]) == []
+    (line,) = violations({threshold: not_met}, graphs, [STEPS], [IMAGES])
     assert line.startswith(named)
     assert line.endswith(f"{not_met:.4g} ({threshold})")
 
 
 def test_what_is_not_finite_or_equal_or_unknown():
-    assert len(missed({"graph_relative_l2": 1e300}, [graph("unet", NOT_FINITE)])) == 1
-    assert len(missed({"graph_relative_l2": 1.0}, [graph("unet", float("nan"))])) == 1
+    assert len(violations({"graph_relative_l2": 1e300}, [graph("unet", NOT_FINITE)])) == 1
+    assert len(violations({"graph_relative_l2": 1.0}, [graph("unet", float("nan"))])) == 1
     equal = ImageParity(condition="hed", max_difference=[0], psnr=[None], ssim=[1.0], lpips=None)
-    assert missed({"image_psnr": 1000.0, "image_lpips": 0.0}, [], [], [equal]) == []
+    assert violations({"image_psnr": 1000.0, "image_lpips": 0.0}, [], [], [equal]) == []
 
 
 def test_the_defaults_judge_every_kind_of_value():

@@ -165,20 +165,20 @@ def test_speed_table_is_what_the_samples_say() -> None:
 def test_share_of_the_floor_is_the_rooflines() -> None:
     """One stage by hand: 20 launches of max(flop / rate, bytes / bandwidth), over what they took."""
     bench = sample.make_bench()
-    floor, took = bench["floor"], bench["cases"][0]["runs"]["openvino"]["stages"]
+    floor, took = bench["roofline"], bench["cases"][0]["runs"]["openvino"]["stages"]
     for stage, bound in (("unet", "compute"), ("update", "memory")):
-        work = floor["work"][stage]
+        work = floor["op_counts"][stage]
         compute, memory = work["flop"] / floor["flop_per_second"]["fp32"], work["bytes"] / floor["bytes_per_second"]
         assert (compute > memory) == (bound == "compute")
         contender = next(c for c in bench["contenders"] if c["name"] == "openvino")
         expected = 20 * max(compute, memory) / took[stage]["median"]
-        assert speed.share_of_floor(bench, contender, stage) == pytest.approx(expected)
+        assert speed.share_of_roofline(bench, contender, stage) == pytest.approx(expected)
 
 
 def test_waterfall_steps_multiply_to_the_whole() -> None:
     waterfall = sample.make_waterfall()
     steps = [step for _, step in speed.steps_of(waterfall) if step is not None]
-    medians = [t["seconds"]["median"] for t in waterfall["techniques"] if "seconds" in t]
+    medians = [t["seconds"]["median"] for t in waterfall["optimizations"] if "seconds" in t]
     product = 1.0
     for step in steps:
         product *= step
@@ -334,7 +334,7 @@ def test_text_from_a_result_stays_text(tmp_path: Path, command: Any) -> None:
     bench["cases"][1]["case"]["scheduler"] = EVIL
     parity["missed"], parity["graphs"][0]["worst"], parity["steps"][0]["condition"] = [EVIL], EVIL, EVIL
     parity["heatmaps"][0]["condition"] = EVIL
-    consistency["sides"]["deployed"], consistency["conditions"][0]["condition"] = EVIL, EVIL
+    consistency["systems"]["deployed"], consistency["conditions"][0]["condition"] = EVIL, EVIL
     for kind, data in (("bench", bench), ("parity", parity), ("consistency", consistency)):
         environment = {**sample.ENVIRONMENT, "cpu": EVIL, EVIL: EVIL}
         sample.make_result(kind, data, EVIL, command=EVIL, environment=environment).write(tmp_path / f"{kind}.json")
@@ -359,8 +359,8 @@ def test_a_sparse_result_is_a_page_too(tmp_path: Path, command: Any) -> None:
     bench |= {
         "cases": [base],
         "cold": {},
-        "floor": None,
-        "floor_reason": "no time",
+        "roofline": None,
+        "roofline_reason": "no time",
         "contenders": bench["contenders"][:1],
     }
     parity |= {"graphs": [], "steps": [], "images": [], "half": [], "heatmaps": [], "thresholds": {}, "unavailable": {}}
@@ -446,7 +446,7 @@ def _with(value: Any, *path: Any) -> Callable[[str], str]:
          "data.cases[0].runs.openvino.whole holds a time that is not above 0"),
         ("bench", _with([], "data", "contenders"), "lack the base case or the baseline"),
         ("bench", _with("tpu", "data", "device"), "Invalid enum value 'tpu' - at `data.device`"),
-        ("bench", _with(float("nan"), "data", "floor", "bytes_per_second"), "cannot read"),
+        ("bench", _with(float("nan"), "data", "roofline", "bytes_per_second"), "cannot read"),
         ("parity", _with("yes", "data", "passed"), "Expected `bool`, got `str` - at `data.passed`"),
         ("parity", _with("not base64!", "data", "heatmaps", 0, "difference"), "is no PNG in base64"),
         ("consistency", _without("data", "conditions", 1, "differences", 0, "low"),
@@ -495,7 +495,7 @@ def test_a_file_that_is_no_result(tmp_path: Path, refused: Callable[..., str]) -
         ("plans", _with("x" * 3000, "title")),
         ("parity", _with(256, "data", "images", 0, "max_difference", 0)),
         ("waterfall", _with(True, "data", "case", "steps")),
-        ("whole", _with({"deep": {"deep": {"deep": 1}}}, "environment", "gpu")),
+        ("end_to_end", _with({"deep": {"deep": {"deep": 1}}}, "environment", "gpu")),
     ],
 )
 def test_values_out_of_range(

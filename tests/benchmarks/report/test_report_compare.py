@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sample_results as sample
-from cnpp_trt.benchmarks.report.compare import LEAST_NOISE, changes, measure, side_by_side
+from cnpp_trt.benchmarks.report.compare import LEAST_NOISE, changes, compare_samples, side_by_side
 from scipy import stats
 
 OF = ("a contender", "a case", "whole")
@@ -31,7 +31,7 @@ def test_interval_is_scipys(seed: int, count: int) -> None:
     def ratio(x: Any, y: Any, axis: int = -1) -> Any:
         return np.median(y, axis=axis) / np.median(x, axis=axis)
 
-    found = measure(OF, before, after)
+    found = compare_samples(OF, before, after)
     expected = stats.bootstrap(
         (before, after), ratio, method="percentile", n_resamples=10_000, rng=np.random.default_rng(seed)
     ).confidence_interval
@@ -42,35 +42,35 @@ def test_interval_is_scipys(seed: int, count: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_same_program_has_not_moved(seed: int) -> None:
-    assert measure(OF, draw(2 * seed), draw(2 * seed + 1)).moved == ""
+    assert compare_samples(OF, draw(2 * seed), draw(2 * seed + 1)).moved == ""
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_fifth_slower_is_found(seed: int) -> None:
-    found = measure(OF, draw(2 * seed), draw(2 * seed + 1, median=1.2))
+    found = compare_samples(OF, draw(2 * seed), draw(2 * seed + 1, median=1.2))
     assert found.moved == "slower"
     assert stats.mannwhitneyu(draw(2 * seed), draw(2 * seed + 1, median=1.2)).pvalue < 0.05  # says the same
-    assert measure(OF, draw(2 * seed + 1, median=1.2), draw(2 * seed)).moved == "faster"
+    assert compare_samples(OF, draw(2 * seed + 1, median=1.2), draw(2 * seed)).moved == "faster"
 
 
 def test_certain_but_small_has_not_moved() -> None:
     """Two runs of one program are never as alike as their own samples."""
-    found = measure(OF, draw(0, noise=1e-4), draw(1, median=1 + LEAST_NOISE / 2, noise=1e-4))
+    found = compare_samples(OF, draw(0, noise=1e-4), draw(1, median=1 + LEAST_NOISE / 2, noise=1e-4))
     assert found.ratio["low"] > 1
     assert found.moved == ""
 
 
 def test_large_but_uncertain_has_not_moved() -> None:
-    found = measure(OF, draw(0, 6, noise=0.6), draw(3, 6, 1.1, noise=0.6))
+    found = compare_samples(OF, draw(0, 6, noise=0.6), draw(3, 6, 1.1, noise=0.6))
     assert found.ratio["low"] < 1 < found.ratio["high"] and found.moved == ""
 
 
 def test_three_samples_tell_nothing() -> None:
     """Three are all above three others in 1 of 10 cases by chance; four above four in 1 of 35."""
-    few = measure(OF, [1.0, 1.01, 1.02], [2.0, 2.01, 2.02])
+    few = compare_samples(OF, [1.0, 1.01, 1.02], [2.0, 2.01, 2.02])
     assert few.few and few.moved == ""
     assert stats.mannwhitneyu([1.0, 1.01, 1.02], [2.0, 2.01, 2.02]).pvalue == pytest.approx(0.1)
-    assert measure(OF, [1.0, 1.01, 1.02, 1.03], [2.0, 2.01, 2.02, 2.03]).moved == "slower"
+    assert compare_samples(OF, [1.0, 1.01, 1.02, 1.03], [2.0, 2.01, 2.02, 2.03]).moved == "slower"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -101,7 +101,7 @@ def test_values_stand_side_by_side() -> None:
     assert values["verdict"] == ("met", "1 missed") and values["unet, relative L2"] == ("2.4e-6", "2.4e-6")
 
 
-@pytest.mark.parametrize("kind", ["bench", "waterfall", "parity", "consistency", "plans", "whole", "reliability"])
+@pytest.mark.parametrize("kind", ["bench", "waterfall", "parity", "consistency", "plans", "end_to_end", "reliability"])
 def test_every_kind_compares_with_itself(kind: str, tmp_path: Path, command: Any) -> None:
     result = next(r for r in sample.make_all() if r.kind == kind)
     for name in ("a", "b"):
