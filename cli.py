@@ -36,7 +36,11 @@ def main() -> NoReturn:
 
 
 def _run(arguments: list[str], watch: Watch) -> int:
-    """Everything between the signals: parses, runs, reports. Returns: the exit status."""
+    """Everything between the signals: parses, runs, reports.
+
+    Returns:
+        The exit status.
+    """
     closed = _open_standard_streams()
     debug = _take_debug(arguments)
     try:
@@ -54,7 +58,11 @@ def _run(arguments: list[str], watch: Watch) -> int:
 
 
 def _call(arguments: list[str], closed: bool) -> int:
-    """Parses and runs. Returns: the exit status; every failure is an exception."""
+    """Parses and runs; every failure is an exception.
+
+    Returns:
+        The exit status.
+    """
     from .errors import UserError
     from .telemetry import keep_caches_at_home
 
@@ -73,7 +81,11 @@ def _call(arguments: list[str], closed: bool) -> int:
 
 
 def _report(error: BaseException, arguments: list[str]) -> int:
-    """Says in one line what went wrong. Returns: the exit status."""
+    """Prints in one line what went wrong.
+
+    Returns:
+        The exit status.
+    """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, BrokenPipeError):  # as in `| head`: who reads has what they wanted
@@ -141,7 +153,11 @@ def _take_debug(arguments: list[str]) -> bool:
 
 
 def _open_standard_streams() -> bool:
-    """Makes every stream one that can be written, whatever characters come. Returns: whether stdout was closed."""
+    """Makes every stream one that can be written, whatever characters come.
+
+    Returns:
+        Whether stdout was closed.
+    """
     # Else the first file that is opened gets the number, and what a native library prints goes into it.
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:
         pass

@@ -63,7 +63,8 @@ def replace_file(path: Path, content: bytes | str) -> None:
 
     The new file's name cannot be guessed, its mode follows the process's umask. The folder must be there.
 
-    Raises: OSError
+    Raises:
+        OSError: the file cannot be written.
     """
     partial = path.with_name(hidden(path.name, f"{PARTIAL}{secrets.token_hex(8)}"))
     _unfinished.add(partial)
@@ -85,6 +86,7 @@ def require_writable(folder: Path, option: str = "--out") -> None:
 
     Args:
         option: what chooses another folder, for the message.
+
     Raises:
         UserError: `folder` or what it would be made in is no folder, or nothing can be written there.
     """
@@ -118,7 +120,11 @@ def require_writable_file(file: Path, option: str = "--out") -> None:
 
 
 def _nearest(path: Path) -> Path:
-    """The longest beginning of an absolute path that exists. Raises: OSError, ValueError"""
+    """The longest beginning of an absolute path that exists.
+
+    Raises:
+        OSError, ValueError: the path cannot be looked at.
+    """
     while True:
         try:
             path.lstat()
@@ -136,7 +142,8 @@ def _why(error: OSError | ValueError) -> str:
 def new_partial_folder(folder: Path) -> Path:
     """A new empty folder beside `folder`, hidden, with a name that cannot be guessed and the mode that the umask gives.
 
-    Raises: OSError
+    Raises:
+        OSError: the folder cannot be made.
     """
     partial = folder.with_name(hidden(folder.name, f"{PARTIAL}{secrets.token_hex(8)}"))
     _unfinished.add(partial)
@@ -163,7 +170,9 @@ def remove_folder(folder: Path) -> None:
 def exclusive(lock: Path, folder: Path, wait: bool = True, option: str = "--out") -> Iterator[None]:
     """Whoever holds the lock file is alone in writing `folder`: others wait. The lock file goes with its last holder.
 
-    Raises: UserError when the disk is full or cannot be written; Busy where another holds it and `wait` is False.
+    Raises:
+        UserError: the disk is full or cannot be written.
+        Busy: another holds it and `wait` is False.
     """
     from filelock import FileLock, Timeout
 

@@ -39,7 +39,7 @@ def keep_caches_at_home() -> None:
     """Has libraries cache under `home()`, for a process that is this command's alone.
 
     Raises:
-        UserError: as `home`.
+        UserError: As `home`.
     """
     from .places import home  # pathlib and more, which `import cnpp_trt` does without
 

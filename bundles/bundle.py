@@ -48,7 +48,8 @@ class Bundle:
     def open(cls, folder: str | Path) -> "Bundle":
         """Reads the manifest and checks that every file is there at its size; reads no weights.
 
-        Raises: BundleError, with one line that says what is wrong and what to do.
+        Raises:
+            BundleError: the folder is no bundle, or a file is missing; the message says what to do.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -74,8 +75,11 @@ class Bundle:
     def verify(self) -> int:
         """Reads every file, whether it was read before or not, and compares its SHA-256 with the manifest's.
 
-        Returns: the number of bytes read.
-        Raises: BundleError naming files that differ.
+        Returns:
+            The number of bytes read.
+
+        Raises:
+            BundleError: files differ; the message names them.
         """
         damaged = [
             name for name, entry in self.manifest.files.items() if sha256_of(self.folder / name) != entry["sha256"]
@@ -96,7 +100,11 @@ class Bundle:
         return next((int(t.shape[1]) for t in unet.inputs if t.name == "timestep_cond"), None) if unet else None
 
     def graph(self, name: str) -> GraphSpec:
-        """Raises: BundleError where the bundle has no such graph."""
+        """The record of a graph.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
         try:
             return self.manifest.graphs[name]
         except KeyError:
@@ -105,7 +113,8 @@ class Bundle:
     def graph_files(self, name: str) -> dict[str, FileRecord]:
         """Size and digest of the graph's files by name: its ONNX file and, where it has weights, those beside it.
 
-        Raises: BundleError where the bundle has no such graph.
+        Raises:
+            BundleError: the bundle has no such graph.
         """
         file, files = self.graph(name).file, self.manifest.files
         return {name: files[name] for name in (file, f"{file}.data") if name in files}
@@ -115,7 +124,8 @@ class Bundle:
 
         The file is read whole for that, once: what was found is remembered (bundles/verified.py).
 
-        Raises: BundleError where it is not listed or is another.
+        Raises:
+            BundleError: it is not listed or is another.
         """
         entry = self.manifest.files.get(name)
         if entry is None:
@@ -127,7 +137,8 @@ class Bundle:
     def graph_file(self, name: str) -> Path:
         """The path of the graph's ONNX file, after it and the weights beside it were found to be what they should be.
 
-        Raises: BundleError where the bundle has no such graph, or one of its files is another or not listed.
+        Raises:
+            BundleError: the bundle has no such graph, or one of its files is another or not listed.
         """
         file = self.graph(name).file
         weights = f"{file}.data"
@@ -140,14 +151,19 @@ class Bundle:
     def tokenizer_folder(self) -> Path:
         """The folder of the tokenizer, after the files that are read of it were found to be what they should be.
 
-        Raises: BundleError
+        Raises:
+            BundleError: a file is another, or the manifest does not list it.
         """
         for name in _TOKENIZER_FILES:
             self.file(name)
         return self.folder / TOKENIZER
 
     def require_condition(self, condition: str) -> None:
-        """Raises: UserError where `condition` is unknown or not in this bundle."""
+        """Checks that the bundle has a condition.
+
+        Raises:
+            UserError: `condition` is unknown or not in this bundle.
+        """
         if condition not in CONDITIONS:
             raise UserError(f"unknown condition {condition!r}: choose from {', '.join(CONDITIONS)}")
         if condition not in self.manifest.conditions:

@@ -31,7 +31,8 @@ _FOLDER = re.compile(r"(?P<name>.+)-(?P<precision>fp32|fp16)-(?P<width>\d{2,4})x
 def bundle_folder(model: str, precision: str, width: int, height: int) -> Path:
     """The default place of a bundle: `<home>/bundles/<name>-<precision>-<width>x<height>`.
 
-    Args: model: the name of a bundle, or any text, which is made one.
+    Args:
+        model: the name of a bundle, or any text, which is made one.
     """
     return bundles() / f"{model_name(model)}-{precision}-{width}x{height}"
 
@@ -127,7 +128,9 @@ def find_bundle(
     Args:
         precision: `fp32` or `fp16`; None takes the only one there is, or the first of `preferred`.
         size: (width, height) in pixels; None takes the only one there is.
-    Raises: UserError where none or several fit, with the command that helps.
+
+    Raises:
+        UserError: none or several fit, with the command that helps.
     """
     root = bundles()
     there = [
@@ -162,7 +165,11 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Found:
-    """Attributes: head: None where the manifest cannot be read: then `Bundle.open` says why."""
+    """A folder that may be a bundle.
+
+    Attributes:
+        head: None where the manifest cannot be read: then `Bundle.open` says why.
+    """
 
     folder: Path
     head: _Head | None

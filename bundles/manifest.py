@@ -182,26 +182,37 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 over everything that the manifest holds, the digests of all files included.
 
-        Raises: SchemaError where it holds what no manifest can.
+        Raises:
+            SchemaError: it holds what no manifest can.
         """
         return _digest(self._content())
 
     def dumps(self) -> str:
         """The text of `manifest.json`.
 
-        Raises: SchemaError where it holds what no manifest can.
+        Raises:
+            SchemaError: it holds what no manifest can.
         """
         content = self._content()
         # Unsorted: conditions stay in the order in which they were exported.
         return json.dumps({"format": FORMAT, "digest": _digest(content), **content}, indent=1, allow_nan=False) + "\n"
 
     def require_valid(self) -> None:
-        """Raises: SchemaError where it holds what no manifest can."""
+        """Checks the whole content.
+
+        Raises:
+            SchemaError: it holds what no manifest can.
+        """
         self._content()
 
     @classmethod
     def loads(cls, text: str | bytes) -> "Manifest":
-        """Raises: FormatMismatch, or SchemaError where the text is not a manifest that was written whole."""
+        """Reads the text of a manifest.
+
+        Raises:
+            FormatMismatch: the manifest has another format version.
+            SchemaError: the text is not a manifest that was written whole.
+        """
         content = decode(text, dict[str, Any])
         if "format" not in content:
             raise SchemaError("it says no format")

@@ -58,14 +58,19 @@ class Progress:
     def keep(self, wanted: Mapping[str, str]) -> dict[str, GraphSpec]:
         """The graphs that an interrupted export left, of those that are wanted. What else it left is deleted.
 
-        Args: wanted: by name, SHA-256 over everything that each graph depends on.
+        Args:
+            wanted: by name, SHA-256 over everything that each graph depends on.
         """
         self._graphs = {name: graph for name, graph in self._graphs.items() if wanted.get(name) == graph.made_of}
         self._tidy()
         return {name: graph.spec for name, graph in self._graphs.items()}
 
     def add(self, name: str, made_of: str, spec: GraphSpec) -> None:
-        """Remembers a graph whose files are whole. Args: made_of: as `keep`."""
+        """Records a graph whose files are whole.
+
+        Args:
+            made_of: as in `keep`.
+        """
         assert self._staging is not None
         files = {
             file: _on_disk(self._staging / file)
@@ -147,7 +152,8 @@ def lock_bundle(folder: Path) -> Iterator[None]:
 
     What a writer needs to know of the bundle that is there already, it must read within the lock.
 
-    Raises: UserError when the disk is full or cannot be written.
+    Raises:
+        UserError: the disk is full or cannot be written.
     """
     folder = Path(folder).absolute()
     with exclusive(folder.parent / hidden(folder.name, ".lock"), folder):
@@ -179,7 +185,11 @@ def _on_disk(path: Path) -> FileRecord:
 
 
 def _finish(staging: Path, folder: Path, manifest: Manifest, known: dict[str, FileRecord]) -> None:
-    """Args: known: files whose digest was just taken."""
+    """Moves the staged files to their place and writes the manifest.
+
+    Args:
+        known: files whose digest was just taken.
+    """
     (staging / PROGRESS).unlink(missing_ok=True)
     staged = sorted(p for p in staging.rglob("*") if p.is_file())
     for path in staged:

@@ -133,7 +133,11 @@ def in_options(message: str) -> str:
 
 
 def require_choice(what: str, word: str, choices: Collection[str]) -> str:
-    """`word`, where it is one of `choices`. Raises: UserError"""
+    """Returns `word` where it is one of `choices`.
+
+    Raises:
+        UserError: it is none of them; the message names what is close.
+    """
     if word not in choices:
         raise unknown_choice(what, word, choices)
     return word
@@ -153,6 +157,7 @@ def read_conditions(words: Sequence[str] | None, own: Sequence[str] | None = Non
 
     Args:
         own: what `all`, and no word at all, stand for; None leaves `all` as it is, for whoever knows more.
+
     Raises:
         UserError: there is no such condition.
     """
@@ -317,7 +322,11 @@ def _find(model: str, precision: str | None, size: tuple[int, int] | None, prefe
 
 
 def _require_as_asked(folder: Path, precision: str | None, size: tuple[int, int] | None) -> None:
-    """Raises: UserError where `--bundle` names another precision or size than `--precision` and `--size` do."""
+    """Checks that a bundle is what `--precision` and `--size` ask for.
+
+    Raises:
+        UserError: the bundle has another precision or size.
+    """
     if precision is None and size is None:
         return
     m = Bundle.open(folder).manifest

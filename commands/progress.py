@@ -9,7 +9,8 @@ from contextlib import contextmanager
 def drawing() -> Iterator[Callable[[int, int], None] | None]:
     """On a terminal, a line on stderr with the time that has gone by, and a bar once steps are counted; it goes away.
 
-    Yields: what to call with the steps done and the steps there are; None where stderr is no terminal.
+    Yields:
+        What to call with the steps done and the steps there are; None where stderr is no terminal.
     """
     if not sys.stderr.isatty():
         yield None

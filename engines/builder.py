@@ -31,7 +31,9 @@ def build_plan(
 
     Args:
         profiles: one or several; a single one with fixed sizes makes a static network.
-    Raises: BackendError with TensorRT's own errors, each with the node's name.
+
+    Raises:
+        BackendError: TensorRT cannot build the plan; the message has its errors with the nodes' names.
     """
     start = time.perf_counter()
     trt = flavor.trt

@@ -16,7 +16,9 @@ _RUN = "import sys; from polygraphy.tools import main; sys.exit(main())"
 def capability(flavor: Flavor, onnx: Path) -> str:
     """Polygraphy's findings on an ONNX file: fully supported, or which nodes are not and why.
 
-    Raises: UserError where there is no such file, BackendError where Polygraphy is not installed or fails.
+    Raises:
+        UserError: there is no such file.
+        BackendError: polygraphy is not installed or fails.
     """
     if not onnx.is_file():
         raise UserError(f"there is no ONNX file {onnx}: a bundle's graphs are its `.onnx` files")

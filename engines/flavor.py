@@ -18,8 +18,10 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 @dataclass(frozen=True)
 class Flavor:
-    """Attributes:
-    name: `tensorrt` or `tensorrt-rtx`.
+    """A flavor of TensorRT that was imported.
+
+    Attributes:
+        name: `tensorrt` or `tensorrt-rtx`.
     trt: the module, of type Any because it brings no types.
     version: of the package; a plan runs on no other.
     """
@@ -35,7 +37,8 @@ class Flavor:
     def target(self) -> str:
         """What a plan built here is for: this GPU's `sm90`, or `portable`, the GPUs that TensorRT-RTX covers.
 
-        Raises: BackendError where this flavour cannot build here.
+        Raises:
+            BackendError: this flavour cannot build here.
         """
         if self.rtx:
             return "portable"
@@ -62,7 +65,10 @@ def load_flavor(name: str = "auto") -> Flavor:
 
     Args:
         name: `auto` takes `tensorrt` on a machine with an NVIDIA GPU, else `tensorrt-rtx`; whichever is installed.
-    Raises: UserError for an unknown name, BackendError where it is not installed.
+
+    Raises:
+        UserError: there is no such flavor.
+        BackendError: it is not installed.
     """
     if name == "auto":
         preferred = list(MODULES) if find_gpu().gpu else ["tensorrt-rtx"]

@@ -20,7 +20,11 @@ _MOVES = {"Move", "Resh", "Tran", "Conc", "Slic"}
 
 @dataclass(frozen=True)
 class Layer:
-    """A final layer. Attributes: nodes: names of the ONNX nodes that it computes, whole or in part."""
+    """A final layer.
+
+    Attributes:
+        nodes: names of the ONNX nodes that it computes, whole or in part.
+    """
 
     name: str
     kind: str
@@ -44,8 +48,10 @@ class Fusible:
 
 @dataclass(frozen=True)
 class FusionReport:
-    """Attributes:
-    layers: kernels in the plan.
+    """What TensorRT fused.
+
+    Attributes:
+        layers: kernels in the plan.
     attentions_fused: those whose softmax and matrix products are one kernel.
     norms_fused: those that one kernel computes, together with what surrounds them (scale and shift at least).
     casts_left: kernels that do nothing but cast (and move).
@@ -78,7 +84,14 @@ def parse_layers(log: str) -> list[Layer]:
 
 
 def fusion_report(layers: Sequence[Layer], fusible: Fusible, profiles: int = 1) -> FusionReport:
-    """Args: profiles: of the plan; each has kernels of its own, and a node counts as fused where all have it fused."""
+    """Compares the kernels of a plan with what there was to fuse.
+
+    Args:
+        layers: the final layers.
+        fusible: what the network has before fusion.
+        profiles: the number of the plan's profiles; each has its own kernels, and a node counts as fused where the
+            kernels of every profile fuse it.
+    """
     attentions = [
         node for node in fusible.attentions if sum("mha" in x.name for x in layers if node in x.nodes) < profiles
     ]

@@ -47,7 +47,11 @@ Profile = Mapping[str, Range]
 
 @dataclass(frozen=True)
 class BuilderSettings:
-    """Args: optimization_level: TensorRT's, 0 to 5; None leaves its default (3)."""
+    """TensorRT's builder settings.
+
+    Attributes:
+        optimization_level: 0 to 5; None leaves TensorRT's default (3).
+    """
 
     optimization_level: int | None = None
 
@@ -59,8 +63,10 @@ class BuilderSettings:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """Attributes:
-    plan: the serialized engine (a buffer).
+    """What a build gives.
+
+    Attributes:
+        plan: the serialized engine (a buffer).
     weights, activations: device bytes that the plan says it needs.
     timing_cache: to give to the next build; None where the flavour has none here.
     peak: the process's peak memory so far, in bytes.
@@ -193,7 +199,11 @@ class Plan:
         return None
 
     def read(self) -> bytes:
-        """The engine's bytes. Raises: BackendError where they are not those that were built."""
+        """Reads the engine's bytes.
+
+        Raises:
+            BackendError: the bytes are not those that were built.
+        """
         try:
             content = read_bounded(self.engine, self.size)
         except SchemaError:

@@ -51,7 +51,11 @@ class _Record(Record, kw_only=True):
 
 
 class PlanStore:
-    """Args: root: its folder; None is `<home>/plans`."""
+    """A folder of plans.
+
+    Args:
+        root: the folder; None for `<home>/plans`.
+    """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or places.plans()).absolute()
@@ -74,7 +78,8 @@ class PlanStore:
     def get_or_build(self, key: PlanKey, model: str, build: Callable[[], BuildResult]) -> tuple[Plan, bool]:
         """The plan of `key`, and whether it had to be built.
 
-        Raises: UserError where the store cannot be written or its disk is full; what `build` raises.
+        Raises:
+            UserError: the store cannot be written or its disk is full; what `build` raises.
         """
         folder = self.root / key.folder
         with self._lock(key.folder):
@@ -121,7 +126,11 @@ class PlanStore:
         return reasons
 
     def remove(self, plans: Collection[Plan]) -> int:
-        """Deletes plans. Returns: the bytes freed."""
+        """Deletes plans.
+
+        Returns:
+            The bytes freed.
+        """
         freed = 0
         for plan in plans:
             with self._lock(plan.folder.name):
@@ -129,7 +138,11 @@ class PlanStore:
         return freed
 
     def remove_leftovers(self) -> int:
-        """Deletes what killed builds left, and engines whose record cannot be read. Returns: the bytes freed."""
+        """Deletes what killed builds left, and engines whose record cannot be read.
+
+        Returns:
+            The bytes freed.
+        """
         freed = 0
         lost = [f for f in self._folders() if os.path.lexists(f / ENGINE) and not _read(f / RECORD)]
         for leftover in [*self._leftovers(), *lost]:
@@ -239,7 +252,11 @@ def _plan_of(leftover: Path) -> str:
 
 
 def _delete(folder: Path) -> int:
-    """Deletes a plan's folder. Returns: the bytes freed."""
+    """Deletes a plan's folder.
+
+    Returns:
+        The bytes freed.
+    """
     if folder.is_symlink():
         folder.unlink(missing_ok=True)
         return 0

@@ -78,7 +78,9 @@ class Adapter:
             rank: of its matrices.
             alpha: that a key of the file gives the layer, which counts before the settings.
             what: whose it is, for messages.
-        Raises: UserError where the settings give the layer another rank.
+
+        Raises:
+            UserError: the settings give the layer another rank.
         """
         said = self.ranks.value(layer, self.rank) if self.ranks else self.rank
         if said is not None and said != rank:
@@ -97,7 +99,9 @@ def read_adapter(content: Mapping[str, Any], what: str) -> Adapter:
 
     Args:
         what: whose they are, for messages.
-    Raises: UserError where they are damaged, or ask for more than a plain LoRA.
+
+    Raises:
+        UserError: they are damaged, or ask for more than a plain LoRA.
     """
     read = {field.name for field in msgspec.structs.fields(_Settings)}
     try:
@@ -134,7 +138,8 @@ class Patterns:
 
     The first pattern counts that matches a name's end, from its beginning or after a dot.
 
-    Raises: UserError where a pattern is none that can be matched in bounded time.
+    Raises:
+        UserError: a pattern is none that can be matched in bounded time.
     """
 
     def __init__(self, table: Mapping[str, float], what: str) -> None:

@@ -14,7 +14,11 @@ _CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.
 
 
 def require_sd1_configs(unet: Mapping[str, Any], text_encoder: Mapping[str, Any], name: str) -> None:
-    """Raises: UserError where the configs of `name` are not those of an SD-1.x model."""
+    """Checks that a model is of SD-1.x architecture, from its configs.
+
+    Raises:
+        UserError: the configs of `name` are those of another architecture.
+    """
     only = "only SD-1.x models can be exported"
     if unet.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
         raise UserError(f"{name} has a {printable(unet['_class_name'], 60)}: {only}")
@@ -35,7 +39,11 @@ def require_sd1_configs(unet: Mapping[str, Any], text_encoder: Mapping[str, Any]
 
 
 def require_fitting(controlnet: Mapping[str, Any], unet: Mapping[str, Any], name: str, vae_scale_factor: int) -> None:
-    """Raises: UserError where the config of the ControlNet `name` does not fit the UNet's, or the VAE's latents."""
+    """Checks that a ControlNet fits the UNet and the VAE, from their configs.
+
+    Raises:
+        UserError: the config of the ControlNet `name` does not fit the UNet's, or the VAE's latents.
+    """
     kind = controlnet.get("_class_name", "ControlNetModel")
     if kind != "ControlNetModel":
         raise UserError(f"{name} is a {printable(kind, 60)}: only ControlNetModel can be exported")
@@ -61,7 +69,9 @@ def require_sd1_file(state: "Mapping[str, Tensor]", name: str, vae: bool = True)
 
     Args:
         vae: whether its VAE is wanted; one may come from elsewhere.
-    Raises: UserError that says what they are instead.
+
+    Raises:
+        UserError: they are something else; the message says what.
     """
     if any(key.startswith("conditioner.") for key in state):
         raise UserError(f"{name} is an SDXL model: only SD-1.x can be exported")

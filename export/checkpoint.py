@@ -35,7 +35,9 @@ class Checkpoint:
 
     Args:
         model, controlnets, parts: of a `Recipe`, which says what they may be.
-    Raises: UserError where the model cannot be found, or is of another architecture.
+
+    Raises:
+        UserError: the model cannot be found, or is of another architecture.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class Checkpoint:
     def config(self, component: str) -> dict[str, Any]:
         """What is read of the component's `config.json`, checked (the scheduler's `scheduler_config.json`, whole).
 
-        Raises: UserError where there is none, or it has a value that cannot be exported.
+        Raises:
+            UserError: there is none, or it has a value that cannot be exported.
         """
         if component == "scheduler":
             return self._json(self.resolved.component(component), "scheduler_config.json", component)
@@ -79,7 +82,8 @@ class Checkpoint:
     def size(self, asked: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels of the images: what was asked for, or the UNet's own sample size.
 
-        Raises: UserError where it cannot be used.
+        Raises:
+            UserError: it cannot be used.
         """
         factor = self.vae_scale_factor
         if asked is None:
@@ -123,7 +127,11 @@ class Checkpoint:
         return self.resolved.model.sub("examples").get(name)[0]
 
     def check_controlnet(self, condition: str) -> None:
-        """Raises: UserError where there is no ControlNet of the condition, or it does not fit the UNet."""
+        """Checks the config of the condition's ControlNet.
+
+        Raises:
+            UserError: there is no ControlNet of the condition, or it does not fit the UNet.
+        """
         self._controlnet_config(condition)
 
     def sources(self) -> dict[str, str]:
@@ -205,14 +213,19 @@ class Checkpoint:
         return tokenizer
 
     def controlnet(self, condition: str, dtype: "torch.dtype") -> "nn.Module":
-        """Raises: UserError where it does not fit the UNet."""
+        """Loads the condition's ControlNet.
+
+        Raises:
+            UserError: it does not fit the UNet.
+        """
         self.check_controlnet(condition)
         return self._load(f"controlnet_{condition}", dtype)
 
     def embeddings(self) -> "list[Embedding]":
         """The textual inversions.
 
-        Raises: UserError where one does not fit the text encoder.
+        Raises:
+            UserError: one does not fit the text encoder.
         """
         if not self.resolved.embeddings:
             return []  # without PyTorch
@@ -225,7 +238,8 @@ class Checkpoint:
     def match_loras(self) -> "list[LoraMatch]":
         """How each LoRA fits, before any weights of the base model are read.
 
-        Raises: UserError where one does not.
+        Raises:
+            UserError: one does not.
         """
         from .lora import match_loras
 
@@ -243,7 +257,9 @@ class Checkpoint:
 
         Args:
             components: as `empty`.
-        Raises: UserError where weights are missing, damaged, not those of their config, or NaN or Inf.
+
+        Raises:
+            UserError: weights are missing, damaged, not those of their config, or NaN or Inf.
         """
         from .weights import check_finite, check_weights
 
@@ -256,7 +272,8 @@ class Checkpoint:
     def check_tokenizer(self) -> None:
         """Whether the runtime can read the tokenizer, and the text encoder has a row for every token.
 
-        Raises: UserError
+        Raises:
+            UserError: the tokenizer cannot be read, or has more tokens than the text encoder has rows.
         """
         from .clip_tokenizer import check_tokenizer
 
@@ -340,7 +357,11 @@ class Checkpoint:
         return load_tokenizer(self.resolved.component("tokenizer"), self.recipe.model)
 
     def _require_configs(self) -> None:
-        """Raises: UserError for what cannot be exported, as far as configs tell."""
+        """Checks what configs tell of whether the model can be exported.
+
+        Raises:
+            UserError: the model, or a component of it, cannot be exported.
+        """
         root, model = self.resolved.root, self.recipe.model
         index = self._json(root, "model_index.json", "index") if root.has("model_index.json") else {"unet": []}
         if "unet" not in index:
@@ -360,7 +381,8 @@ class Checkpoint:
     def _kind(self, component: str, config: Mapping[str, Any], what: str) -> str:
         """The class of a component in diffusers or transformers.
 
-        Raises: UserError where it is none that the component may have.
+        Raises:
+            UserError: it is none that the component may have.
         """
         kinds = _KINDS[component]
         kind = config.get("_class_name", kinds[0])

@@ -18,7 +18,9 @@ def load_tokenizer(place: Source, model: str) -> Any:
     Args:
         place: the folder of its files.
         model: whose it is, for messages.
-    Raises: UserError where files are missing or damaged.
+
+    Raises:
+        UserError: files are missing or damaged.
     """
     from transformers import CLIPTokenizer
 
@@ -40,7 +42,9 @@ def check_tokenizer(tokenizer: Any, rows: int, what: str) -> None:
     Args:
         rows: of the text encoder's table.
         what: whose it is, for messages.
-    Raises: UserError
+
+    Raises:
+        UserError: the tokenizer cannot be read, or has more tokens than the table has rows.
     """
     from ..runtime.text.tokenizer import Tokenizer
     from ..runtime.text.tokenizer_files import CLIP_LENGTH

@@ -190,7 +190,9 @@ def checked(kind: str, config: Mapping[str, Any], what: str) -> dict[str, Any]:
     Args:
         kind: the module's class: a key of `_SCHEMAS`.
         what: whose config it is, for messages.
-    Raises: UserError where a value has another type, is out of bounds, or asks for what the graphs have not.
+
+    Raises:
+        UserError: a value has another type, is out of bounds, or asks for what the graphs have not.
     """
     for key, allowed in _FIXED[kind].items():
         value = config.get(key, allowed[0])
@@ -221,7 +223,9 @@ def require_modest(config: Mapping[str, Any], what: str, largest: int = _MAX_NUM
         config: JSON; what its keys mean is the other program's affair.
         what: whose it is, for messages.
         largest: what a number may be.
-    Raises: UserError
+
+    Raises:
+        UserError: the config has too many items, or a number larger than `largest`.
     """
     _walk(config, "", what, largest)
 

@@ -61,7 +61,9 @@ def controlnet_of(state: Mapping[str, Tensor], layers_per_block: int, what: str)
     Args:
         layers_per_block: of the UNet.
         what: whose they are, for messages.
-    Raises: UserError where it is no ControlNet, or one of another kind.
+
+    Raises:
+        UserError: it is no ControlNet, or one of another kind.
     """
     from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
@@ -88,7 +90,9 @@ def config_of(state: State, unet: Mapping[str, Any], beside: Mapping[str, Any] |
         state: its weights in diffusers' names.
         unet: the config of the UNet that it is for.
         beside: the config in the file's folder, which counts where it is this ControlNet's.
-    Raises: UserError where the weights are not a ControlNet's.
+
+    Raises:
+        UserError: the weights are not a ControlNet's.
     """
     shapes = _shapes(state, what)
     same = beside and all(beside.get(key, value) == value for key, value in shapes.items())

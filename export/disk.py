@@ -45,7 +45,8 @@ def space_needed(checkpoint: Checkpoint, base: bool, conditions: Iterable[str], 
 def check_disk_space(folder: Path, nbytes: int) -> None:
     """Says what will be written below `folder`, and what is free there.
 
-    Raises: UserError where it does not fit.
+    Raises:
+        UserError: it does not fit.
     """
     free = require_space(folder.parent, nbytes, "free some, or choose another --out")
     logger.info(f"writes about {amount(nbytes)} to {folder}; {amount(free)} are free")

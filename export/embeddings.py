@@ -44,7 +44,9 @@ def read_embedding(file: Path, token: str | None = None) -> Embedding:
 
     Args:
         token: the word; None takes the one in the file, or the file's name without its suffix.
-    Raises: UserError where the file cannot be read, holds something else, or too many vectors.
+
+    Raises:
+        UserError: the file cannot be read, holds something else, or too many vectors.
     """
     content: dict[str, Any] = dict(read_weights([file])) if file.suffix == ".safetensors" else _unpickle(file)
     if {"clip_l", "clip_g"} & content.keys():
@@ -83,7 +85,11 @@ def read_embedding(file: Path, token: str | None = None) -> Embedding:
 
 
 def check_width(embeddings: Sequence[Embedding], width: int) -> None:
-    """Raises: UserError where an embedding is not for a text encoder of so many features."""
+    """Checks that embeddings are for a text encoder of this width.
+
+    Raises:
+        UserError: the vectors of an embedding have another width.
+    """
     for embedding in embeddings:
         if embedding.vectors.shape[1] != width:
             raise UserError(
@@ -98,7 +104,8 @@ def add_tokens(tokenizer: Any, embeddings: Sequence[Embedding]) -> None:
     Which ids a prompt has must not depend on the order of the embeddings: two tokens that the tokenizer does not tell
     apart in a text (it makes letters small, and accents part of their letters) are refused.
 
-    Raises: UserError where the tokenizer knows a word already, or another embedding has it for a vector.
+    Raises:
+        UserError: the tokenizer knows a word already, or another embedding has it for a vector.
     """
     vocabulary = tokenizer.get_vocab().keys()
     normalize = tokenizer.backend_tokenizer.normalizer.normalize_str
@@ -126,7 +133,9 @@ def add_embeddings(tokenizer: Any, text_encoder: nn.Module, embeddings: Sequence
     Args:
         tokenizer: transformers' `CLIPTokenizer`, without the tokens.
         text_encoder: transformers' `CLIPTextModel`.
-    Raises: UserError where the vectors have another width, or as `add_tokens`.
+
+    Raises:
+        UserError: the vectors have another width, or as `add_tokens`.
     """
     table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     check_width(embeddings, table.embedding_dim)

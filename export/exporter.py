@@ -50,8 +50,10 @@ def export_bundle(
     Args:
         conditions: of `CONDITIONS`, at least one.
         size: (width, height) in pixels, multiples of 8, 64 to 2048; None takes the UNet's own sample size.
-    Raises: UserError for an argument or checkpoint that cannot be used or a full disk, ExportError where a graph
-        differs from its module. No bundle appears then.
+
+    Raises:
+        UserError: an argument or the checkpoint cannot be used, or the disk is full.
+        ExportError: a graph differs from its module. No bundle appears then.
     """
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}: choose fp32 or fp16")
@@ -73,7 +75,10 @@ def export_model(
 ) -> Bundle:
     """`export_bundle` to where a user's bundles are (or `out`), at the model's own size unless another is given.
 
-    Raises: as `export_bundle`; CnppError where what exporting needs is not installed.
+    Raises:
+        UserError: an argument or the checkpoint cannot be used, or the disk is full.
+        ExportError: a graph differs from its module.
+        CnppError: what exporting needs is not installed.
     """
     pixels = checkpoint.size(size)
     folder = out or bundle_folder(checkpoint.name, precision, *pixels)
@@ -158,7 +163,11 @@ def _export(
     folder: Path,
     progress: Progress,
 ) -> None:
-    """Args: taken: graphs that are there already."""
+    """Exports the graphs into `folder` and compares each with PyTorch.
+
+    Args:
+        taken: graphs that an interrupted export left there.
+    """
     from .onnx_graph import OPSET, export_graph
 
     try:
@@ -211,7 +220,8 @@ def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -
 def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint's, without the places of its machine.
 
-    Raises: UserError where a number in it is not finite, but for the one that stands for "no limit".
+    Raises:
+        UserError: a number in it is not finite, but for the one that stands for "no limit".
     """
     config = {key: value for key, value in checkpoint.config("scheduler").items() if key != "_name_or_path"}
     for key, value in config.items():
@@ -244,7 +254,11 @@ def _condition(checkpoint: Checkpoint, condition: str) -> ConditionRecord:
 
 
 def _add_examples(checkpoint: Checkpoint, records: Mapping[str, ConditionRecord]) -> dict[str, Path]:
-    """Adds the model's examples to the records of their conditions. Returns: the image of each."""
+    """Adds the model's examples to the records of their conditions.
+
+    Returns:
+        The image of each condition that has one.
+    """
     images = {}
     for condition, example in checkpoint.examples()[1].items():
         if condition in records:
@@ -257,7 +271,11 @@ def _add_examples(checkpoint: Checkpoint, records: Mapping[str, ConditionRecord]
 
 
 def _require_valid(manifest: Manifest, records: Mapping[str, ConditionRecord]) -> None:
-    """Raises: UserError where the manifest cannot say what it should, before anything is exported."""
+    """Checks what the manifest will hold, before anything is exported.
+
+    Raises:
+        UserError: the manifest would hold what no manifest can.
+    """
     files = dict(manifest.files)
     for record in records.values():
         if "image" in record:
@@ -272,7 +290,8 @@ def _require_valid(manifest: Manifest, records: Mapping[str, ConditionRecord]) -
 def _made_of(checkpoint: Checkpoint, manifest: Manifest, before: str) -> Callable[[Mapping[str, Any]], str]:
     """What gives SHA-256 over all that a graph depends on, from what it has of its own.
 
-    Args: before: digest of the bundle that is added to.
+    Args:
+        before: digest of the bundle that is added to.
     """
     shared = {
         "before": before,
@@ -304,7 +323,8 @@ def _extractor_digest(checkpoint: Checkpoint, condition: str) -> list[str]:
 def _record_adapters(checkpoint: Checkpoint, manifest: Manifest) -> None:
     """What LoRAs and textual inversions there are, before anything heavy is loaded.
 
-    Raises: UserError where one does not fit the model.
+    Raises:
+        UserError: one does not fit the model.
     """
     recipe = checkpoint.recipe
     public = dict(zip(recipe.loras, recipe.recorded().get("loras", ()), strict=True))

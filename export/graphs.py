@@ -106,7 +106,8 @@ def condition_graphs(checkpoint: Checkpoint, condition: str, g: GraphDims) -> Gr
 def extractor_graph(condition: str, source: Source, width: int, height: int) -> ExportSpec:
     """The graph `extractor_<condition>` for images of this size in pixels.
 
-    Raises: UserError as `open_extractor`.
+    Raises:
+        UserError: As `open_extractor`.
     """
     module = open_extractor(condition, source, width, height)
     image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)

@@ -83,7 +83,8 @@ def as_module_names(state: State, module: nn.Module) -> State:
 def _converted(convert: Callable[..., Any], state: State, config: Mapping[str, Any], what: str) -> State:
     """What a function of diffusers makes of original names.
 
-    Raises: UserError where names that it needs are missing.
+    Raises:
+        UserError: names that it needs are missing.
     """
     try:
         return {key: t for key, t in convert(state, config).items() if t is not None}

@@ -89,7 +89,9 @@ def read_lora(file: Path, config: Path | None = None) -> LoraWeights:
 
     Args:
         config: PEFT's `adapter_config.json`, which a file of its own layout needs.
-    Raises: UserError where it cannot be read, half of a layer is missing or a part is there twice.
+
+    Raises:
+        UserError: it cannot be read, half of a layer is missing or a part is there twice.
     """
     layers: dict[str, dict[str, _Layer]] = {"unet": {}, "text_encoder": {}}
     others = []
@@ -128,7 +130,8 @@ def read_lora(file: Path, config: Path | None = None) -> LoraWeights:
 def match_loras(loras: Sequence[Lora], unet: nn.Module, text_encoder: nn.Module) -> list[LoraMatch]:
     """How each LoRA fits the modules, which may be on the meta device: nothing is changed.
 
-    Raises: UserError where one is of another kind, made for another model, or damaged.
+    Raises:
+        UserError: one is of another kind, made for another model, or damaged.
     """
     return [_match(lora, {"unet": unet, "text_encoder": text_encoder}) for lora in loras]
 
@@ -138,7 +141,9 @@ def fuse(module: nn.Module, loras: Sequence[Lora], component: str) -> None:
 
     Args:
         component: which part of the LoRAs: `unet` or `text_encoder`.
-    Raises: UserError as `match_loras`; keys that match nothing are left out.
+
+    Raises:
+        UserError: As `match_loras`; keys that match nothing are left out.
     """
     names = _layer_names(module)
     changes: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
@@ -212,7 +217,8 @@ def _layer_names(module: nn.Module) -> dict[str, str]:
 def _change(lora: Lora, name: str, layer: _Layer, target: nn.Module, adapter: Adapter) -> tuple[Tensor, Tensor, float]:
     """A as [rank, in · kernel], B as [out, rank], and what their product is multiplied by.
 
-    Raises: UserError where they do not fit the layer `name`, or are no numbers.
+    Raises:
+        UserError: they do not fit the layer `name`, or are no numbers.
     """
     assert layer.down is not None and layer.up is not None and isinstance(target.weight, Tensor)
     what = f"the LoRA {printable(lora.source)}"

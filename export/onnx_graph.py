@@ -99,7 +99,8 @@ def export_graph(source: ExportSpec, folder: Path, precision: str, opset: int) -
     The module is released before ONNX Runtime loads the graph (`source.module` is replaced), so that the weights are
     in memory once. The peak is about the weights and 1.5 GiB for SD 1.5's UNet at 512×512.
 
-    Raises: ExportError where the exporter fails, or the graph differs from its module beyond the tolerance.
+    Raises:
+        ExportError: the exporter fails, or the graph differs from its module beyond the tolerance.
     """
     tensors, compared = source.flat(), source.compared()
     expected = _reference(source.module, compared)

@@ -24,7 +24,9 @@ def find_source_checkpoint(
     Args:
         model: where it is; None does for what has a name everywhere: embedded and named models, and the hub's.
         controlnets: those that are not where they were.
-    Raises: UserError where it cannot be found, or has other weights.
+
+    Raises:
+        UserError: it cannot be found, or has other weights.
     """
     m = bundle.manifest
     recorded: dict[str, Any] = {"model": "", **m.recipe}

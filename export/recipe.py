@@ -49,7 +49,9 @@ class Recipe:
         extractors: as `controlnets`.
         variant: of the base model's weights, as diffusers has it: `fp16`; components that have none come without.
         config: the source of a single file's configs and tokenizer; None is Stable Diffusion 1.5's repository.
-    Raises: UserError where a ControlNet or an extractor is for a condition that is not known.
+
+    Raises:
+        UserError: a ControlNet or an extractor is for a condition that is not known.
     """
 
     model: str
@@ -144,7 +146,11 @@ def _identity(source: str | Path, names: Collection[str]) -> str:
 
 
 def require_condition(name: str) -> None:
-    """Raises: UserError where there is no condition of that name."""
+    """Checks the name of a condition.
+
+    Raises:
+        UserError: there is no condition of that name.
+    """
     if name not in CONDITIONS:
         raise UserError(f"unknown condition {name!r}: choose from {', '.join(CONDITIONS)}")
 
@@ -152,7 +158,8 @@ def require_condition(name: str) -> None:
 def parse_lora(text: str) -> tuple[str, float]:
     """`SOURCE` or `SOURCE:weight` → (source, weight); a weight is any finite number, 1 where there is none.
 
-    Raises: UserError where the weight is no such number.
+    Raises:
+        UserError: the weight is no such number.
     """
     source, colon, weight = text.rpartition(":")
     # A colon may belong to a path: of a file that is there, or of a drive (C:\lora.safetensors).
@@ -170,7 +177,8 @@ def parse_lora(text: str) -> tuple[str, float]:
 def parse_embedding(text: str) -> tuple[str, str | None]:
     """`SOURCE` or `SOURCE:token` → (source, token), None where there is no token.
 
-    Raises: UserError where the token cannot be one.
+    Raises:
+        UserError: the token cannot be one.
     """
     source, colon, token = text.rpartition(":")
     # A colon may belong to a path: of a file that is there, or of a drive (C:\cat.pt).

@@ -42,7 +42,8 @@ class Lora:
 class ResolvedSources:
     """Where each part of a recipe is. Nothing but lists of files is fetched before a file is asked for.
 
-    Raises: UserError where the model or its VAE cannot be found.
+    Raises:
+        UserError: the model or its VAE cannot be found.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -87,7 +88,8 @@ class ResolvedSources:
     def weights(self, component: str) -> tuple[Path, ...]:
         """The files of a component's weights.
 
-        Raises: UserError where there are none, or none of the base model's components has the variant asked for.
+        Raises:
+            UserError: there are none, or none of the base model's components has the variant asked for.
         """
         library = library_of(component)
         return self.weights_source(component).weights(self._variants.get(component), library)
@@ -115,7 +117,8 @@ class ResolvedSources:
     def controlnet(self, condition: str) -> Source:
         """The folder of the condition's ControlNet, or a file that holds it whole.
 
-        Raises: UserError where the condition is unknown or no ControlNet was found.
+        Raises:
+            UserError: the condition is unknown or no ControlNet was found.
         """
         require_condition(condition)
         given = self._recipe.controlnets.get(condition)
@@ -195,7 +198,11 @@ class ResolvedSources:
         return defaults
 
     def _find(self, text: str | Path, what: str) -> Source:
-        """Raises: UserError that begins with what was looked for."""
+        """Finds a source.
+
+        Raises:
+            UserError: there is no such source; the message begins with `what`.
+        """
         try:
             return self._finder.find(text)
         except UserError as e:

@@ -63,7 +63,8 @@ class Tree(Protocol):
     def fetch(self, names: Iterable[str]) -> list[Path]:
         """These files on this machine.
 
-        Raises: UserError where one cannot be had.
+        Raises:
+            UserError: one cannot be had.
         """
         ...
 
@@ -139,7 +140,8 @@ class Source:
     def get(self, *names: str) -> list[Path]:
         """These files of the folder, on this machine.
 
-        Raises: UserError where there is none of that name, or it cannot be fetched.
+        Raises:
+            UserError: there is none of that name, or it cannot be fetched.
         """
         for name in names:
             if not self.has(name):
@@ -164,7 +166,9 @@ class Source:
         Args:
             variant: as diffusers takes it: `fp16` for `….fp16.safetensors`.
             library: whose module it is.
-        Raises: UserError where there are none, it says which there are; where one is missing, or two sets are there.
+
+        Raises:
+            UserError: there are none, one is missing, or there are two sets.
         """
         if self.file:
             return tuple(self.get(self.file))
@@ -195,7 +199,8 @@ class Finder:
     def find(self, text: str | Path) -> Source:
         """What a user's text names; nothing but a list of files is asked of the hub.
 
-        Raises: UserError where there is no such thing, or the hub cannot tell.
+        Raises:
+            UserError: there is no such thing, or the hub cannot tell.
         """
         shown = printable(repr(str(text)), 120)
         try:
@@ -249,7 +254,8 @@ def mode_of(path: Path) -> int:
 def _kind(path: Path, shown: str) -> int:
     """The mode of what is at a path; 0 where there is nothing.
 
-    Raises: UserError where it cannot be looked at.
+    Raises:
+        UserError: it cannot be looked at.
     """
     try:
         return path.stat().st_mode

@@ -9,7 +9,8 @@ from ..errors import UserError
 def require_space(folder: Path, nbytes: int, advice: str) -> int:
     """The bytes that are free on the disk of a folder, which need not be there yet.
 
-    Raises: UserError where fewer than `nbytes` are.
+    Raises:
+        UserError: fewer than `nbytes` are.
     """
     folder = folder.absolute()
     while not folder.exists():

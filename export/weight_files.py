@@ -44,7 +44,9 @@ class Chosen:
 
         Args:
             get: fetches a file of the folder; `where` says for messages which that is.
-        Raises: UserError where the index is damaged, or names a file that is not there.
+
+        Raises:
+            UserError: the index is damaged, or names a file that is not there.
         """
         if self.index is None:
             return self.names
@@ -63,7 +65,8 @@ def choose_weights(names: Collection[str], variant: str | None, library: Library
     transformers/modeling_utils.py). Shards without an index are taken where they are one complete set and no whole
     file is there, which neither library does.
 
-    Raises: UserError where shards are missing, or of two sets.
+    Raises:
+        UserError: shards are missing, or of two sets.
     """
     there = frozenset(names)
     for suffix in SUFFIXES[:2]:
@@ -92,7 +95,8 @@ def variants_of(names: Collection[str]) -> set[str]:
 def read_index(file: Path) -> tuple[str, ...]:
     """The files that an index of shards names, sorted.
 
-    Raises: UserError where it is damaged, or a file is not in the index's own folder.
+    Raises:
+        UserError: it is damaged, or a file is not in the index's own folder.
     """
     try:
         weight_map = convert(read_object(file).get("weight_map"), _WeightMap)
@@ -123,7 +127,8 @@ def _index_names(stem: str, suffix: str, variant: str | None) -> tuple[str, ...]
 def _one_set(there: Collection[str], stem: str, suffix: str, variant: str | None) -> tuple[str, ...]:
     """The shards that are there, sorted; empty where there are none.
 
-    Raises: UserError where one is missing, or they are of several sets.
+    Raises:
+        UserError: one is missing, or they are of several sets.
     """
     before, after = (re.escape(f".{variant}") if variant else "", re.escape(suffix))
     # Variants have two spellings: model.fp16-00001-of-00002.bin and, before, model-00001-of-00002.fp16.bin.

@@ -23,7 +23,9 @@ def read_weights(files: Sequence[Path], dtype: torch.dtype | None = None) -> Sta
         files: one file, or the shards of one module.
         dtype: what the weights will be: those of a `.safetensors` in another type are read and converted one by one, so
             that the file is never in memory as a whole.
-    Raises: UserError where a file is missing, cut off, or holds something else, or two files hold the same weight.
+
+    Raises:
+        UserError: a file is missing, cut off, or holds something else, or two files hold the same weight.
     """
     state: State = {}
     for file in files:
@@ -41,7 +43,8 @@ def read_weights(files: Sequence[Path], dtype: torch.dtype | None = None) -> Sta
 def read_pickle(file: Path) -> Any:
     """What a pickle holds, by PyTorch's unpickler that makes tensors and plain containers only.
 
-    Raises: UserError as `read_weights`.
+    Raises:
+        UserError: As `read_weights`.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -67,7 +70,8 @@ def make_empty(make: Callable[[], nn.Module]) -> nn.Module:
 def check_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Whether these are the weights of `module`: every one of them, of its own shape, and no others.
 
-    Raises: UserError that counts and names what is missing, left over or of another shape; `what` says whose they are.
+    Raises:
+        UserError: weights are missing, left over or of another shape; the message counts and names them.
     """
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in state]
@@ -99,7 +103,8 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:
     """Whether every number is one. Reads all of them: 0.3 s a gigabyte in float32 and 0.8 s in float16 from memory.
 
-    Raises: UserError that names a weight with NaN or Inf; `what` says whose it is.
+    Raises:
+        UserError: a weight has NaN or Inf; the message names it.
     """
     for key, tensor in state.items():
         if tensor.is_floating_point() and tensor.numel():
@@ -114,8 +119,11 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtyp
 
     Tensors of `dtype` are taken as they are, mapped files included; the others are converted one by one.
 
-    Returns: `module`, for inference.
-    Raises: UserError as `check_weights`.
+    Returns:
+        `module`, for inference.
+
+    Raises:
+        UserError: As `check_weights`.
     """
     check_weights(module, state, what)
     typed = {key: t.to(dtype) if t.is_floating_point() else t for key, t in state.items()}
@@ -125,7 +133,11 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, dtyp
 
 
 def require_plain(tensor: Tensor, key: str, file: Path) -> None:
-    """Raises: UserError where a pickle's tensor is not simply its numbers in a row."""
+    """Checks that a pickle's tensor is dense, contiguous in memory and on the CPU.
+
+    Raises:
+        UserError: the tensor has another form.
+    """
     odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu"
     if odd or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise UserError(f"{printable(file)} holds {printable(key)} in a form that is no plain tensor: get another")

@@ -18,7 +18,9 @@ def open_extractor(condition: str, source: Source, width: int, height: int) -> n
     Args:
         source: a folder of the miniature's kind (its `config.json` has a `type`), or as `load_published` takes it.
         width, height: of the images, in pixels.
-    Raises: UserError as `load_published`.
+
+    Raises:
+        UserError: As `load_published`.
     """
     if "type" in read_config(source):
         try:

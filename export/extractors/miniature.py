@@ -191,7 +191,8 @@ _ARGUMENTS: dict[str, type[Record]] = {
 def make_extractor(config: Mapping[str, Any]) -> nn.Module:
     """A new extractor from `{"type": …, **arguments}`.
 
-    Raises: ValueError for an unknown type, or arguments that it cannot have.
+    Raises:
+        ValueError: the type is unknown, or cannot have these arguments.
     """
     kind = config.get("type")
     if not isinstance(kind, str) or kind not in _TYPES:
@@ -205,7 +206,9 @@ def make_extractor(config: Mapping[str, Any]) -> nn.Module:
 def load_extractor(folder: Path) -> nn.Module:
     """The extractor of a folder with `config.json` and, for a network, `model.safetensors`; float32, for inference.
 
-    Raises: ValueError where the config is none, UserError where its weights are missing or another network's.
+    Raises:
+        ValueError: the config is none.
+        UserError: its weights are missing or another network's.
     """
     extractor = make_extractor(read_object(folder / "config.json"))
     if extractor.state_dict():

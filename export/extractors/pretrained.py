@@ -17,7 +17,9 @@ class Preprocess(nn.Module):
     Args:
         processor: an image processor of transformers, of its `pil` backend.
         what: whose it is, for messages.
-    Raises: UserError where the processor does anything else.
+
+    Raises:
+        UserError: the processor does anything else.
     """
 
     mean: Tensor

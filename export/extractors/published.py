@@ -63,7 +63,9 @@ def load_published(condition: str, source: Source, width: int, height: int) -> n
         condition: `seg` or `depth`, whose source is a folder in transformers' layout with a UPerNet or DPT of any size;
             `hed` or `lineart`, whose source is `ControlNetHED.pth` or `sk_model.pth`, or a folder that has it.
         width, height: of the images, in pixels.
-    Raises: UserError where the source is none of these, or its weights are damaged or another network's.
+
+    Raises:
+        UserError: the source is none of these, or its weights are damaged or another network's.
     """
     what = f"the {condition} extractor {source.uri}"
     if annotator := _ANNOTATORS.get(condition):
@@ -76,7 +78,8 @@ def load_published(condition: str, source: Source, width: int, height: int) -> n
 def read_config(source: Source) -> dict[str, Any]:
     """The `config.json` of a folder; empty where the source has none.
 
-    Raises: UserError where it is damaged, or holds numbers that no such network has.
+    Raises:
+        UserError: it is damaged, or holds numbers that no such network has.
     """
     if source.file or not source.has(CONFIG):
         return {}
