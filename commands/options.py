@@ -270,7 +270,7 @@ def resolve_bundle(
     plans: Path | None,
     vram_budget: str | None = None,
 ) -> tuple[Path, Callable[[Path], "Pipeline"]]:
-    """The bundle's folder that a command's options name, and what opens a bundle as they say.
+    """Finds the bundle that a command's options name.
 
     Raises:
         UserError: an option's value cannot be used, which is known first; there is no such bundle, or several fit.
@@ -286,7 +286,7 @@ def resolve_bundle(
     else:
         folder = bundle
         # OpenVINO computes in float32 whatever precision the graphs are stored in.
-        _require_as_asked(folder, None if backend == "openvino" else of_bundle, pixels)
+        _check_precision_and_size(folder, None if backend == "openvino" else of_bundle, pixels)
     return folder, lambda path: Pipeline.open(path, options)
 
 
@@ -321,7 +321,7 @@ def _find(model: str, precision: str | None, size: tuple[int, int] | None, prefe
         raise UserError(f"{e}; {hint.strip()}" if hint else str(e)) from None
 
 
-def _require_as_asked(folder: Path, precision: str | None, size: tuple[int, int] | None) -> None:
+def _check_precision_and_size(folder: Path, precision: str | None, size: tuple[int, int] | None) -> None:
     """Checks that a bundle is what `--precision` and `--size` ask for.
 
     Raises:

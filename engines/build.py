@@ -43,7 +43,7 @@ class Sizes:
 
     def profiles(self, graph: GraphSpec) -> list[Profile]:
         """The profiles of a graph: equal ones are one."""
-        wanted: list[dict[str, Shape]] = []
+        profiles: list[dict[str, Shape]] = []
         # Extractors and the encoder look at one image at a time.
         counts = (1,) if graph.file.startswith(("extractor_", "vae_encoder")) else self.images
         for guided, chunks in product(self.guided, self.chunks):
@@ -52,15 +52,15 @@ class Sizes:
                 free = {"batch": n * images, "images": images, "guidance": n}
                 free |= {"tokens": 77 * chunks, "prompts": n * images * chunks}
                 shapes = {t.name: tuple(free[d] if isinstance(d, str) else d for d in t.shape) for t in graph.inputs}
-                if shapes not in wanted:
-                    wanted.append(shapes)
+                if shapes not in profiles:
+                    profiles.append(shapes)
         if not self.dynamic:
-            return [{name: Range(s, s, s) for name, s in shapes.items()} for shapes in wanted]
+            return [{name: Range(s, s, s) for name, s in shapes.items()} for shapes in profiles]
         ranges = {}
-        for name in wanted[0]:
-            sizes = list(zip(*(shapes[name] for shapes in wanted), strict=True))
+        for name in profiles[0]:
+            sizes = list(zip(*(shapes[name] for shapes in profiles), strict=True))
             low, high = tuple(map(min, sizes)), tuple(map(max, sizes))
-            ranges[name] = Range(low, wanted[0][name], high)
+            ranges[name] = Range(low, profiles[0][name], high)
         return [ranges]
 
 
@@ -178,7 +178,7 @@ def build_engines(
 
         def build(graph: str = graph, profiles: list[Profile] = profiles) -> BuildResult:
             nonlocal cache
-            made = build_plan(
+            result = build_plan(
                 flavor,
                 bundle.graph_file(graph),
                 profiles,
@@ -186,8 +186,8 @@ def build_engines(
                 timing_cache=cache,
                 progress=progress and (lambda phase, share: progress(f"{graph}: {phase}", share)),
             )
-            cache = made.timing_cache
-            return made
+            cache = result.timing_cache
+            return result
 
         plan, new = store.get_or_build(key, bundle.manifest.model, build)
         plans.append(plan)

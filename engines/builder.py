@@ -178,10 +178,10 @@ def _monitor(trt: Any, stop: threading.Event, progress: Progress) -> Any:
     return Monitor()
 
 
-def _or_raise(made: Any, log: Any, what: str) -> Any:
-    if made is None:
+def _or_raise(result: Any, log: Any, what: str) -> Any:
+    if result is None:
         raise BackendError(f"TensorRT {what}: {_last(log)}")
-    return made
+    return result
 
 
 def _last(log: Any) -> str:
@@ -189,8 +189,8 @@ def _last(log: Any) -> str:
 
 
 def _bytes(log: str, title: str) -> int:
-    found = re.findall(rf"{title}: (\d+) bytes", log)
-    return int(found[-1]) if found else 0
+    matches = re.findall(rf"{title}: (\d+) bytes", log)
+    return int(matches[-1]) if matches else 0
 
 
 def _peak() -> int:

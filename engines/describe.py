@@ -15,7 +15,7 @@ def engines_table(engines: Engines) -> str:
         (
             plan.key.graph,
             f"{plan.size / 2**20:.1f} MiB",
-            f"{plan.seconds:.1f} s" if plan.key.graph in engines.built else "was there",
+            f"{plan.seconds:.1f} s" if plan.key.graph in engines.built else "cached",
             str(plan.fusion),
         )
         for plan in engines.plans

@@ -1,6 +1,6 @@
-"""The two flavours of TensorRT and the only place that imports them.
+"""The two flavors of TensorRT and the only place that imports them.
 
-`tensorrt` 11 (data centre and every other GPU; builds on the GPU that will run the plan) and `tensorrt_rtx` 1.7
+`tensorrt` 11 (data center and every other GPU; builds on the GPU that will run the plan) and `tensorrt_rtx` 1.7
 (GeForce and RTX; builds anywhere, and compiles for the GPU when a plan is first run) share one API.
 """
 
@@ -38,7 +38,7 @@ class Flavor:
         """What a plan built here is for: this GPU's `sm90`, or `portable`, the GPUs that TensorRT-RTX covers.
 
         Raises:
-            BackendError: this flavour cannot build here.
+            BackendError: this flavor cannot build here.
         """
         if self.rtx:
             return "portable"
@@ -61,7 +61,7 @@ def installed_flavors() -> list[str]:
 
 
 def load_flavor(name: str = "auto") -> Flavor:
-    """Imports a flavour.
+    """Imports a flavor.
 
     Args:
         name: `auto` takes `tensorrt` on a machine with an NVIDIA GPU, else `tensorrt-rtx`; whichever is installed.

@@ -1,4 +1,4 @@
-"""What TensorRT fused, read from the layer list that its builder logs: no GPU and no deserialised plan is needed.
+"""What TensorRT fused, read from the layer list that its builder logs: no GPU and no deserialized plan is needed.
 
 The list has a line for each final layer (a kernel) with the ONNX nodes it came from:
 
@@ -33,8 +33,8 @@ class Layer:
     @property
     def operations(self) -> frozenset[str]:
         """Of a generated kernel; empty where the name does not tell."""
-        found = _OPERATIONS.search(self.name)
-        return frozenset(re.findall(r"[A-Z][a-z]+", found[1])) if found else frozenset()
+        match = _OPERATIONS.search(self.name)
+        return frozenset(re.findall(r"[A-Z][a-z]+", match[1])) if match else frozenset()
 
 
 @dataclass(frozen=True)

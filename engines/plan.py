@@ -41,7 +41,7 @@ class Range:
         )
 
 
-# An optimisation profile: the range of every input, by name.
+# An optimization profile: the range of every input, by name.
 Profile = Mapping[str, Range]
 
 
@@ -68,7 +68,7 @@ class BuildResult:
     Attributes:
         plan: the serialized engine (a buffer).
     weights, activations: device bytes that the plan says it needs.
-    timing_cache: to give to the next build; None where the flavour has none here.
+    timing_cache: to give to the next build; None where the flavor has none here.
     peak: the process's peak memory so far, in bytes.
     """
 

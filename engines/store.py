@@ -5,7 +5,7 @@
       plan.json      its key in full, its digest, how it was built, what was fused
       runtime-….cache  what TensorRT-RTX compiled for one GPU when the plan first ran there
 
-Deserialising a plan runs what it holds, so its digest is checked before every load. A plan is written into a temporary
+A plan contains executable code, so its digest is checked before every load. A plan is written into a temporary
 sibling and renamed when whole; a lock lets two processes that ask for one plan build it once.
 """
 
@@ -65,15 +65,15 @@ class PlanStore:
         return [plan for folder in self._folders() if (plan := _read(folder / RECORD))]
 
     def find(self, bundle: Bundle, graph: str, flavor: Flavor) -> list[Plan]:
-        """The plans of a graph that this flavour and version can load, the newest first."""
+        """The plans of a graph that this flavor and version can load, the newest first."""
         source = graph_digest(bundle, graph)
-        wanted = (source, flavor.name, flavor.version, system())
-        found = [
+        usable = (source, flavor.name, flavor.version, system())
+        matches = [
             plan
             for plan in self._of_graph(graph)
-            if (plan.key.source, plan.key.flavor, plan.key.version, plan.key.system) == wanted
+            if (plan.key.source, plan.key.flavor, plan.key.version, plan.key.system) == usable
         ]
-        return sorted(found, key=lambda plan: -_modified(plan.folder / RECORD))
+        return sorted(matches, key=lambda plan: -_modified(plan.folder / RECORD))
 
     def get_or_build(self, key: PlanKey, model: str, build: Callable[[], BuildResult]) -> tuple[Plan, bool]:
         """The plan of `key`, and whether it had to be built.
@@ -109,7 +109,7 @@ class PlanStore:
         """Plans that nothing here can use, each with the reason.
 
         Args:
-            versions: of the flavours that are installed, by name.
+            versions: of the flavors that are installed, by name.
             sources: digests of the graphs of the bundles to keep plans for; None keeps the plans of any bundle.
         """
         reasons = {}
@@ -226,7 +226,7 @@ def bundle_sources() -> set[str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of the flavours that are installed; none is imported."""
+    """The versions of the flavors that are installed; none is imported."""
     return installed(installed_flavors())
 
 

@@ -82,10 +82,10 @@ class Adapter:
         Raises:
             UserError: the settings give the layer another rank.
         """
-        said = self.ranks.value(layer, self.rank) if self.ranks else self.rank
-        if said is not None and said != rank:
+        stated = self.ranks.value(layer, self.rank) if self.ranks else self.rank
+        if stated is not None and stated != rank:
             raise UserError(
-                f"{what} has rank {rank} in {layer}, its settings say {said:g}: they do not belong together"
+                f"{what} has rank {rank} in {layer}, its settings say {stated:g}: they do not belong together"
             )
         if alpha is None:
             alpha = self.alphas.value(layer, self.alpha) if self.alphas else self.alpha

@@ -359,13 +359,13 @@ def _record_adapters(checkpoint: Checkpoint, manifest: Manifest) -> None:
 
 def _existing(out: Path, new: Manifest) -> Manifest:
     try:
-        found = Bundle.open(out).manifest
+        manifest = Bundle.open(out).manifest
     except BundleError as e:
         # Its advice is to export again, which is what the user does.
         instead = "delete it first, or choose another --out"
         raise BundleError(str(e).replace("export the bundle again", instead)) from None
     for key in ("base", "precision", "width", "height"):
-        if getattr(found, key) != getattr(new, key):
+        if getattr(manifest, key) != getattr(new, key):
             what = "base model's weights" if key == "base" else key
             raise UserError(f"the bundle {out} has another {what}: choose another --out, or delete it first")
-    return found
+    return manifest

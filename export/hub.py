@@ -71,7 +71,10 @@ class HubTree:
         with self._errors():
             try:
                 info = HfApi().model_info(self.repo, revision=self.revision, files_metadata=True)
-            except (RepositoryNotFoundError, RevisionNotFoundError):  # the hub has spoken
+            except (
+                RepositoryNotFoundError,
+                RevisionNotFoundError,
+            ):  # a definitive answer: no fall back to the cache
                 raise
             except (HfHubHTTPError, OSError, ValueError, _transport_error()):
                 # It cannot be reached, or must not be: what it gave before still serves.

@@ -25,7 +25,7 @@ class NamedModel:
     Attributes:
         controlnets: hub folders by condition.
         extractors: of the conditions that have one which speaks their ControlNet's language.
-        palettes: of segmentations that are not in ADE20K's colours.
+        palettes: of segmentations that are not in ADE20K's colors.
     """
 
     controlnets: Mapping[str, str]

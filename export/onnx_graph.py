@@ -110,18 +110,18 @@ def export_graph(source: ExportSpec, folder: Path, precision: str, opset: int) -
     except OSError:
         raise  # a full disk is no fault of the graph's
     except Exception as e:
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(e))  # torch colours its messages
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(e))  # torch colors its messages
         raise ExportError(f"PyTorch cannot export {source.name}: {' '.join(reason.split())[:400]}") from e
     source.module = nn.Identity()
     release_memory()
 
     feeds = replace(source, inputs=compared).flat()
-    found = run_onnx(folder / file, {name: t.numpy() for name, t in feeds.items()})
+    results = run_onnx(folder / file, {name: t.numpy() for name, t in feeds.items()})
     # The first output is the graph's result; a `magnitude` beside it is held to the same tolerance.
     rounded = precision == "fp32" and expected[0].dtype == torch.uint8
     tolerance = TOLERANCE_UINT8 if rounded else TOLERANCE[precision]
     max_abs, worst = 0.0, 0.0
-    for name, want, got in zip(source.outputs, expected, found, strict=True):
+    for name, want, got in zip(source.outputs, expected, results, strict=True):
         difference = compare(want.numpy(), got)
         measured = difference.share if rounded and want.dtype == torch.uint8 else difference.relative_l2
         max_abs, worst = max(max_abs, difference.max_abs), max(worst, measured)
@@ -135,7 +135,7 @@ def export_graph(source: ExportSpec, folder: Path, precision: str, opset: int) -
         inputs=tuple(_spec(name, t, source.free.get(name, {})) for name, t in tensors.items()),
         outputs=tuple(
             _spec(name, torch.from_numpy(got), source.free.get(name, {}))
-            for name, got in zip(source.outputs, found, strict=True)
+            for name, got in zip(source.outputs, results, strict=True)
         ),
         max_abs_difference=max_abs,
         difference=worst,
@@ -195,7 +195,7 @@ def run_onnx(file: Path, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # Optimising folds the casts of an fp16 graph, whose weights would be there in fp16 and fp32.
+    # Optimizing folds the casts of an fp16 graph, whose weights would be there in fp16 and fp32.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     # Its pool grows by doubling: SD 1.5's UNet at 512x512 takes 0.4 GiB less without, and half as long again.
@@ -232,7 +232,7 @@ def _write(source: ExportSpec, path: Path, opset: int) -> None:
     program.optimize()
     _name_free_dimensions(program.model, source)
     program.save(str(path), external_data=True)
-    # The exporter's caches keep these alive, before and after optimising; the module's weights shall not be with them.
+    # The exporter's caches keep these alive, before and after optimizing; the module's weights shall not be with them.
     for value in (*weights, *program.model.graph.initializers.values()):
         value.const_value = None
 

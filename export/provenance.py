@@ -44,10 +44,10 @@ def find_source_checkpoint(
     for condition, entry in m.conditions.items():
         advice = f"say where it is with --controlnet {condition}=PATH"
         try:
-            found = checkpoint.controlnet_fingerprint(condition)
+            fingerprint = checkpoint.controlnet_fingerprint(condition)
         except UserError as e:
             raise UserError(f"{e}; {advice}") from None
-        if found != entry.get("controlnet"):
+        if fingerprint != entry.get("controlnet"):
             uri = checkpoint.resolved.controlnet(condition).uri
             raise UserError(f"the {condition} ControlNet of {bundle.folder} is not {uri}: {advice}")
     return checkpoint

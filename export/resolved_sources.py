@@ -150,7 +150,7 @@ class ResolvedSources:
         return source.weights()
 
     def palette(self, condition: str) -> str:
-        """What colours the condition's ControlNet reads: `ade20k` or `coco-stuff`."""
+        """What colors the condition's ControlNet reads: `ade20k` or `coco-stuff`."""
         given = self._recipe.controlnets.get(condition)
         named = MODELS.get(str(given)) if given else self._named
         return named.palettes.get(condition, "ade20k") if named else "ade20k"

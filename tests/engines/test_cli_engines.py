@@ -92,7 +92,7 @@ def test_build_a_real_bundle(command: Any, real: Bundle, rtx: Flavor, tmp_path: 
     assert lines[-1] == f"in {tmp_path}"
     rows, total = lines[1 : len(graphs) + 1], lines[len(graphs) + 1]
     assert [row.split()[0] for row in rows] == [p["key"]["graph"] for p in engines["plans"]]
-    assert all("was there" in row and " kernels" in row for row in rows)
+    assert all("cached" in row and " kernels" in row for row in rows)
     assert total.startswith(f"{len(graphs)} plans, ")
     assert ", 0 built in " in total
     assert total.endswith(f"; tensorrt-rtx {rtx.version}, portable")

@@ -1,4 +1,4 @@
-"""The two flavours: which one is taken, what is said where none is, and that nobody else imports them."""
+"""The two flavors: which one is taken, what is said where none is, and that nobody else imports them."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ PACKAGE = Path(cnpp_trt.__path__[0])
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`machine("tensorrt", gpu=True)`: one where only these flavours are installed, with or without a GPU."""
+    """`machine("tensorrt", gpu=True)`: one where only these flavors are installed, with or without a GPU."""
 
     def make(*installed: str, gpu: bool = False) -> None:
         monkeypatch.setattr(flavor, "find_gpu", lambda: GpuSearch(H200) if gpu else NO_DRIVER)
