@@ -42,6 +42,15 @@ EXAMPLES = {
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the simulated GPU or a real one is marked by what it asks for, and by its folder."""
+    for item in items:
+        if "simulated_gpu" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.simulated_gpu)
+        if item.path.is_relative_to(Path(__file__).parent / "gpu"):
+            item.add_marker(pytest.mark.gpu)
+
+
 @dataclass(frozen=True)
 class Model:
     """A checkpoint, its fp32 bundle with `seg` and `depth`, and that bundle opened on the CPU.
@@ -176,7 +185,7 @@ def script() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def blocks(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """A control image of random coloured blocks: uint8 [H,W,3]."""
+    """A control image of random colored blocks: uint8 [H,W,3]."""
     cells = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
     return np.ascontiguousarray(cells[rows][:, columns])
