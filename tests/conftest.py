@@ -4,6 +4,7 @@ Every bundle here comes out of the real export. The tiny checkpoint has random w
 it takes every path that real weights take, and parity does not depend on what the weights are.
 """
 
+import atexit
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from PIL import Image
 # No test reaches the hub, or reads what this machine has of it: huggingface_hub looks at these when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cnpp-trt-hub-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 # A shell that starts the tests in the background has them ignore SIGINT, and every process would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,7 +79,6 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("CNPP_TRT_HOME", str(home))
         patch.delenv("CNPP_TRT_DEBUG", raising=False)
         yield home
-    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ def fuzz_metadata(folder: Path, count: int, seed: int = 0) -> Counter[str]:
     path = folder / "fuzzed.png"
     for i in range(count):
         path.write_bytes(_picture(rng))
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             request_from_record(read_record(path))
         except UserError as e:
@@ -157,5 +157,5 @@ def fuzz_metadata(folder: Path, count: int, seed: int = 0) -> Counter[str]:
             assert message.isprintable() and 0 < len(message) < 1000, (i, message[:1000])
         else:
             counts["read"] += 1
-        assert time.perf_counter() - start < SECONDS, i
+        assert time.process_time() - start < SECONDS, i
     return counts

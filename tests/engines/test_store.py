@@ -260,7 +260,7 @@ def test_a_killed_build(store: PlanStore, fake_built: Any, code: str, word: str,
     built: list[bytes] = []
     start = time.perf_counter()
     plan, new = store.get_or_build(KEY, "small", lambda: (built.append(CONTENT), fake_built(CONTENT))[1])
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 30  # half of what the killed build would have taken
     assert (new, built, plan.read()) == (True, [CONTENT], CONTENT)
     assert left(store.root) == [KEY.folder]
 

@@ -206,7 +206,7 @@ def test_the_first_pattern_counts():
 
 def test_hostile_patterns_take_no_time():
     table = {f"{'.*' if i < 16 else ''}a.*{i}x": 1.0 for i in range(32)}
-    start = time.perf_counter()
+    start = time.process_time()
     patterns = Patterns(table, "it")
     assert patterns.value("a." * 60 + "b", 1.0) == 1.0
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -60,8 +60,8 @@ def nested(depth: int) -> list[Any]:
 
 
 def check(scheduler: str, config: dict[str, Any], steps: int, begin: int) -> str:
-    """`ran`, or what was refused. Asserts that it was one of these, in seconds."""
-    start = time.perf_counter()
+    """`ran`, or what was refused. Asserts that it was one of these, in seconds of CPU time."""
+    start = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -72,7 +72,7 @@ def check(scheduler: str, config: dict[str, Any], steps: int, begin: int) -> str
         assert ".json" not in message or "in the checkpoint and export it again" in message, message
         return message
     finally:
-        assert time.perf_counter() - start < 20
+        assert time.process_time() - start < 20
     assert len(table.timesteps) == steps - begin
     for array in (table.timesteps, table.coefficients, table.add_noise, table.input_scale, table.x0_limit):
         assert np.isfinite(np.asarray(array, np.float32)).all()
