@@ -25,6 +25,8 @@ from hints import hint
 from manifests import edit
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 
 

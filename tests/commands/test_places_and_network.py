@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 # Every attempt to reach a network is written down and fails; strace below sees what native code does.
 FORBID = """
 import os, socket

@@ -28,6 +28,8 @@ from cnpp_trt.runtime.sampling.scheduler_names import read_scheduler
 from msgspec.structs import replace
 from PIL import Image, ImageOps
 
+pytestmark = pytest.mark.slow
+
 PHOTO = Path(skimage.__file__).parent / "data" / "coffee.png"  # 600x400
 
 

@@ -19,6 +19,8 @@ from cnpp_trt.engines.plan import BuilderSettings, BuildResult, Range
 from cnpp_trt.errors import BackendError, UserError
 from onnx import TensorProto, helper
 
+pytestmark = pytest.mark.slow
+
 
 def fixed(*shape: int) -> Range:
     return Range(shape, shape, shape)

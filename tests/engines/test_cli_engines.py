@@ -22,6 +22,8 @@ from cnpp_trt.errors import BackendError
 from cnpp_trt.files import PARTIAL
 from hints import hint
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 GRAPHS = {"unet", "update", "hint_seg", "controlnet_seg", "extractor_seg"}
 

@@ -14,6 +14,8 @@ from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def refuse(tmp_path: Path) -> Callable[..., str]:

@@ -19,6 +19,8 @@ from cnpp_trt.export.exporter import export_bundle
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 
 

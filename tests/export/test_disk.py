@@ -11,6 +11,8 @@ from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.disk import space_needed
 from cnpp_trt.export.exporter import export_bundle
 
+pytestmark = pytest.mark.slow
+
 
 def weights(bundle: Bundle) -> int:
     return sum(int(entry["size"]) for name, entry in bundle.manifest.files.items() if name.endswith(".data"))

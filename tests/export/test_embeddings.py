@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 32  # of the tiny text encoder
 
 PROMPTS = ["a <thing> in a field", "<thing>, two<thing>s; <thing>", "no embedding", "<thing> " * 60]

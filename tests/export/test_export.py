@@ -30,6 +30,8 @@ from cnpp_trt.files import sha256_of
 from reliability_bundle import WRONG, kill_exports
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 
 

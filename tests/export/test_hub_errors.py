@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from cnpp_trt.developer.random_models.hub import BASE, SINGLE_FILE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def told(online: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:

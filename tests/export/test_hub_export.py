@@ -11,6 +11,8 @@ from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.developer.random_models.hub import BASE, snapshot_of
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 CONTROLNETS = "limingcv/reward_controlnet"
 
 

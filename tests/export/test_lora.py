@@ -18,6 +18,8 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.slow
+
 COMPONENTS = ("unet", "text_encoder")
 
 

@@ -11,6 +11,8 @@ from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.sources import Finder
 
+pytestmark = pytest.mark.slow
+
 listed: list[str] = []
 
 

@@ -28,6 +28,8 @@ from cnpp_trt.runtime.control.palette import labels_from_colors
 from PIL import Image
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 CONDITIONS = ("seg", "depth", "hed", "lineart")
 # (width, height): the tiny UPerNet's own size is 128, the tiny DPT's 96.
 SIZES = ((128, 128), (192, 128), (64, 192))

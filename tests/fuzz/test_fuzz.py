@@ -8,6 +8,8 @@ import pytest
 from fuzz.kinds import KINDS
 from fuzz.run import fuzz
 
+pytestmark = pytest.mark.slow
+
 # How often the usual number; `make fuzz` sets it, and another seed.
 FACTOR = float(os.environ.get("CNPP_TRT_FUZZ", "1"))
 SEED = int(os.environ.get("CNPP_TRT_FUZZ_SEED", "0"))

@@ -13,6 +13,8 @@ from cnpp_trt.export.extractors.miniature import LineArt, SoftEdges, gaussian, l
 from scipy import ndimage
 from skimage import data as photos
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:

@@ -12,6 +12,8 @@ from cnpp_trt.export.extractors.miniature import load_extractor
 from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ROOM = MINIATURE.parent
 
 

@@ -20,6 +20,8 @@ from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.loop import run
 from fixture_cache import exported
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 

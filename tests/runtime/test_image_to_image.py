@@ -16,6 +16,8 @@ from cnpp_trt.export.exporter import export_bundle
 from fixture_cache import exported
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 SCHEDULERS = {
     "ddim": (diffusers.DDIMScheduler, {}),
     "euler": (diffusers.EulerDiscreteScheduler, {}),

@@ -17,6 +17,8 @@ from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.bundles.defaults import SamplingDefaults
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 SCHEDULERS = {
     "ddim": (diffusers.DDIMScheduler, {}),
     "euler": (diffusers.EulerDiscreteScheduler, {}),

@@ -20,6 +20,8 @@ from cnpp_trt.bundles.bundle import Bundle, GraphSpec, TensorSpec
 from cnpp_trt.conditions import CONDITIONS
 from cnpp_trt.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CORE = ["text_encoder", "unet", "update", "vae_decoder"]
 EACH = [f"{role}_{condition}" for condition in CONDITIONS for role in ("hint", "controlnet")]
 

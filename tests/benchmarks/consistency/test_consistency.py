@@ -36,6 +36,8 @@ from PIL import Image
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score, jaccard_score
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 PROMPTS = 6
 

@@ -22,6 +22,8 @@ from scipy.linalg import sqrtm
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
+pytestmark = pytest.mark.slow
+
 SIZE = (24, 16)
 
 

@@ -24,6 +24,8 @@ from cnpp_trt.errors import BackendError, CnppError, UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.gpu import find_gpu
 
+pytestmark = pytest.mark.slow
+
 STAGES = {"text_encoder", "hint", "controlnet", "unet", "update", "vae_decoder", "host"}
 
 

@@ -11,6 +11,8 @@ from cnpp_trt.errors import CnppError
 from cnpp_trt.runtime.loop import Structure
 from hints import hint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def seconds(monkeypatch):

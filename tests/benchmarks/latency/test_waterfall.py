@@ -13,6 +13,8 @@ from cnpp_trt.benchmarks.requests import make_requests
 from cnpp_trt.errors import CnppError, UserError
 from cnpp_trt.gpu import find_gpu
 
+pytestmark = pytest.mark.slow
+
 ON_HOST = ("naive", "hint_hoisted", "update_graph", "session_options", "io_binding")
 
 

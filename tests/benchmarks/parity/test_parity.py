@@ -39,6 +39,8 @@ from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from fixture_cache import exported
 from scipy.spatial.distance import cosine
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 

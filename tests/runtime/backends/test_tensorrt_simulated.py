@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 START = """
 import fake_tensorrt
 gpu = fake_tensorrt.install()

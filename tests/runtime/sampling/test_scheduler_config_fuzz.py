@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 diffusers = pytest.importorskip("diffusers")
 
+pytestmark = pytest.mark.slow
+
 WRITERS = (
     "DDIM",
     "DDPM",

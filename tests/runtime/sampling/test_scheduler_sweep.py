@@ -19,6 +19,8 @@ from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS, SamplerTable, build_table
 from diffusers_schedulers import ieee_roots, reference, rows
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = 2e-6
 
 

@@ -22,6 +22,8 @@ from cnpp_trt.runtime.text.tokenizer import Tokenizer
 from fixture_cache import exported
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 LONG = ", ".join(f"a red house number {i}" for i in range(12))
 
 
