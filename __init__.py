@@ -11,20 +11,14 @@ from .versions import __version__
 if TYPE_CHECKING:
     from .bundles.bundle import Bundle
     from .conditions import CONDITIONS
-    from .errors import (
-        BackendError,
-        BundleError,
-        Cancelled,
-        CnppError,
-        DeviceMemoryError,
-        UserError,
-    )
+    from .errors import BackendError, BundleError, Cancelled, CnppError, DeviceMemoryError, UserError
     from .runtime.control.consistency import Score
     from .runtime.images.image_files import read_image
-    from .runtime.options import BACKENDS, RuntimeOptions
-    from .runtime.pipeline import Pipeline, Result
-    from .runtime.request import Control, Request
+    from .runtime.pipeline import Pipeline
+    from .runtime.result import Result
     from .runtime.sampling.schedulers import SCHEDULERS
+    from .runtime.settings.options import BACKENDS, RuntimeOptions
+    from .runtime.settings.request import Control, Request
 
 __all__ = [
     "BACKENDS",
@@ -55,9 +49,10 @@ _MODULES = {
     "errors": ("BackendError", "BundleError", "Cancelled", "CnppError", "DeviceMemoryError", "UserError"),
     "runtime.control.consistency": ("Score",),
     "runtime.images.image_files": ("read_image",),
-    "runtime.options": ("BACKENDS", "RuntimeOptions"),
-    "runtime.pipeline": ("Pipeline", "Result"),
-    "runtime.request": ("Control", "Request"),
+    "runtime.settings.options": ("BACKENDS", "RuntimeOptions"),
+    "runtime.pipeline": ("Pipeline",),
+    "runtime.result": ("Result",),
+    "runtime.settings.request": ("Control", "Request"),
     "runtime.sampling.schedulers": ("SCHEDULERS",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..export.checkpoint import Checkpoint
-from ..runtime.request import ResolvedRequest
+from ..runtime.settings.request import ResolvedRequest
 
 # diffusers' class and settings of each of the runtime's schedulers.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -11,7 +11,7 @@ from ..miniature.scenes import draw_scene
 from ..runtime.control.palette import colors_from_labels
 from ..runtime.images.image_files import resize
 from ..runtime.pipeline import Pipeline
-from ..runtime.request import Control, Request, ResolvedRequest
+from ..runtime.settings.request import Control, Request, ResolvedRequest
 
 # Beyond every seed of developer/miniature/data.py's splits: nothing was trained or measured on these scenes.
 FIRST_SCENE = 10_000_000

@@ -9,7 +9,7 @@ from ..bundles.bundle import MANIFEST, Bundle, find_bundle, model_name
 from ..errors import CnppError, UserError
 from ..install import EXPORT_MODULES, cannot_import
 from ..runtime.pipeline import Pipeline
-from ..runtime.request import ResolvedRequest
+from ..runtime.settings.request import ResolvedRequest
 from ..versions import RUNTIME_PACKAGES, installed
 
 SUBJECT = "deployed"

@@ -75,7 +75,7 @@ def bench_command(
     """How fast, beside PyTorch: the first of sizes, images and steps is the base case, each other one varies it."""
     from ..benchmarks.latency import bench
     from ..benchmarks.report.tables import markdown_of
-    from ..runtime.request import MAX_IMAGES, MAX_STEPS
+    from ..runtime.settings.request import MAX_IMAGES, MAX_STEPS
 
     conditions, pairs = read_conditions(cond or ["seg"]), read_pairs(controlnet or [])
     settings = bench.BenchSettings(

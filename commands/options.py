@@ -18,8 +18,8 @@ from ..places import expanded
 
 if TYPE_CHECKING:
     from ..export.checkpoint import Checkpoint
-    from ..runtime.options import RuntimeOptions
     from ..runtime.pipeline import Pipeline
+    from ..runtime.settings.options import RuntimeOptions
 
 
 def user_path(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
@@ -298,7 +298,7 @@ def runtime_options(
     Raises:
         UserError: a value cannot be used.
     """
-    from ..runtime.options import BACKENDS, RuntimeOptions
+    from ..runtime.settings.options import BACKENDS, RuntimeOptions
 
     require_choice("backend", backend, BACKENDS)
     of_openvino = split_precision(precision)[1]

@@ -240,7 +240,7 @@ def _require_values(fields: dict[str, Any], conditions: list[str], several: tupl
     """Raises: UserError for a value that no bundle takes, with the option's name."""
     import numpy as np
 
-    from ..runtime.request import Control, Request
+    from ..runtime.settings.request import Control, Request
 
     read_conditions(conditions)
     if "all" in conditions and len(conditions) > 1:

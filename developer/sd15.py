@@ -68,7 +68,7 @@ def reference(picture: Path) -> None:
 
     from ..export.models import BASE, MODELS
     from ..runtime.images.image_files import read_image
-    from ..runtime.images.metadata import image_from_base64, read_record
+    from ..runtime.output.metadata import image_from_base64, read_record
 
     found, request = read_image(picture).pixels, read_record(picture).request
     [control] = request.controls

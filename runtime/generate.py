@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec import to_builtins
@@ -20,15 +20,18 @@ from ..versions import RUNTIME_PACKAGES, __version__, installed
 from .control.consistency import Score, graded, score
 from .control.extraction import can_extract
 from .control.plausibility import control_image_note
-from .images import metadata
 from .images.fitting import ResizeMode, aspect_note, fit
 from .images.image_files import Pixels, read_image, save_png
-from .images.metadata import BundleRecord, PictureRecord
-from .images.saving import Saved, kept_note, save_images
-from .images.sheet import SheetControl, draw_sheet
 from .init_image import fit_init_image
-from .pipeline import OnProgress, Pipeline, Result
-from .request import Control, Request
+from .output import metadata
+from .output.metadata import BundleRecord, PictureRecord
+from .output.saving import Saved, kept_note, save_images
+from .output.sheet import SheetControl, draw_sheet
+from .result import Result
+from .settings.request import Control, Request
+
+if TYPE_CHECKING:
+    from .pipeline import OnProgress, Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +109,7 @@ class GenerateResult:
 
 
 def make_request(
-    pipeline: Pipeline,
+    pipeline: "Pipeline",
     controls: Sequence[ControlOption],
     *,
     extract: bool = False,
@@ -164,12 +167,12 @@ def make_request(
 
 
 def generate(
-    pipeline: Pipeline,
+    pipeline: "Pipeline",
     request: Request,
     out: Path,
     notes: Sequence[str] = (),
     photos: Sequence[Pixels | None] = (),
-    on_progress: OnProgress | None = None,
+    on_progress: "OnProgress | None" = None,
 ) -> GenerateResult:
     """Runs a request and writes its files into a new numbered folder; see `save_result`.
 
@@ -189,7 +192,7 @@ def generate(
 
 
 def save_result(
-    pipeline: Pipeline,
+    pipeline: "Pipeline",
     result: Result,
     out: Path,
     *,
@@ -280,7 +283,7 @@ def _example(bundle: Bundle, condition: str) -> dict[str, Any]:
 
 
 def _sheet(
-    pipeline: Pipeline, result: Result, photos: Sequence[Pixels | None], saved: Saved
+    pipeline: "Pipeline", result: Result, photos: Sequence[Pixels | None], saved: Saved
 ) -> tuple[Path | None, tuple[tuple[str, tuple[Score, ...]], ...]]:
     """The sheet's path, and the scores of the controls that can be extracted."""
     request = result.request
@@ -305,7 +308,7 @@ def _sheet(
 
 
 def _row(
-    pipeline: Pipeline, control: Control, given: Pixels, photo: Pixels | None, result: Result
+    pipeline: "Pipeline", control: Control, given: Pixels, photo: Pixels | None, result: Result
 ) -> tuple[SheetControl, tuple[Score, ...]]:
     title = CONDITIONS[control.condition].title
     if not can_extract(pipeline.bundle, control.condition):
@@ -321,7 +324,7 @@ def _caption(score: Score) -> str:
     return f"{score} · {score.grade}" if score.grade else str(score)
 
 
-def _records(pipeline: Pipeline, result: Result) -> list[PictureRecord]:
+def _records(pipeline: "Pipeline", result: Result) -> list[PictureRecord]:
     m, begin = pipeline.bundle.manifest, result.request.init_image
     # As it was used: a photo may be larger than a record.
     init_image = None if begin is None else fit_init_image(pipeline.bundle, begin)[0]

@@ -10,7 +10,7 @@ from ..errors import BackendError, UserError
 from .backends.interface import Backend, aligned
 from .finiteness import advice
 from .images.fitting import to_size
-from .request import ResolvedRequest
+from .settings.request import ResolvedRequest
 
 ENCODER = "vae_encoder"
 

@@ -11,9 +11,9 @@ from ..errors import UserError
 from ..messages import printable
 from .generate import GenerateResult, generate
 from .images.image_files import read_image
-from .images.metadata import BundleRecord, read_record, request_from_record
-from .options import RuntimeOptions
+from .output.metadata import BundleRecord, read_record, request_from_record
 from .pipeline import OnProgress, Pipeline
+from .settings.options import RuntimeOptions
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from cnpp_trt import __version__
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.images.image_files import encode_png
-from cnpp_trt.runtime.images.metadata import read_record, request_from_record
+from cnpp_trt.runtime.output.metadata import read_record, request_from_record
 
 SECONDS = 10  # for one picture, on a busy machine
 

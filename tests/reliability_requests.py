@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from cnpp_trt import Pipeline
 from cnpp_trt.errors import UserError
-from cnpp_trt.runtime.request import Control, Request
 from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS
+from cnpp_trt.runtime.settings.request import Control, Request
 
 PAGE = 4096
 

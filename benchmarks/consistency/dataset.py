@@ -32,7 +32,7 @@ from ...miniature.scenes import draw_scene
 from ...runtime.control.palette import colors_from_labels, labels_from_colors
 from ...runtime.images.image_files import MAX_FILE_BYTES, decode_image, read_bytes, read_image, resize
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import MAX_PROMPT
+from ...runtime.settings.request import MAX_PROMPT
 from ...schema import Meta, Record, SchemaError, decode, read_bounded
 from ..requests import FIRST_SCENE, control
 

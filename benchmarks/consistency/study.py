@@ -29,10 +29,10 @@ from ...runtime.control.consistency import MeanIoU, edges, f1_counts, score
 from ...runtime.control.extraction import can_extract
 from ...runtime.control.palette import labels_from_colors
 from ...runtime.images.image_files import encode_png, read_bytes, read_image, resize
-from ...runtime.images.metadata import pixels_sha256
-from ...runtime.images.sheet import SheetControl, draw_sheet
+from ...runtime.output.metadata import pixels_sha256
+from ...runtime.output.sheet import SheetControl, draw_sheet
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import Control, ResolvedRequest
+from ...runtime.settings.request import Control, ResolvedRequest
 from .. import records
 from ..systems import SUBJECT, ImageGenerator, System
 from .dataset import Data

@@ -12,9 +12,10 @@ from ...export.checkpoint import Checkpoint
 from ...export.provenance import find_source_checkpoint
 from ...gpu import find_gpu
 from ...places import home
-from ...runtime.pipeline import Pipeline, structure_of
-from ...runtime.request import ResolvedRequest
+from ...runtime.pipeline import Pipeline
+from ...runtime.planning import structure_of
 from ...runtime.sampling.schedulers import build_table
+from ...runtime.settings.request import ResolvedRequest
 from ..environment import physical_cores
 from ..records import Bench, Case
 from ..requests import make_requests

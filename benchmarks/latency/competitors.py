@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...errors import BackendError
 from ...gpu import find_gpu
 from ...install import EXPORT_MODULES, cannot_import, found
-from ...runtime.request import ResolvedRequest
+from ...runtime.settings.request import ResolvedRequest
 
 Device = Literal["cpu", "gpu"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError, CnppError
-from ...runtime.images.metadata import image_from_base64, image_to_base64
-from ...runtime.request import ResolvedRequest
+from ...runtime.output.metadata import image_from_base64, image_to_base64
+from ...runtime.settings.request import ResolvedRequest
 from ..environment import gpu_memory_used, memory_bytes
 from ..image_metrics import max_difference, psnr
 from ..records import Case, Cold, CompetitorResult, Timed, TimedCase

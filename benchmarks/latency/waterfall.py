@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ...bundles.bundle import Bundle
 from ...errors import BackendError, CnppError, UserError
 from ...gpu import find_gpu
-from ...runtime.options import Precision
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import ResolvedRequest
+from ...runtime.settings.options import Precision
+from ...runtime.settings.request import ResolvedRequest
 from ..records import Case, OptimizationResult, Waterfall
 from ..requests import make_requests
 from ..statistics import paired_ratio, summarize

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CnppError
-from ...runtime.images.metadata import image_from_base64, image_to_base64
-from ...runtime.request import Control, ResolvedRequest
+from ...runtime.output.metadata import image_from_base64, image_to_base64
+from ...runtime.settings.request import Control, ResolvedRequest
 from .competitors import Competitor, WorkerConfig
 
 

@@ -18,8 +18,9 @@ from ...conditions import CONDITIONS
 from ...export.checkpoint import Checkpoint
 from ...runtime.backends.interface import Backend, Buffer, Step, aligned
 from ...runtime.loop import Program, run
-from ...runtime.pipeline import Pipeline, Prepared
-from ...runtime.request import ResolvedRequest
+from ...runtime.pipeline import Pipeline
+from ...runtime.preparing import Prepared
+from ...runtime.settings.request import ResolvedRequest
 from ..records import NOT_FINITE, GraphParity, StepParity
 from ..requests import make_requests
 from .pytorch_backend import TorchModules, exact_float32

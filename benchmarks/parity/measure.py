@@ -14,7 +14,7 @@ import torch
 from ...errors import CnppError
 from ...export.checkpoint import Checkpoint
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import ResolvedRequest
+from ...runtime.settings.request import ResolvedRequest
 from ...versions import installed
 from ..image_metrics import Lpips, Picture, difference_map, max_difference, png, psnr, ssim
 from ..pytorch import PyTorch

@@ -16,7 +16,7 @@ import numpy as np
 from ...conditions import CONDITIONS
 from ...runtime.control.consistency import score
 from ...runtime.pipeline import Pipeline
-from ...runtime.request import Control, Request
+from ...runtime.settings.request import Control, Request
 from .data import TEST, Conditions, make_scenes
 from .diffusion import write_json
 from .evaluate import GUIDANCE, STEPS

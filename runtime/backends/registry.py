@@ -6,7 +6,7 @@ from ...bundles.bundle import Bundle
 from ...errors import BackendError, UserError
 from ...gpu import find_gpu
 from ...install import found
-from ..options import RuntimeOptions
+from ..settings.options import RuntimeOptions
 from .interface import Backend
 
 

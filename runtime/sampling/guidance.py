@@ -3,14 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bundles.bundle import Bundle
-from ..request import ResolvedRequest
-
-
-def is_guided(bundle: Bundle, request: ResolvedRequest) -> bool:
-    """Whether the batch is doubled for classifier-free guidance: never for a distilled UNet, as diffusers has it."""
-    return request.guided and bundle.guidance_width is None
-
 
 def guidance_embedding(guidance_scale: float, width: int) -> NDArray[np.float32]:
     """A guidance scale as a distilled UNet reads it: float32 [1, width].

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ...messages import printable, some
-from ..request import ResolvedRequest
+from ..settings.request import ResolvedRequest
 from .emphasis import extra_network, literal_emphasis
 from .tokenizer import Reading, Tokenizer
 

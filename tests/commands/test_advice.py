@@ -25,8 +25,8 @@ from cnpp_trt.commands.options import (
     require_choice,
 )
 from cnpp_trt.errors import UserError
-from cnpp_trt.runtime.backends.registry import BACKENDS
 from cnpp_trt.runtime.sampling.scheduler_names import read_scheduler
+from cnpp_trt.runtime.settings.options import BACKENDS
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ import pytest
 from cnpp_trt import __version__
 from cnpp_trt.bundles.bundle import FORMAT, bundle_folder
 from cnpp_trt.conditions import ADE20K_PALETTE, CONDITIONS
-from cnpp_trt.runtime.images.metadata import image_from_base64, read_record
+from cnpp_trt.runtime.output.metadata import image_from_base64, read_record
 from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS
 from hints import hint
 from manifests import edit

@@ -20,11 +20,11 @@ import skimage
 from cnpp_trt.errors import CnppError
 from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from cnpp_trt.runtime.control.consistency import Score, graded
-from cnpp_trt.runtime.generate import draw
+from cnpp_trt.runtime.generate import generate
 from cnpp_trt.runtime.images.image_files import read_image, save_png
-from cnpp_trt.runtime.images.metadata import image_from_base64, pack, read_record
-from cnpp_trt.runtime.request import Control, Request
+from cnpp_trt.runtime.output.metadata import image_from_base64, pack, read_record
 from cnpp_trt.runtime.sampling.scheduler_names import read_scheduler
+from cnpp_trt.runtime.settings.request import Control, Request
 from msgspec.structs import replace
 from PIL import Image, ImageOps
 
@@ -295,7 +295,7 @@ def test_a_folder_that_goes_away_meanwhile(tiny: Any, control_image: Any, tmp_pa
         if done == total:
             out.write_text("a file now")
 
-    found = draw(tiny.pipeline, request_for(tiny, control_image), out, on_progress=spoil)
+    found = generate(tiny.pipeline, request_for(tiny, control_image), out, on_progress=spoil)
     [image] = found.images
     assert image.parent.parent == Path(tempfile.gettempdir()) and image.is_file()
     assert any("is a file" in note and str(image) in note for note in found.notes)
@@ -309,7 +309,7 @@ def test_images_that_can_be_written_nowhere(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     (tmp_path / "out").write_text("a file")
     with pytest.raises(CnppError, match=r"is a file.*no image was kept"):
-        draw(tiny.pipeline, request_for(tiny, control_image), tmp_path / "out")
+        generate(tiny.pipeline, request_for(tiny, control_image), tmp_path / "out")
 
 
 def test_a_sheet_that_fails_leaves_the_images(miniature: Any, tmp_path: Path) -> None:
@@ -324,14 +324,18 @@ def test_a_sheet_that_fails_leaves_the_images(miniature: Any, tmp_path: Path) ->
         (bundle / pipeline.bundle.graph("extractor_depth").file).write_bytes(b"no graph")
 
     with pytest.raises(CnppError, match="the sheet could not be made") as caught:
-        draw(pipeline, request, tmp_path / "out", on_progress=spoil)
+        generate(pipeline, request, tmp_path / "out", on_progress=spoil)
     image = tmp_path / "out" / "run-0001" / "image-0.png"
     assert f"kept: {image}" in str(caught.value) and image.is_file()
     assert read_record(image).request.seed == 1
 
 
 def test_an_interrupt_after_drawing_keeps_what_is_written(
-    tiny: Any, control_image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Any,
+    control_image: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from cnpp_trt.runtime import generate as running
 
@@ -339,11 +343,10 @@ def test_an_interrupt_after_drawing_keeps_what_is_written(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(running, "draw_sheet", interrupted)  # the moment cannot be had otherwise
-    said: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        draw(tiny.pipeline, request_for(tiny, control_image), tmp_path / "out", report=said.append)
+    with caplog.at_level("INFO", "cnpp_trt"), pytest.raises(KeyboardInterrupt):
+        generate(tiny.pipeline, request_for(tiny, control_image), tmp_path / "out")
     image = tmp_path / "out" / "run-0001" / "image-0.png"
-    assert image.is_file() and str(image) in said[0]
+    assert image.is_file() and str(image) in caplog.messages[0]
 
 
 def test_a_full_disk_leaves_the_images_elsewhere(tiny: Any, control_image: Any, tmp_path: Path) -> None:
@@ -360,7 +363,7 @@ def test_a_full_disk_leaves_the_images_elsewhere(tiny: Any, control_image: Any, 
             num_images_per_prompt=8,
         )
         with pytest.raises(CnppError, match="the sheet could not be made") as caught:
-            draw(tiny.pipeline, request, disk)
+            generate(tiny.pipeline, request, disk)
         kept = [Path(path) for path in str(caught.value).partition("kept: ")[2].split(", ")]
         assert len(kept) == 8 and all(path.is_file() for path in kept)
         assert {path.parent.parent for path in kept} == {disk, Path(tempfile.gettempdir())}

@@ -8,8 +8,8 @@ import numpy as np
 from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import CnppError
 from cnpp_trt.runtime.pipeline import Pipeline
-from cnpp_trt.runtime.request import Control, Request
 from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS, build_table
+from cnpp_trt.runtime.settings.request import Control, Request
 from cnpp_trt.runtime.text.tokenizer import Tokenizer
 from hypothesis import strategies as st
 from manifests import signed

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 from cnpp_trt.runtime import generate as running
-from cnpp_trt.runtime.images import metadata as records
 from cnpp_trt.runtime.images.image_files import read_image
+from cnpp_trt.runtime.output import metadata as records
 from cnpp_trt.runtime.pipeline import Pipeline
 from cnpp_trt.runtime.repeat import repeat
-from cnpp_trt.runtime.request import Control, Request
+from cnpp_trt.runtime.settings.options import RuntimeOptions
+from cnpp_trt.runtime.settings.request import Control, Request
 from cnpp_trt.runtime.text.tokenizer import Tokenizer
 from hypothesis import strategies as st
 from PIL import Image, features
@@ -25,7 +26,7 @@ def metadata(place: Place) -> Kind:
     pipeline = Pipeline.open(place.bundle, "onnxruntime-cpu", threads=1)
     control = np.zeros((64, 64, 3), np.uint8)
     request = Request("a house", controls=(Control("seg", control),), num_inference_steps=1, seed=1)
-    drawn = running.draw(pipeline, request, place.folder / "drawn")
+    drawn = running.generate(pipeline, request, place.folder / "drawn")
     with Image.open(drawn.images[0]) as image:
         pixels = np.asarray(image.convert("RGB"))
         document: Any = json.loads(image.info[records.CHUNK])
@@ -44,7 +45,7 @@ def metadata(place: Place) -> Kind:
         found = records.read_record(file).request
         records.a1111_parameters(records.read_record(file))
         if found.num_inference_steps <= 4 and found.num_images_per_prompt <= 2 and len(found.prompt) < 1_000:
-            repeat(file, out, bundle=place.bundle, backend="onnxruntime-cpu", threads=1)
+            repeat(file, out, place.bundle, RuntimeOptions("onnxruntime-cpu", threads=1))
 
     inputs = st.one_of(
         st.tuples(st.just("text"), documents(document)),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnpp_trt.benchmarks.records import Reliability, ReliabilityPart
-from cnpp_trt.benchmarks.result import Result, read_result
+from cnpp_trt.benchmarks.result import BenchmarkResult, read_result
 from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
 from cnpp_trt.developer.readme_tables import RESULTS
 from cnpp_trt.export.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ def main() -> int:
         for name in todo:
             known[name] = _measure(name, place, options.share)
             data = Reliability(parts=[known[part] for part in PARTS if part in known])
-            result = Result.of("reliability", "tiny, random weights", "make reliability", data)
+            result = BenchmarkResult.of("reliability", "tiny, random weights", "make reliability", data)
             result.write(options.result)
             replace_file(options.page, page_of(read_result(options.result)))
     wrong = [

@@ -5,7 +5,7 @@ from typing import Any
 
 from cnpp_trt.benchmarks.report import tables
 from cnpp_trt.benchmarks.report.table import code, escape
-from cnpp_trt.benchmarks.result import Result
+from cnpp_trt.benchmarks.result import BenchmarkResult
 
 _HEAD = """# Reliability
 
@@ -18,7 +18,7 @@ refused in one printable line; a traceback, a hang or a raw control character is
 refused or draw the very same picture."""
 
 
-def page_of(result: Result) -> str:
+def page_of(result: BenchmarkResult) -> str:
     """Every figure is one of the result's, or a sum of them."""
     data: Any = result.data
     rows = [row for part in data["parts"] for row in part["rows"]]

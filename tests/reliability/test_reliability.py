@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt.benchmarks.result import Result, read_result
+from cnpp_trt.benchmarks.result import BenchmarkResult, read_result
 from fuzz.kinds import KINDS
 from fuzz.run import Failure, Outcome
 
@@ -72,7 +72,7 @@ def test_the_page_shows_what_went_wrong_and_what_was_not_measured() -> None:
     row = {"what": "a|b", "tried": 10, "outcomes": {"refused": 9}, "wrong": {"hangs": 1}, "seconds": 60.0, "reason": ""}
     left_out = {"what": "kills", "tried": 0, "outcomes": {}, "wrong": {}, "seconds": 0.0, "reason": "no module"}
     part = {"name": "x", "title": "X", "command": "make x", "measured": "today", "rows": [row, left_out]}
-    page = page_of(Result("reliability", "t", "c", {"parts": [part]}, {"cpu": "a processor"}, "today"))
+    page = page_of(BenchmarkResult("reliability", "t", "c", {"parts": [part]}, {"cpu": "a processor"}, "today"))
     assert "10 attempts in 1.0 minutes: 1 hangs." in page
     assert "Not measured: kills." in page
     assert "| X | a\\|b | 10 | 9 refused | 1 hangs | 60 |" in page

@@ -135,9 +135,9 @@ def test_the_first_bad_step_graph_and_tensor_are_named(tiny, request_, graph, te
 
     # Nothing of it stays: the same program draws the next request as if nothing had been.
     backend.bad.clear()
-    program = next(iter(pipeline._programs.programs.values()))
+    program = next(iter(pipeline._preparation.programs.programs.values()))
     drawn = pipeline(request_())
-    assert next(iter(pipeline._programs.programs.values())) is program
+    assert next(iter(pipeline._preparation.programs.programs.values())) is program
     assert same(drawn, tiny.pipeline(request_()))
     assert drawn.notes == ()
 
@@ -211,7 +211,7 @@ def test_a_healthy_request_downloads_two_small_numbers_more_and_notes_nothing(ti
     drawn = pipeline(request_())
     assert drawn.notes == ()
     assert same(drawn, tiny.pipeline(request_()))
-    workspace = next(iter(pipeline._programs.programs.values())).workspace
+    workspace = next(iter(pipeline._preparation.programs.programs.values())).workspace
     assert backend.downloads == [b.shape for b in (workspace.magnitudes, workspace.image, workspace.latents)]
 
 

@@ -132,9 +132,13 @@ def test_only_so_many_programs_are_kept(tiny, request_):
     expected = {n: pipeline(replace(request_, num_inference_steps=n)).latents for n in range(1, 4)}
     for n in (1, *range(4, MAX_PROGRAMS + 2), 1, MAX_PROGRAMS + 2):
         pipeline(replace(request_, num_inference_steps=n))
-    assert len(pipeline._programs.programs) == MAX_PROGRAMS
+    assert len(pipeline._preparation.programs.programs) == MAX_PROGRAMS
     # The least recently used went: 1 was used again and again, 2 and 3 were not.
-    assert [s.steps for s in pipeline._programs.programs] == [*range(4, MAX_PROGRAMS + 2), 1, MAX_PROGRAMS + 2]
+    assert [s.steps for s in pipeline._preparation.programs.programs] == [
+        *range(4, MAX_PROGRAMS + 2),
+        1,
+        MAX_PROGRAMS + 2,
+    ]
     for n, latents in expected.items():
         np.testing.assert_array_equal(pipeline(replace(request_, num_inference_steps=n)).latents, latents)
 
@@ -144,7 +148,7 @@ def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, reque
         """Has room for the buffers of two structures."""
 
         def reserve(self, graphs: Any, nbytes: int) -> None:
-            if len(pipeline._programs.programs) >= room:
+            if len(pipeline._preparation.programs.programs) >= room:
                 raise DeviceMemoryError("full")
 
     room = 2
@@ -152,7 +156,7 @@ def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, reque
     for n in (1, 2, 3, 2, 1):
         wanted = replace(request_, num_inference_steps=n)
         np.testing.assert_array_equal(pipeline(wanted).latents, tiny.pipeline(wanted).latents)
-    assert [s.steps for s in pipeline._programs.programs] == [2, 1]
+    assert [s.steps for s in pipeline._preparation.programs.programs] == [2, 1]
     room = 0
     with pytest.raises(DeviceMemoryError, match="full"):
         pipeline(request_)
@@ -168,9 +172,9 @@ def test_values_do_not_make_new_programs(tiny, request_):
         {"controls": [replace(request_.controls[0], controlnet_conditioning_scale=0.2)]},
     ):
         pipeline(replace(request_, **fields))
-    assert len(pipeline._programs.programs) == 1
+    assert len(pipeline._preparation.programs.programs) == 1
     pipeline(replace(request_, guidance_scale=1.0))
-    assert len(pipeline._programs.programs) == 2
+    assert len(pipeline._preparation.programs.programs) == 2
 
 
 def test_threads_get_their_own_images(tiny, request_):

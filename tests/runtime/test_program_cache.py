@@ -112,7 +112,7 @@ def swap(pipeline: Pipeline, ask: Callable[..., Request]) -> None:
         condition = list(CONDITIONS)[i % 5]
         latents = pipeline(ask(condition)).latents
         np.testing.assert_array_equal(first.setdefault(condition, latents), latents)
-        programs |= set(pipeline._programs.programs.values())
+        programs |= set(pipeline._preparation.programs.programs.values())
     assert len(programs) == 5
 
 
@@ -301,12 +301,12 @@ import gc
 gc.disable()   # nothing here may depend on it
 pipeline = opened()
 pipeline(ask("seg"))
-program = pipeline._programs.programs[next(iter(pipeline._programs.programs))]
+program = pipeline._preparation.programs.programs[next(iter(pipeline._preparation.programs.programs))]
 expected = pipeline.backend.download(program.workspace.latents)
 held = gpu.live_bytes()
 for graph in ("hint_seg", "controlnet_seg"):
     pipeline.backend.release(graph)
-pipeline._programs.programs.clear()
+pipeline._preparation.programs.programs.clear()
 assert gpu.live_bytes() == held
 assert pipeline.backend.held()["weights"] == 6 * MIB
 program.recording()
@@ -360,7 +360,7 @@ def test_a_budget_without_a_gpu(five, monkeypatch):
     from cnpp_trt.gpu import GpuSearch
     from cnpp_trt.runtime.backends import registry as choose
 
-    monkeypatch.setattr(choose, "find_gpu", lambda: GpuSearch(reason="no driver"))
+    monkeypatch.setattr(choose, "find_gpu", lambda device=0: GpuSearch(reason="no driver"))
     with pytest.raises(UserError, match="a vram budget is for a GPU: no driver"):
         Pipeline.open(five, vram_budget=1 << 30)
 

@@ -31,7 +31,7 @@ from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.control.consistency import score
 from cnpp_trt.runtime.control.palette import colors_from_labels
-from cnpp_trt.runtime.images.metadata import pixels_sha256
+from cnpp_trt.runtime.output.metadata import pixels_sha256
 from PIL import Image
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score, jaccard_score

@@ -19,7 +19,8 @@ from cnpp_trt.gpu import Gpu, GpuSearch, find_gpu
 from cnpp_trt.runtime.backends import cuda, onnxruntime_cuda, tensorrt
 from cnpp_trt.runtime.backends import registry as choose
 from cnpp_trt.runtime.backends.onnxruntime_cuda import OnnxRuntimeCuda
-from cnpp_trt.runtime.backends.registry import BACKENDS, open_backend, preferred_precisions
+from cnpp_trt.runtime.backends.registry import open_backend, preferred_precisions
+from cnpp_trt.runtime.settings.options import BACKENDS, RuntimeOptions
 from hints import hint
 from PIL import Image
 
@@ -31,14 +32,14 @@ NO_DRIVER = "no NVIDIA driver (libcuda.so.1)"
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, whatever this machine has."""
     for module in (choose, cuda):
-        monkeypatch.setattr(module, "find_gpu", lambda: GpuSearch(reason=NO_DRIVER))
+        monkeypatch.setattr(module, "find_gpu", lambda device=0: GpuSearch(reason=NO_DRIVER))
 
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU is found when the backend is chosen; there is none to run on."""
-    monkeypatch.setattr(choose, "find_gpu", lambda: GpuSearch(GPU))
-    monkeypatch.setattr(cuda, "find_gpu", lambda: GpuSearch(reason=NO_DRIVER))
+    monkeypatch.setattr(choose, "find_gpu", lambda device=0: GpuSearch(GPU))
+    monkeypatch.setattr(cuda, "find_gpu", lambda device=0: GpuSearch(reason=NO_DRIVER))
 
 
 def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
@@ -54,7 +55,7 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
 @pytest.mark.parametrize("name", ["", "cuda", "TensorRT", "tensorrt-rtx", "onnxruntime", "auto "])
 def test_unknown_names(tiny, name):
     with pytest.raises(UserError) as error:
-        open_backend(tiny.pipeline.bundle, name)
+        open_backend(tiny.pipeline.bundle, RuntimeOptions(name))
     said = one_line(error)
     assert said.startswith(f"unknown backend {name!r}: ") and said.endswith(f"choose from {', '.join(BACKENDS)}")
 
@@ -63,34 +64,35 @@ def test_unknown_names(tiny, name):
 @pytest.mark.parametrize("threads", [0, -1, 1025, 2**40, True, False, 1.0, "2"])
 def test_threads_that_are_none(tiny, no_gpu, name, threads):
     with pytest.raises(UserError) as error:
-        open_backend(tiny.pipeline.bundle, name, threads=threads)
+        open_backend(tiny.pipeline.bundle, RuntimeOptions(name, threads=threads))
     assert one_line(error) == f"threads must be a whole number from 1 to 1024, not {threads!r}"
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2])
 def test_threads_that_are_some(tiny, threads):
-    backend, reason = open_backend(tiny.pipeline.bundle, "onnxruntime-cpu", threads=threads)
+    backend, reason = open_backend(tiny.pipeline.bundle, RuntimeOptions("onnxruntime-cpu", threads=threads))
     assert backend.name == "onnxruntime-cpu"
     assert reason == "asked for"
     assert backend.memory() == {}
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [(name, precision) for name in BACKENDS if name != "openvino" for precision in ("f32", "bf16")]
-    + [("openvino", "fp16"), ("openvino", ""), ("auto", "fp32")],
-)
-def test_precisions_that_a_backend_has_not(tiny, no_gpu, name, precision):
-    with pytest.raises(UserError, match=f"the backend {name} has no precision '{precision}'") as error:
-        open_backend(tiny.pipeline.bundle, name, precision=precision)
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "openvino"])
+def test_the_precision_is_the_bundles(tiny, no_gpu, name):
+    with pytest.raises(UserError, match=r"is fp32 and is computed in that, not in fp16: give another bundle") as error:
+        open_backend(tiny.pipeline.bundle, RuntimeOptions(name, precision="fp16"))
     one_line(error)
+
+
+def test_openvino_has_no_fp16(tiny, no_gpu):
+    with pytest.raises(UserError, match="openvino computes in fp32 or bf16, not in fp16"):
+        open_backend(tiny.pipeline.bundle, RuntimeOptions("openvino", precision="fp16"))
 
 
 # --- without a GPU
 
 
 def test_auto_without_a_gpu_is_the_cpu_and_names_the_driver(tiny, no_gpu):
-    backend, reason = open_backend(tiny.pipeline.bundle)
+    backend, reason = open_backend(tiny.pipeline.bundle, RuntimeOptions())
     assert (backend.name, reason) == ("onnxruntime-cpu", NO_DRIVER)
 
 
@@ -105,7 +107,7 @@ def test_auto_on_this_machine(tiny):
 @pytest.mark.parametrize("name", ["tensorrt", "onnxruntime-cuda"])
 def test_a_gpu_backend_without_a_gpu_is_one_line(tiny, no_gpu, name):
     with pytest.raises(BackendError) as error:
-        open_backend(tiny.pipeline.bundle, name)
+        open_backend(tiny.pipeline.bundle, RuntimeOptions(name))
     assert one_line(error) == f"no GPU to run on: {NO_DRIVER}"
 
 
@@ -117,13 +119,13 @@ def test_the_command_with_a_gpu_backend_without_a_gpu(tiny, no_gpu, command, nam
 
 
 def test_a_gpu_without_cuda_python(tiny, fake_gpu, monkeypatch):
-    monkeypatch.setattr(cuda, "find_gpu", lambda: GpuSearch(GPU))
+    monkeypatch.setattr(cuda, "find_gpu", lambda device=0: GpuSearch(GPU))
     for module in [name for name in sys.modules if name == "cuda" or name.startswith("cuda.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "cuda", None)
     for name in ("tensorrt", "onnxruntime-cuda"):
         with pytest.raises(BackendError) as error:
-            open_backend(tiny.pipeline.bundle, name)
+            open_backend(tiny.pipeline.bundle, RuntimeOptions(name))
         said = one_line(error)
         extra = "rtx" if importlib.util.find_spec("tensorrt_rtx") else "gpu"
         assert re.search(f"running on a GPU needs cuda, which is not installed: .*{hint(extra)}", said), said
@@ -133,7 +135,7 @@ def test_a_gpu_without_cuda_python(tiny, fake_gpu, monkeypatch):
 
 
 def test_auto_falls_through_and_tells_why_for_each(tiny, fake_gpu):
-    backend, reason = open_backend(tiny.pipeline.bundle)
+    backend, reason = open_backend(tiny.pipeline.bundle, RuntimeOptions())
     assert backend.name == "onnxruntime-cpu"
     why = f"no GPU to run on: {NO_DRIVER}"
     assert reason == f"not tensorrt: {why}; not onnxruntime-cuda: {why}"
@@ -161,7 +163,7 @@ def test_auto_takes_the_first_that_works(tiny, fake_gpu, monkeypatch, tmp_path, 
 
     monkeypatch.setattr(tensorrt, "TensorRt", maker("tensorrt"))
     monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCuda", maker("onnxruntime-cuda"))
-    backend, said = open_backend(tiny.pipeline.bundle, plans=tmp_path)
+    backend, said = open_backend(tiny.pipeline.bundle, RuntimeOptions(plans=tmp_path))
     assert (backend.name, said) == (expected, reason)
     assert given[0] == ("tensorrt", tiny.pipeline.bundle, tmp_path, None)
     assert given[1:] in ([], [("onnxruntime-cuda", tiny.pipeline.bundle)])
@@ -173,7 +175,7 @@ def test_auto_does_not_hide_what_the_user_must_mend(tiny, fake_gpu, monkeypatch)
 
     monkeypatch.setattr(tensorrt, "TensorRt", damaged)
     with pytest.raises(BundleError, match="is damaged"):
-        open_backend(tiny.pipeline.bundle)
+        open_backend(tiny.pipeline.bundle, RuntimeOptions())
 
 
 # --- onnxruntime-cuda
@@ -215,7 +217,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         self.gpu, self.stream = GPU, 4321
 
     monkeypatch.setattr(cuda.Cuda, "__init__", start)
-    monkeypatch.setattr(choose, "find_gpu", lambda: GpuSearch(GPU))
+    monkeypatch.setattr(choose, "find_gpu", lambda device=0: GpuSearch(GPU))
 
 
 def test_a_silent_fall_back_to_the_cpu_is_an_error(tiny, on_a_gpu, monkeypatch):
@@ -240,7 +242,7 @@ def test_auto_passes_on_from_a_silent_fall_back(tiny, on_a_gpu, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Falling)
     monkeypatch.setattr(tensorrt.TensorRt, "__init__", refuse)
-    backend, reason = open_backend(tiny.pipeline.bundle)
+    backend, reason = open_backend(tiny.pipeline.bundle, RuntimeOptions())
     assert backend.name == "onnxruntime-cpu"
     assert "; not onnxruntime-cuda: ONNX Runtime fell back to the CPU: a CUDA or cuDNN library" in reason
 
@@ -274,7 +276,7 @@ def test_no_onnxruntime_at_all(tiny, on_a_gpu, monkeypatch):
     with pytest.raises(BackendError, match=f"onnxruntime-gpu, which is not installed: .*{hint('gpu')}"):
         OnnxRuntimeCuda(tiny.pipeline.bundle)
     with pytest.raises(BackendError, match=f"needs onnxruntime, which is not installed: {hint('cpu')}"):
-        open_backend(tiny.pipeline.bundle, "onnxruntime-cpu")
+        open_backend(tiny.pipeline.bundle, RuntimeOptions("onnxruntime-cpu"))
 
 
 # --- which bundle
@@ -383,10 +385,10 @@ def test_warm_with_a_request_the_first_one_loads_nothing(tiny, sessions, request
     assert "controlnet_depth" in sessions
     assert "controlnet_seg" not in sessions
     sessions.clear()
-    programs = list(pipeline._programs.programs.values())
+    programs = list(pipeline._preparation.programs.programs.values())
     drawn = pipeline(request_("depth"))
     assert sessions == []
-    assert list(pipeline._programs.programs.values()) == programs
+    assert list(pipeline._preparation.programs.programs.values()) == programs
     np.testing.assert_array_equal(drawn.images, tiny.pipeline(request_("depth")).images)
     sessions.clear()
     # A structure that it was not warmed for is still drawn.
@@ -399,12 +401,12 @@ def test_warm_takes_the_bundles_first_condition_and_defaults(v_prediction, contr
     pipeline = Pipeline.open(v_prediction.bundle, "onnxruntime-cpu", threads=1, warm=True)
     assert "controlnet_seg" in sessions
     sessions.clear()
-    programs = list(pipeline._programs.programs.values())
+    programs = list(pipeline._preparation.programs.programs.values())
     control = Control("seg", control_image(*v_prediction.size))
     first = Request("a house", "", [control], num_inference_steps=2, guidance_scale=3.0, seed=3)
     drawn = pipeline(first)
     assert sessions == []
-    assert list(pipeline._programs.programs.values()) == programs
+    assert list(pipeline._preparation.programs.programs.values()) == programs
     np.testing.assert_array_equal(drawn.images, v_prediction.pipeline(first).images)
 
 

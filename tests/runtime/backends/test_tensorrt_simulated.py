@@ -94,8 +94,8 @@ wanted = [
 for each in wanted:
     assert same(cpu(each), pipeline(each)), each
     assert same(cpu(each), pipeline(each)), each
-assert len(pipeline._programs.programs) == 2
-assert [s.chunks for s in pipeline._programs.programs] == [1, 2]
+assert len(pipeline._preparation.programs.programs) == 2
+assert [s.chunks for s in pipeline._preparation.programs.programs] == [1, 2]
 """
     )
 
@@ -123,12 +123,12 @@ def test_values_are_data_in_the_recording(simulate):
     simulate(
         """
 pipeline = opened(warm=request())
-program, = pipeline._programs.programs.values()
+program, = pipeline._preparation.programs.programs.values()
 recording = program.recording
 changes = dict(prompt="a tree", seed=7, scale=0.3, guidance_scale=2.0, image=2, scheduler="ddim")
 for changed in [{name: value} for name, value in changes.items()] + [changes, {}]:
     assert same(pipeline(request(**changed)), cpu(request(**changed))), changed
-assert program.recording is recording and len(pipeline._programs.programs) == 1
+assert program.recording is recording and len(pipeline._preparation.programs.programs) == 1
 """
     )
 
@@ -163,9 +163,9 @@ def test_a_recording_keeps_its_memory_and_gives_it_back(simulate):
 import gc
 pipeline = opened()
 pipeline(request())
-program, = pipeline._programs.programs.values()
+program, = pipeline._preparation.programs.programs.values()
 recording, latents, before = program.recording, program.workspace.latents, gpu.live_bytes()
-pipeline._programs.programs.clear()
+pipeline._preparation.programs.programs.clear()
 del program
 gc.collect()
 assert gpu.live_bytes() == before

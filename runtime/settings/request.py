@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bundles.defaults import SamplingDefaults
-from ..conditions import CONDITIONS
-from ..errors import UserError
-from ..messages import printable, unknown_choice
-from .images.image_files import ImageLike, Pixels, to_pixels
-from .sampling.schedulers import SCHEDULERS
+from ...bundles.defaults import SamplingDefaults
+from ...conditions import CONDITIONS
+from ...errors import UserError
+from ...messages import printable, unknown_choice
+from ..images.image_files import ImageLike, Pixels, to_pixels
+from ..sampling.schedulers import SCHEDULERS
 
 MAX_IMAGES = 16
 MAX_STEPS = 1000

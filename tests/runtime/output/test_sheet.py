@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.control.consistency import Score
-from cnpp_trt.runtime.images.sheet import SheetControl, draw_sheet
-from cnpp_trt.runtime.images.sheet_text import wrap
+from cnpp_trt.runtime.output.sheet import SheetControl, draw_sheet
+from cnpp_trt.runtime.output.sheet_text import wrap
 from PIL import ImageFont
 
 RNG = np.random.default_rng(0)

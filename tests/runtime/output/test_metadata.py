@@ -16,7 +16,7 @@ import pytest
 from cnpp_trt import __version__
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.images.image_files import encode_png, save_png
-from cnpp_trt.runtime.images.metadata import (
+from cnpp_trt.runtime.output.metadata import (
     PictureRecord,
     a1111_parameters,
     image_from_base64,
@@ -28,7 +28,7 @@ from cnpp_trt.runtime.images.metadata import (
     request_from_record,
     request_record,
 )
-from cnpp_trt.runtime.request import Control, Request
+from cnpp_trt.runtime.settings.request import Control, Request
 from cnpp_trt.schema import convert, to_json
 from fuzz_metadata import fuzz_metadata
 from hypothesis import given, settings

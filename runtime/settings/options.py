@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from ..errors import UserError
-from ..messages import printable, unknown_choice
+from ...errors import UserError
+from ...messages import printable, unknown_choice
 
 BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -27,11 +27,20 @@ from ...messages import printable, unknown_choice
 from ...schema import Meta, Record, SchemaError, decode, to_json
 from ...versions import __version__
 from ..backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
-from ..options import BACKENDS
-from ..request import MAX_CONTROLS, MAX_IMAGES, MAX_PROMPT, MAX_SCALE, MAX_SEED, Control, Request, ResolvedRequest
+from ..images.image_files import MAX_PIXELS, decode_image, encode_png, read_bytes
 from ..sampling.scheduler_names import A1111
 from ..sampling.schedulers import SCHEDULERS
-from .image_files import MAX_PIXELS, decode_image, encode_png, read_bytes
+from ..settings.options import BACKENDS
+from ..settings.request import (
+    MAX_CONTROLS,
+    MAX_IMAGES,
+    MAX_PROMPT,
+    MAX_SCALE,
+    MAX_SEED,
+    Control,
+    Request,
+    ResolvedRequest,
+)
 
 CHUNK = "cnpp_trt"
 PARAMETERS = "parameters"

@@ -11,8 +11,8 @@ import pytest
 from cnpp_trt import Control, Request, read_image
 from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.errors import UserError
-from cnpp_trt.runtime.request import MAX_IMAGES
 from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS
+from cnpp_trt.runtime.settings.request import MAX_IMAGES
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps

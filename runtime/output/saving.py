@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import CnppError, UserError
 from ...messages import one_line, printable
-from .image_files import Pixels, existing_folder, new_folder, save_png
+from ..images.image_files import Pixels, existing_folder, new_folder, save_png
 from .metadata import CHUNK
 
 

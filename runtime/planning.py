@@ -1,0 +1,104 @@
+"""From requests to launch lists: what follows from a request before anything is computed, and which run together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..bundles.bundle import Bundle
+from ..errors import BundleError, UserError
+from .init_image import first_step
+from .loop import Structure
+from .sampling.schedulers import UNLIMITED, SamplerTable, build_table
+from .settings.request import ResolvedRequest
+from .text.prompts import Prompts, read_prompts
+from .text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A request with all that follows from it before anything is computed.
+
+    Attributes:
+        structure: of this request alone.
+    """
+
+    request: ResolvedRequest
+    prompts: Prompts
+    table: SamplerTable
+    structure: Structure
+    notes: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Requests that share it can run in one launch list: they have one structure and one table."""
+        r = self.request
+        return replace(self.structure, images=0), r.scheduler, r.num_inference_steps, first_step(r)
+
+
+def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest) -> Plan:
+    """All that follows from a request before anything is computed.
+
+    Raises:
+        UserError: the request asks for what the bundle does not have, or has a value that this model cannot use.
+    """
+    m = bundle.manifest
+    for control in request.controls:
+        bundle.require_condition(control.condition)
+    if request.clip_skip >= m.text_encoder_layers:
+        raise UserError(f"clip_skip must be from 0 to {m.text_encoder_layers - 1}, not {request.clip_skip}")
+    table = build_table(request.scheduler, m.scheduler_config, request.num_inference_steps, first_step(request))
+    notes = []
+    if table.x0_limit < UNLIMITED:
+        notes.append(
+            f"{request.scheduler} clips what each step predicts to ±{table.x0_limit:g}: clip_sample in the model's "
+            "scheduler config, or diffusers' default where it is not there"
+        )
+    prompts, remarks = read_prompts(tokenizer, request, is_guided(bundle, request))
+    structure = structure_of(bundle, request, table, prompts.chunks)
+    return Plan(request, prompts, table, structure, (*notes, *remarks))
+
+
+def structure_of(bundle: Bundle, request: ResolvedRequest, table: SamplerTable, chunks: int = 1) -> Structure:
+    """What of a request decides which launches there are; `table` is its sampler's."""
+    n = len(table.timesteps)
+    return Structure(
+        images=request.num_images_per_prompt,
+        guided=is_guided(bundle, request),
+        steps=n,
+        controls=tuple((c.condition, c.active(n)) for c in request.controls),
+        noisy=tuple(bool(b) for b in table.uses_noise),
+        chunks=chunks,
+    )
+
+
+def is_guided(bundle: Bundle, request: ResolvedRequest) -> bool:
+    """Whether the batch is doubled for classifier-free guidance: never for a distilled UNet, as diffusers has it."""
+    return request.guided and bundle.guidance_width is None
+
+
+def launch_lists(plans: Sequence[Plan], max_images: int) -> list[list[int]]:
+    """The indices of the plans that run together, each list of at most `max_images` images, or of one request."""
+    groups: dict[tuple[object, ...], list[list[int]]] = {}
+    for i, plan in enumerate(plans):
+        lists = groups.setdefault(plan.key, [[]])
+        images = sum(plans[j].structure.images for j in lists[-1]) + plan.structure.images
+        if lists[-1] and images > max_images:
+            lists.append([])
+        lists[-1].append(i)
+    return [indices for lists in groups.values() for indices in lists]
+
+
+def open_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The bundle's tokenizer.
+
+    Raises:
+        BundleError: it cannot be read, or makes prompts that the text encoder does not take.
+    """
+    m = bundle.manifest
+    tokenizer = Tokenizer(bundle.tokenizer_folder(), m.embeddings, m.vocabulary or None)
+    positions = int(bundle.graph("text_encoder").outputs[0].shape[1])
+    if tokenizer.model_max_length != positions:
+        raise BundleError(
+            f"the tokenizer of {bundle.folder} makes prompts of {tokenizer.model_max_length} tokens, its text encoder "
+            f"reads {positions}: export the bundle anew"
+        )
+    return tokenizer

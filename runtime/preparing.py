@@ -1,0 +1,152 @@
+"""From planned requests to a filled program: noise, initial latents, control images, scales."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundles.bundle import Bundle
+from ..conditions import CONDITIONS
+from .backends.interface import Backend, Stopwatch
+from .control.scales import residual_scales
+from .encoding_cache import EncodingCache
+from .images.fitting import to_size
+from .images.image_files import Pixels
+from .init_image import draws_noise, encode_init_image, fit_init_image
+from .loop import Program, Structure, Values, graphs_of, latent_shape
+from .planning import Plan
+from .program_cache import ProgramCache
+from .sampling.guidance import guidance_embedding
+from .sampling.noise import TorchGenerator
+from .settings.request import Control, ResolvedRequest
+from .text.prompts import join
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A program that is ready for its first step.
+
+    Attributes:
+        plans: of the requests whose images it makes.
+        control_images: for each request, those of its controls.
+        notes: for each request.
+    """
+
+    program: Program
+    values: Values
+    clock: Stopwatch
+    plans: tuple[Plan, ...]
+    control_images: tuple[tuple[Pixels, ...], ...]
+    notes: tuple[tuple[str, ...], ...]
+
+
+class Preparation:
+    """Makes programs ready, with what it keeps from request to request.
+
+    Attributes:
+        programs: by structure.
+        encodings: of prompts and control images.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.programs = ProgramCache(backend, bundle)
+        self.encodings = EncodingCache(backend)
+
+    def forget_encodings(self) -> None:
+        self.encodings = EncodingCache(self.backend)
+
+    def prepare(self, plans: Sequence[Plan]) -> Prepared:
+        """Everything before the first step of requests that run in one launch list."""
+        clock = self.backend.stopwatch()
+        requests = [plan.request for plan in plans]
+        structure = replace(plans[0].structure, images=sum(plan.structure.images for plan in plans))
+        program = self.programs.program(structure)
+        clock.mark("load")
+        fitted = [[fit_control(self.bundle, control) for control in request.controls] for request in requests]
+        starts = [self._start(plan, structure) for plan in plans]
+        images = [(i, r) for i, r in enumerate(requests) for _ in range(r.num_images_per_prompt)]
+        width, sides = self.bundle.guidance_width, 2 if structure.guided else 1
+        noise = [[step[k] for _, step, _ in starts] for k in range(structure.steps)]
+        values = Values(
+            prompts=join([plan.prompts for plan in plans], sides),
+            control_images=[[fitted[i][c][0] for i, _ in images] for c in range(len(structure.controls))],
+            table=plans[0].table,
+            guidance_scales=[r.guidance_scale for _, r in images],
+            residual_scales=[
+                np.stack([self._scales(r, c, structure.guided) for _, r in images], -1)
+                for c in range(len(structure.controls))
+            ],
+            latents=np.concatenate([latents for latents, _, _ in starts]),
+            step_noise=[
+                np.concatenate([part for part in parts if part is not None]) if needed else None
+                for parts, needed in zip(noise, structure.noisy, strict=True)
+            ],
+            timestep_cond=None
+            if width is None
+            else np.concatenate([guidance_embedding(r.guidance_scale, width) for _, r in images]),
+        )
+        program.fill(values)
+        clock.mark("fill")
+        program.encode(values, self.encodings, clock)
+        return Prepared(
+            program,
+            values,
+            clock,
+            tuple(plans),
+            tuple(tuple(pixels for pixels, _ in pairs) for pairs in fitted),
+            tuple(
+                (*plan.notes, *notes, *(note for _, more in pairs for note in more))
+                for plan, (_, _, notes), pairs in zip(plans, starts, fitted, strict=True)
+            ),
+        )
+
+    def _start(
+        self, plan: Plan, structure: Structure
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.float32] | None], list[str]]:
+        """The first x of a request, the noise of each step, and notes.
+
+        All of image i is drawn from its seed's `torch.Generator("cpu")`, in the order that diffusers draws.
+        """
+        request, table = plan.request, plan.table
+        shape = latent_shape(self.bundle.manifest)
+        generators = [TorchGenerator(seed) for seed in request.seeds]
+
+        def draw() -> NDArray[np.float32]:
+            return np.stack([g.randn(*shape) for g in generators])
+
+        notes: list[str] = []
+        init_latents = None
+        if request.init_image is not None:
+            image, notes = fit_init_image(self.bundle, request.init_image)
+            sample = draw() if draws_noise(self.bundle) else None
+            init_latents, more = self.programs.retry_with_eviction(
+                [structure, *graphs_of(structure)],
+                lambda: encode_init_image(self.bundle, self.backend, image, sample, len(generators)),
+            )
+            notes = [*notes, *more]
+        noise = draw()
+        if init_latents is None:
+            latents = noise * np.float32(table.init_noise_sigma)
+        else:
+            a, b = table.add_noise
+            latents = np.float32(a) * init_latents + np.float32(b) * noise
+        return latents, [draw() if needed else None for needed in structure.noisy], notes
+
+    def _scales(self, request: ResolvedRequest, control: int, guided: bool) -> NDArray[np.float32]:
+        return residual_scales(
+            request.controls[control].controlnet_conditioning_scale,
+            len(self.bundle.graph(f"controlnet_{request.controls[control].condition}").outputs),
+            guided=guided,
+            guess_mode=request.guess_mode,
+        )
+
+
+def fit_control(bundle: Bundle, control: Control) -> tuple[Pixels, list[str]]:
+    """The control image at the bundle's size, and a note where it was resized."""
+    m = bundle.manifest
+    what, resample = f"the {control.condition} image", CONDITIONS[control.condition].resample
+    pixels, notes = to_size(control.pixels, what, m.width, m.height, resample)
+    return (pixels if notes else pixels.copy()), notes  # the result's, which shares no memory with the request
