@@ -189,7 +189,7 @@ def _photo(file: Path) -> Path:
     from .random_models.extractors import photo
 
     if not file.is_file():
-        from ..runtime.images.image_files import save_png
+        from ..runtime.images.png_files import save_png
 
         save_png(file, photo(512, 512), {})
     return file

@@ -40,12 +40,7 @@ class Checkpoint:
         UserError: the model cannot be found, or is of another architecture.
     """
 
-    def __init__(
-        self,
-        model: str,
-        controlnets: Mapping[str, str | Path] | None = None,
-        **parts: Any,
-    ) -> None:
+    def __init__(self, model: str, controlnets: Mapping[str, str | Path] | None = None, **parts: Any) -> None:
         self.recipe = Recipe(model, controlnets or {}, **parts)
         self.resolved = ResolvedSources(self.recipe)
         self._configs: dict[str, dict[str, Any]] = {}

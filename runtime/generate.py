@@ -21,17 +21,18 @@ from .control.consistency import Score, graded, score
 from .control.extraction import can_extract
 from .control.plausibility import control_image_note
 from .images.fitting import ResizeMode, aspect_note, fit
-from .images.image_files import Pixels, read_image, save_png
+from .images.image_files import Pixels, read_image
+from .images.png_files import save_png
 from .init_image import fit_init_image
 from .output import metadata
 from .output.metadata import BundleRecord, PictureRecord
 from .output.saving import Saved, kept_note, save_images
 from .output.sheet import SheetControl, draw_sheet
-from .result import Result
 from .settings.request import Control, Request
 
 if TYPE_CHECKING:
     from .pipeline import OnProgress, Pipeline
+    from .result import Result
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def generate(
 
 def save_result(
     pipeline: "Pipeline",
-    result: Result,
+    result: "Result",
     out: Path,
     *,
     notes: Sequence[str] = (),
@@ -283,7 +284,7 @@ def _example(bundle: Bundle, condition: str) -> dict[str, Any]:
 
 
 def _sheet(
-    pipeline: "Pipeline", result: Result, photos: Sequence[Pixels | None], saved: Saved
+    pipeline: "Pipeline", result: "Result", photos: Sequence[Pixels | None], saved: Saved
 ) -> tuple[Path | None, tuple[tuple[str, tuple[Score, ...]], ...]]:
     """The sheet's path, and the scores of the controls that can be extracted."""
     request = result.request
@@ -324,7 +325,7 @@ def _caption(score: Score) -> str:
     return f"{score} · {score.grade}" if score.grade else str(score)
 
 
-def _records(pipeline: "Pipeline", result: Result) -> list[PictureRecord]:
+def _records(pipeline: "Pipeline", result: "Result") -> list[PictureRecord]:
     m, begin = pipeline.bundle.manifest, result.request.init_image
     # As it was used: a photo may be larger than a record.
     init_image = None if begin is None else fit_init_image(pipeline.bundle, begin)[0]

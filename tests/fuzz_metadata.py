@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from cnpp_trt import __version__
 from cnpp_trt.errors import UserError
-from cnpp_trt.runtime.images.image_files import encode_png
+from cnpp_trt.runtime.images.png_files import encode_png
 from cnpp_trt.runtime.output.metadata import read_record, request_from_record
 
 SECONDS = 10  # for one picture, on a busy machine

@@ -28,7 +28,8 @@ from ...messages import printable
 from ...runtime.control.consistency import MeanIoU, edges, f1_counts, score
 from ...runtime.control.extraction import can_extract
 from ...runtime.control.palette import labels_from_colors
-from ...runtime.images.image_files import encode_png, read_bytes, read_image, resize
+from ...runtime.images.image_files import read_bytes, read_image, resize
+from ...runtime.images.png_files import encode_png
 from ...runtime.output.metadata import pixels_sha256
 from ...runtime.output.sheet import SheetControl, draw_sheet
 from ...runtime.pipeline import Pipeline

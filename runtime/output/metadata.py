@@ -27,7 +27,8 @@ from ...messages import printable, unknown_choice
 from ...schema import Meta, Record, SchemaError, decode, to_json
 from ...versions import __version__
 from ..backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
-from ..images.image_files import MAX_PIXELS, decode_image, encode_png, read_bytes
+from ..images.image_files import MAX_PIXELS, decode_image, read_bytes
+from ..images.png_files import encode_png
 from ..sampling.scheduler_names import A1111
 from ..sampling.schedulers import SCHEDULERS
 from ..settings.options import BACKENDS

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...errors import CnppError, UserError
 from ...messages import one_line, printable
-from ..images.image_files import Pixels, existing_folder, new_folder, save_png
+from ..images.image_files import Pixels
+from ..images.png_files import existing_folder, new_folder, save_png
 from .metadata import CHUNK
 
 

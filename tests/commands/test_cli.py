@@ -324,7 +324,7 @@ def test_repeat_of_a_changed_picture_says_how_far(command: Any, run: list[Any], 
     with Image.open(picture) as opened:
         pixels, text = np.asarray(opened).copy(), opened.info["cnpp_trt"]
     pixels[3, 3, 0] ^= 16
-    from cnpp_trt.runtime.images.image_files import save_png
+    from cnpp_trt.runtime.images.png_files import save_png
 
     save_png(tmp_path / "changed.png", pixels, {"cnpp_trt": text})
     bundle = run[run.index("--bundle") + 1]

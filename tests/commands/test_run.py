@@ -21,7 +21,8 @@ from cnpp_trt.errors import CnppError
 from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from cnpp_trt.runtime.control.consistency import Score, graded
 from cnpp_trt.runtime.generate import generate
-from cnpp_trt.runtime.images.image_files import read_image, save_png
+from cnpp_trt.runtime.images.image_files import read_image
+from cnpp_trt.runtime.images.png_files import save_png
 from cnpp_trt.runtime.output.metadata import image_from_base64, pack, read_record
 from cnpp_trt.runtime.sampling.scheduler_names import read_scheduler
 from cnpp_trt.runtime.settings.request import Control, Request

@@ -14,7 +14,8 @@ import pytest
 from cnpp_trt.errors import CnppError, UserError
 from cnpp_trt.runtime.images import image_files as images
 from cnpp_trt.runtime.images.fitting import aspect_note, fit
-from cnpp_trt.runtime.images.image_files import ImageFile, new_folder, read_image, resize, save_png
+from cnpp_trt.runtime.images.image_files import ImageFile, read_image, resize
+from cnpp_trt.runtime.images.png_files import new_folder, save_png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features

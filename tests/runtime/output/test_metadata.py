@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from cnpp_trt import __version__
 from cnpp_trt.errors import UserError
-from cnpp_trt.runtime.images.image_files import encode_png, save_png
+from cnpp_trt.runtime.images.png_files import encode_png, save_png
 from cnpp_trt.runtime.output.metadata import (
     PictureRecord,
     a1111_parameters,
