@@ -72,6 +72,20 @@ class Bundle:
                 )
         return cls(folder, manifest)
 
+    @classmethod
+    def find(cls, model: str, precision: str | None = None, size: tuple[int, int] | None = None) -> "Bundle":
+        """Opens the bundle that `cnpp-trt export` or `build` made of a model.
+
+        Args:
+            model: as it was given to the export: `miniature`, `sd15`, a folder or a name on the hub.
+            precision: `fp32` or `fp16`; by default fp32 where there are both.
+            size: (width, height) in pixels; by default the only one that there is.
+
+        Raises:
+            UserError: there is no such bundle, with the command that makes it, or several fit.
+        """
+        return cls.open(find_bundle(model, precision, size, ("fp32", "fp16")))
+
     def verify(self) -> int:
         """Reads every file, whether it was read before or not, and compares its SHA-256 with the manifest's.
 

@@ -309,7 +309,7 @@ def _sheet(
 
 
 def _row(
-    pipeline: "Pipeline", control: Control, given: Pixels, photo: Pixels | None, result: Result
+    pipeline: "Pipeline", control: Control, given: Pixels, photo: Pixels | None, result: "Result"
 ) -> tuple[SheetControl, tuple[Score, ...]]:
     title = CONDITIONS[control.condition].title
     if not can_extract(pipeline.bundle, control.condition):

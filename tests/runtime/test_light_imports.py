@@ -52,17 +52,19 @@ def test_the_block_blocks() -> None:
 def test_every_module_of_runtime_and_engines_imports() -> None:
     names = python(
         """
-import importlib, pkgutil, cnpp_trt, cnpp_trt.engines, cnpp_trt.runtime, cnpp_trt.runtime.backends
-for room in (cnpp_trt.engines, cnpp_trt.runtime, cnpp_trt.runtime.backends):
-    for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+import importlib, pkgutil, cnpp_trt
+for package in ("engines", "runtime", "bundles"):
+    path = importlib.import_module(f"cnpp_trt.{package}").__path__
+    for module in pkgutil.walk_packages(path, f"cnpp_trt.{package}."):
         importlib.import_module(module.name)
         print(module.name)
-for name in ("bundle", "cli", "conditions", "doctor", "errors", "gpu"):
+for name in ("cli", "conditions", "doctor", "errors", "gpu"):
     importlib.import_module(f"cnpp_trt.{name}")
 assert not {"tensorrt", "tensorrt_rtx", "cuda", "onnxruntime", "openvino"} & sys.modules.keys()
 """
     ).split()
-    assert {"cnpp_trt.runtime.pipeline", "cnpp_trt.runtime.backends.tensorrt", "cnpp_trt.engines.build"} <= set(names)
+    expected = {"cnpp_trt.runtime.pipeline", "cnpp_trt.runtime.backends.tensorrt", "cnpp_trt.runtime.text.tokenizer"}
+    assert expected | {"cnpp_trt.engines.build", "cnpp_trt.bundles.bundle"} <= set(names)
 
 
 def test_images_without_pytorch_are_the_same_bytes(tiny: Any, control_image: Any, tmp_path: Any) -> None:
