@@ -34,7 +34,10 @@ STEPPED := $(if $(STEPS),--steps $(STEPS))
 MEASURED := $(addprefix --cond ,$(if $(filter file,$(origin COND)),all,$(COND)))
 TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 
-.PHONY: run bundle test fuzz reliability test-gpu lint engines bench parity consistency report readme clean help
+# A worker for each core, of which every one holds PyTorch: four at most. What a test file sets up is set up once.
+WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
+
+.PHONY: run bundle test test-fast fuzz reliability test-gpu lint engines bench parity consistency report readme clean help
 
 run: bundle  ## export the bundle where it is missing, then draw MODEL's example of each COND
 	@conditions="$(COND)"; \
@@ -48,8 +51,11 @@ run: bundle  ## export the bundle where it is missing, then draw MODEL's example
 bundle: $(VENV)/run.stamp  ## export MODEL with each COND (and SIZE) into CNPP_TRT_HOME, or the user's cache folder
 	$(BIN)/cnpp-trt export --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)
 
-test: $(VENV)/test.stamp  ## every test that needs no GPU
-	@$(BIN)/python -m pytest
+test: $(VENV)/test.stamp  ## every test that needs no GPU, on all cores
+	@$(WORKERS)
+
+test-fast: $(VENV)/test.stamp  ## tests that take seconds, for every change (those marked `slow` are left out)
+	@$(WORKERS) -m "not slow"
 
 fuzz: $(VENV)/test.stamp  ## ten times as many fuzzed inputs as `make test`, from another seed
 	@CNPP_TRT_FUZZ=10 CNPP_TRT_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest tests/fuzz
