@@ -35,7 +35,7 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 # A shell that starts the tests in the background has them ignore SIGINT, and every process would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["simulated_gpu.plugin"]
+pytest_plugins = ["root_folder", "simulated_gpu.plugin"]
 
 EXAMPLES = {
     "defaults": {"guidance_scale": 3.0, "num_inference_steps": 2},

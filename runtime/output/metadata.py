@@ -26,7 +26,6 @@ from ...errors import UserError
 from ...messages import printable, unknown_choice
 from ...schema import Meta, Record, SchemaError, decode, to_json
 from ...versions import __version__
-from ..backends.openvino import PRECISIONS as OPENVINO_PRECISIONS
 from ..images.image_files import MAX_PIXELS, decode_image, read_bytes
 from ..images.png_files import encode_png
 from ..sampling.scheduler_names import A1111
@@ -54,7 +53,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BACKENDS = (
     *(name for name in BACKENDS if name != "auto"),
     *(flavor for flavor in TENSORRT_FLAVORS if flavor not in BACKENDS),
-    *(f"openvino-{precision}" for precision in OPENVINO_PRECISIONS if precision != "f32"),
+    "openvino-bf16",
 )
 
 _Prompt: TypeAlias = Annotated[str, Meta(max_length=MAX_PROMPT)]
