@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..export.checkpoint import Checkpoint
+from ..runtime.pipeline import Pipeline
 from ..runtime.settings.request import ResolvedRequest
 
 # diffusers' class and settings of each of the runtime's schedulers.
@@ -132,3 +133,15 @@ class PyTorch:
 def _one_or_list(values: list[Any]) -> Any:
     """diffusers runs a list of one ControlNet as several, which adds their residuals up in vain."""
     return values[0] if len(values) == 1 else values
+
+
+def device_of(pipeline: Pipeline) -> str:
+    """Where PyTorch runs beside this pipeline: on the GPU where the pipeline does, and PyTorch can."""
+    on_cpu = pipeline.backend.name.startswith(("onnxruntime-cpu", "openvino"))
+    return "cuda" if not on_cpu and torch.cuda.is_available() else "cpu"
+
+
+def exact_float32() -> None:
+    """For this process: on a GPU PyTorch computes fp32 convolutions in TF32, with 10 bits of mantissa, until told."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

@@ -84,6 +84,11 @@ class OpCount(TypedDict):
     bytes: Rate
 
 
+def roofline_seconds(ops: OpCount, flop_per_second: float, bytes_per_second: float) -> float:
+    """The least that a launch can take: the longer of computing and moving (Williams et al., Roofline, CACM 2009)."""
+    return max(ops["flop"] / flop_per_second, ops["bytes"] / bytes_per_second)
+
+
 class Roofline(TypedDict):
     """What this machine can do, measured, and what the stages ask of it in the base case.
 

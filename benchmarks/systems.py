@@ -115,9 +115,7 @@ def _pytorch(
     try:
         import torch
 
-        from .parity.graph_parity import device_of
-        from .parity.pytorch_backend import exact_float32
-        from .pytorch import PyTorch
+        from .pytorch import PyTorch, device_of, exact_float32
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import(f"--against {name}", e, *EXPORT_MODULES)) from None
     precision, device = PYTORCH[name], device_of(deployed)

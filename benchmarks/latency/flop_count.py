@@ -81,11 +81,6 @@ def request_op_counts(bundle: Bundle, structure: Structure) -> tuple[dict[str, O
     return mean, {stage: len(all_) for stage, all_ in launched.items()}
 
 
-def roofline_seconds(ops: OpCount, flop_per_second: float, bytes_per_second: float) -> float:
-    """The least that a launch can take: the longer of computing and moving (Williams et al., Roofline, CACM 2009)."""
-    return max(ops["flop"] / flop_per_second, ops["bytes"] / bytes_per_second)
-
-
 class _NullBackend:
     """As much of a backend as a program needs to list its launches; nothing runs and nothing is allocated."""
 

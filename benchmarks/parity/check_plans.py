@@ -10,9 +10,10 @@ from ...engines.build import Sizes
 from ...export.checkpoint import Checkpoint
 from ...gpu import find_gpu
 from ...runtime.pipeline import Pipeline
+from ..pytorch import device_of
 from ..records import GraphParity
 from ..report.fidelity import graph_table, verdict_text
-from .graph_parity import Report, check_graphs, device_of
+from .graph_parity import Report, check_graphs
 from .thresholds import read_thresholds, violations
 
 

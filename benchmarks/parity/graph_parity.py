@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...conditions import CONDITIONS
@@ -21,9 +20,10 @@ from ...runtime.loop import Program, run
 from ...runtime.pipeline import Pipeline
 from ...runtime.preparing import Prepared
 from ...runtime.settings.request import ResolvedRequest
+from ..pytorch import exact_float32
 from ..records import NOT_FINITE, GraphParity, StepParity
 from ..requests import make_requests
-from .pytorch_backend import TorchModules, exact_float32
+from .pytorch_backend import TorchModules
 
 # Of requests that are there for their graphs alone: with several controls, or of the sizes that plans were built for.
 FEW_STEPS = 4
@@ -225,12 +225,6 @@ def compare_launches(
                 steps.append(compare_steps(deployed, request, trajectory))
         report(f"{' and '.join(names)}: launch by launch in {time.perf_counter() - start:.1f} s")
     return [tally.record(graph) for graph, tally in tallies.items()], steps
-
-
-def device_of(pipeline: Pipeline) -> str:
-    """Where PyTorch runs beside this pipeline: on the GPU where the pipeline does, and PyTorch can."""
-    on_cpu = pipeline.backend.name.startswith(("onnxruntime-cpu", "openvino"))
-    return "cuda" if not on_cpu and torch.cuda.is_available() else "cpu"
 
 
 def _launches(program: Program) -> Iterator[Step]:

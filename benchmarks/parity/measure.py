@@ -17,12 +17,11 @@ from ...runtime.pipeline import Pipeline
 from ...runtime.settings.request import ResolvedRequest
 from ...versions import installed
 from ..image_metrics import Lpips, Picture, difference_map, max_difference, png, psnr, ssim
-from ..pytorch import PyTorch
+from ..pytorch import PyTorch, device_of, exact_float32
 from ..records import Heatmap, ImageParity, Parity
 from ..requests import make_requests
 from ..systems import ImageGenerator
-from .graph_parity import Report, compare_launches, device_of, request_of_both
-from .pytorch_backend import exact_float32
+from .graph_parity import Report, compare_launches, request_of_both
 from .thresholds import violations
 
 # A UNet above this draws no image in PyTorch's fp16 on a CPU unless it is asked to: one step of SD 1.5 takes minutes.

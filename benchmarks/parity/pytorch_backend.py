@@ -21,12 +21,6 @@ from ...runtime.backends.interface import Buffer
 from ...runtime.pipeline import Pipeline
 
 
-def exact_float32() -> None:
-    """For this process: on a GPU PyTorch computes fp32 convolutions in TF32, with 10 bits of mantissa, until told."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def reference_bundle(bundle: Bundle) -> Bundle:
     """The bundle as it would be in fp32: its signatures, and no twins in fp32. Its ONNX files are not used."""
 

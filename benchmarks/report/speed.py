@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..latency import flop_count as arithmetic
+from .. import records
 from ..records import Bench, Case, CompetitorResult, OptimizationResult, Timed, TimedCase, Waterfall
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
@@ -199,7 +199,7 @@ def roofline_seconds(bench: Bench, stage: str, precision: str) -> float | None:
     if measured is None or stage not in measured["op_counts"] or not measured["flop_per_second"].get(precision):
         return None
     work, rate = measured["op_counts"][stage], measured["flop_per_second"][precision]
-    return arithmetic.roofline_seconds(work, rate, measured["bytes_per_second"]) * measured["launches"].get(stage, 1)
+    return records.roofline_seconds(work, rate, measured["bytes_per_second"]) * measured["launches"].get(stage, 1)
 
 
 def share_of_roofline(bench: Bench, contender: CompetitorResult, stage: str) -> float | None:

@@ -30,7 +30,11 @@ from cnpp_trt.runtime.settings.options import BACKENDS
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-PARTS = (".", "benchmarks", "benchmarks/report", "commands", "engines", "export", "runtime", "runtime/backends")
+PACKAGES = ("benchmarks", "bundles", "commands", "engines", "export", "runtime")
+SOURCES = [
+    *sorted(ROOT.glob("*.py")),
+    *(file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))),
+]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 # What stands for each expression of a message, where it stands in a command: a path needs the quotes that it gets.
 VALUES = {
@@ -40,7 +44,8 @@ VALUES = {
     "made_with.model": "my model",
     "made_with.precision": "fp16",
     "m.model": "my model",
-    "asked": "fp16",
+    "precision_of(deployed)": "fp16",
+    "backend": "onnxruntime-cpu",
     "size[0]": "512",
     "size[1]": "768",
     "flavor.name": "tensorrt-rtx",
@@ -86,7 +91,7 @@ def _texts(tree: ast.AST) -> Iterator[str]:
 def _of_messages() -> list[tuple[str, str, bool]]:
     """(where, command, whether it is whole) of every message: `… again` repeats what the reader typed before."""
     found = []
-    for file in (file for part in PARTS for file in sorted((ROOT / part).glob("*.py"))):
+    for file in SOURCES:
         for text in _texts(ast.parse(file.read_text("utf-8"))):
             where = file.relative_to(ROOT).as_posix()
             for match in COMMAND.finditer(text):

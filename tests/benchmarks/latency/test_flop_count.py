@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cnpp_trt.benchmarks.latency.flop_count import count_ops, request_op_counts, roofline_seconds
+from cnpp_trt.benchmarks.latency.flop_count import count_ops, request_op_counts
+from cnpp_trt.benchmarks.records import roofline_seconds
 from cnpp_trt.bundles.bundle import Bundle, GraphSpec, Manifest, TensorSpec
 from cnpp_trt.errors import CnppError
 from cnpp_trt.export import graphs
