@@ -26,6 +26,7 @@ class Gpu:
 
     @property
     def sm(self) -> str:
+        """The compute capability as in `sm90`."""
         return "sm{}{}".format(*self.compute_capability)
 
 

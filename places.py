@@ -52,6 +52,7 @@ def expanded(path: Path, name: str = "--out") -> Path:
 
     Args:
         name: of the option or variable that the path came from, for the message.
+
     Raises:
         UserError: there is no such user, or no home folder.
     """

@@ -33,7 +33,8 @@ class SchemaError(ValueError):
 def decode(content: bytes | str, kind: type[T]) -> T:
     """A record from its JSON (RFC 8259: no NaN, no Infinity).
 
-    Raises: SchemaError
+    Raises:
+        SchemaError: the message says what is wrong and what to do.
     """
     try:
         return msgspec.json.decode(content, type=kind)
@@ -46,7 +47,8 @@ def decode(content: bytes | str, kind: type[T]) -> T:
 def convert(value: Any, kind: type[T]) -> T:
     """A record from what is JSON already: dicts, lists, strings, numbers.
 
-    Raises: SchemaError
+    Raises:
+        SchemaError: the message says what is wrong and what to do.
     """
     try:
         return msgspec.convert(value, kind)
@@ -64,7 +66,8 @@ def builtins(record: Any) -> Any:
 def convert_closed(value: Any, kind: type[T]) -> T:
     """`convert` for what is made of TypedDicts and dataclasses, of which msgspec drops the keys that they do not have.
 
-    Raises: SchemaError, also for an unknown key.
+    Raises:
+        SchemaError: also for an unknown key.
     """
     record = convert(value, kind)
     _require_known(value, builtins(record), "$")
@@ -85,7 +88,8 @@ def _require_known(given: Any, known: Any, where: str) -> None:
 def to_json(record: Any, indent: int | None = 1) -> str:
     """The JSON of a record, keys in their order.
 
-    Raises: ValueError for a number that JSON has not.
+    Raises:
+        ValueError: for a number that JSON has not.
     """
     return json.dumps(builtins(record), indent=indent, allow_nan=False) + "\n"
 
@@ -93,7 +97,9 @@ def to_json(record: Any, indent: int | None = 1) -> str:
 def read_bounded(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
-    Raises: OSError where it cannot be read (FileNotFoundError too); SchemaError where it is no such file.
+    Raises:
+        OSError: it cannot be read (FileNotFoundError too).
+        SchemaError: it is no such file.
     """
     # Without O_NONBLOCK, opening a named pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -111,7 +117,8 @@ def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
 
     Numbers may be NaN or infinite, as Python writes them.
 
-    Raises: UserError where the file cannot be read or holds something else.
+    Raises:
+        UserError: the file cannot be read or holds something else.
     """
     try:
         content = json.loads(read_bounded(path, limit))

@@ -19,7 +19,8 @@ _ROOT = Path(__file__).parent.parent
 def environment(threads: int | None = None) -> dict[str, Any]:
     """System, CPU, memory in bytes, GPU with its clocks and power limit, package versions, commit.
 
-    Args: threads: that the measured ones were given; None for every physical core.
+    Args:
+        threads: that the measured ones were given; None for every physical core.
     """
     return {
         "cnpp-trt": __version__,
@@ -36,6 +37,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """The processor's name, as the operating system knows it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):

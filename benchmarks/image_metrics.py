@@ -40,7 +40,8 @@ _FETCH = """python -c "import torchvision; torchvision.models.alexnet(weights='D
 class Lpips:
     """Learned perceptual image patch similarity (Zhang et al., CVPR 2018) on AlexNet, by torchmetrics; 0 is the same.
 
-    Raises: CnppError that says what is missing.
+    Raises:
+        CnppError: the message says what is missing.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,7 @@ class Lpips:
             raise CnppError(f"LPIPS cannot load torchvision or AlexNet's weights: {one_line(e)}") from e
 
     def __call__(self, reference: Picture, found: Picture) -> float:
+        """The distance of two images, uint8 [H,W,3] each; 0 where they are the same."""
         import torch
 
         def scaled(picture: Picture) -> Any:
@@ -76,7 +78,8 @@ def difference_map(reference: Picture, found: Picture) -> tuple[Picture, int]:
 
     The ramp is that of a glowing body: a third of it from black to red, one to yellow, one to white.
 
-    Returns: the map, and how many levels of 255 are white: the largest difference, at least 1.
+    Returns:
+        The map, and how many levels of 255 are white: the largest difference, at least 1.
     """
     levels = np.abs(reference.astype(np.int16) - found).max(-1)
     scale = max(int(levels.max()), 1)

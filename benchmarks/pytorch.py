@@ -88,6 +88,7 @@ class PyTorch:
         return self._pipelines[key]
 
     def __call__(self, request: ResolvedRequest) -> ReferenceOutput:
+        """Generates the images of a request and keeps the latents after each step."""
         trajectory: list[Any] = []
 
         def remember(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class Timed(TypedDict):
 
 
 class TimedCase(TypedDict):
+    """A case with the times of each competitor, by its name."""
+
     case: Case
     runs: dict[Text, Timed]
 
@@ -78,7 +80,8 @@ class Cold(TypedDict):
 
 class OpCount(TypedDict):
     """Of one launch of a stage: floating-point operations (a multiply-add is two), and the bytes that must move at
-    least: its weights once, its inputs and its outputs."""
+    least: its weights once, its inputs and its outputs.
+    """
 
     flop: Rate
     bytes: Rate
@@ -104,7 +107,8 @@ class Roofline(TypedDict):
 
 class Bench(TypedDict):
     """The first contender is the baseline; `threads` is None on a GPU. `roofline` is None where it could not be
-    measured, for `roofline_reason`."""
+    measured, for `roofline_reason`.
+    """
 
     model: Text
     condition: Text
@@ -299,6 +303,8 @@ class Consistency(TypedDict):
 
 
 class PlanRow(TypedDict):
+    """A plan: what building it took, and what was fused in it."""
+
     graph: Text
     seconds: Seconds
     bytes: Count

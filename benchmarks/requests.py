@@ -25,7 +25,8 @@ def make_requests(
     An embedded model gets scenes that nothing was trained on, with their captions; any other model random blocks,
     which have no meaning but do for latency and parity.
 
-    Args: fields: of `ResolvedRequest`, over the model's defaults.
+    Args:
+        fields: of `ResolvedRequest`, over the model's defaults.
     """
     for index in indices:
         image, prompt = control(pipeline, condition, index)

@@ -75,7 +75,8 @@ class BenchmarkResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_result(path: Path) -> BenchmarkResult:
     """A result whose keys, types, ranges and sizes are those of `records`, and whose text is printable.
 
-    Raises: UserError, one line with file and key, where the file is no whole result of this format.
+    Raises:
+        UserError: one line with file and key, where the file is no whole result of this format.
     """
     shown = printable(path)
     try:

@@ -48,6 +48,7 @@ def title_of(pipeline: Pipeline) -> str:
 
 
 def subject_system(pipeline: Pipeline) -> System:
+    """The deployed pipeline as a system."""
     return _of_pipeline(SUBJECT, pipeline, lambda: pipeline)
 
 
@@ -65,7 +66,9 @@ def other_systems(
         open_pipeline: opens a bundle's folder as the deployed one was.
         model, controlnets: where PyTorch finds the checkpoint of the deployed bundle; None for the embedded models.
         threads: of PyTorch on a CPU; None leaves them as they are.
-    Raises: UserError, CnppError
+
+    Raises:
+        UserError, CnppError: the message says what is wrong and what to do.
     """
     systems = [
         _pytorch(name, deployed, model, controlnets, threads)

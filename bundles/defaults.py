@@ -21,4 +21,5 @@ class SamplingDefaults:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "SamplingDefaults":
+        """The manifest's, over those of this class."""
         return cls(**manifest.defaults)

@@ -236,6 +236,7 @@ class CheckpointOptions:
     config: str | None
 
     def checkpoint(self, model: str) -> "Checkpoint":
+        """The checkpoint of a model with what these options put into it."""
         from ..export.checkpoint import Checkpoint
 
         return Checkpoint(

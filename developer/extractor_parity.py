@@ -42,7 +42,9 @@ def reference(condition: str, path: Path) -> Reference:
 
     Args:
         path: as `random_models.extractors.make_extractor` returns it.
-    Raises: CnppError where controlnet_aux is not installed.
+
+    Raises:
+        CnppError: controlnet_aux is not installed.
     """
     if condition in _DETECTORS:
         return _detector(condition, path)

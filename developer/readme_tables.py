@@ -40,7 +40,8 @@ def write_readme(path: Path, results: Path = RESULTS) -> bool:
 def fill(text: str, results: Path = RESULTS) -> str:
     """The text with each marked table made anew from its result in the folder `results`.
 
-    Raises: UserError with the line of a marker that is not whole, or names a file or table that there is not.
+    Raises:
+        UserError: with the line of a marker that is not whole, or names a file or table that there is not.
     """
     return "".join(_filled(text, results))
 

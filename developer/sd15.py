@@ -124,7 +124,8 @@ class _Stages:
     def run(self, stage: str, *command: object) -> dict[str, Any]:
         """seconds, peak_bytes and `out`, what the command printed.
 
-        Raises: CnppError where it fails.
+        Raises:
+            CnppError: it fails.
         """
         if stage not in self._known:
             print(stage, file=sys.stderr, flush=True)

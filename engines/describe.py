@@ -32,6 +32,7 @@ def engines_table(engines: Engines) -> str:
 
 
 def engines_json(engines: Engines) -> dict[str, Any]:
+    """What a build made, JSON-able."""
     return {
         "plans": [plan_json(plan) for plan in engines.plans],
         "built": list(engines.built),
@@ -40,10 +41,12 @@ def engines_json(engines: Engines) -> dict[str, Any]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
+    """A plan's record and its folder, JSON-able."""
     return {**asdict(plan), "folder": str(plan.folder)}
 
 
 def plans_table(plans: Sequence[Plan]) -> str:
+    """Plans as a table of text."""
     rows = [
         (plan.folder.name, printable(plan.model), _kind(plan), f"{plan.size / 2**20:.1f} MiB", str(plan.fusion))
         for plan in plans

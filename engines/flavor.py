@@ -32,6 +32,7 @@ class Flavor:
 
     @property
     def rtx(self) -> bool:
+        """Whether it is TensorRT-RTX."""
         return self.name == "tensorrt-rtx"
 
     def target(self) -> str:

@@ -122,6 +122,7 @@ class PlanKey:
     def of(
         cls, bundle: Bundle, graph: str, flavor: Flavor, profiles: Sequence[Profile], settings: BuilderSettings
     ) -> "PlanKey":
+        """The key of a graph's plan for the target of `flavor`."""
         return cls(
             graph=graph,
             source=graph_digest(bundle, graph),
@@ -136,10 +137,12 @@ class PlanKey:
 
     @property
     def digest(self) -> str:
+        """SHA-256 over the whole key."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     @property
     def folder(self) -> str:
+        """The name of the plan's folder."""
         return f"{self.graph}-{self.digest[:16]}"
 
 
@@ -167,6 +170,7 @@ class Plan:
 
     @property
     def engine(self) -> Path:
+        """The path of the engine file."""
         return self.folder / ENGINE
 
     def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:

@@ -151,6 +151,7 @@ class Patterns:
             raise UserError(f"the settings of {what} have {repeating} patterns with * or +, more than {_MAX_REPEATING}")
 
     def value(self, layer: str, default: float | None) -> float | None:
+        """The value for a layer: that of the longest pattern that its name ends with, else `default`."""
         name = layer.removeprefix("text_model.")
         starts = [0, *(i + 1 for i, character in enumerate(name) if character == ".")]
         for pattern, value in self._table:

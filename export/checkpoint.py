@@ -48,6 +48,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
+        """The model's name, as its bundle is called."""
         return self.recipe.name
 
     # What its configs say

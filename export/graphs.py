@@ -36,6 +36,7 @@ class GraphDims:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, manifest: Manifest) -> "GraphDims":
+        """The sizes of a checkpoint at a manifest's size and precision."""
         setting = checkpoint.setting
         return cls(
             manifest.width,
@@ -67,9 +68,11 @@ class GraphDims:
         return {**named, "mid": (channels[-1], *self.latent(len(channels) - 1))}
 
     def randn(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A random example tensor."""
         return torch.randn(*shape).to(dtype or self.dtype)
 
     def pixels(self, images: int) -> Tensor:
+        """Random images, uint8 [images,H,W,3]."""
         return torch.randint(0, 256, (images, self.height, self.width, 3), dtype=torch.uint8)
 
 

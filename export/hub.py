@@ -25,24 +25,30 @@ class HubTree:
 
     @property
     def uri(self) -> str:
+        """The repository with its commit."""
         return f"{self.repo}@{self._listing.commit}"
 
     def has(self, name: str) -> bool:
+        """Whether the repository has this file."""
         return name in self._listing.sizes
 
     def has_folder(self, folder: str) -> bool:
+        """Whether the repository has this folder."""
         return any(name.startswith(f"{folder}/") for name in self._listing.sizes)
 
     def files(self, folder: str) -> list[str]:
+        """The names of the files in a folder."""
         top = f"{folder}/" if folder else ""
         own = [name.removeprefix(top) for name in self._listing.sizes if name.startswith(top)]
         return sorted(name for name in own if "/" not in name)
 
     @property
     def partial_listing_note(self) -> str:
+        """A note where the listing is only what the cache has; else empty."""
         return "" if self._listing.complete else " (in the hub's cache; the hub itself was not asked, or not reached)"
 
     def fetch(self, names: Iterable[str]) -> list[Path]:
+        """Downloads what the cache lacks and returns the paths of all."""
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
         from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -26,6 +26,7 @@ _UNREAD = re.compile(
 
 
 def unet_of(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> State:
+    """The UNet's weights of a single file, under diffusers' names."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     own = {key: t for key, t in state.items() if not key.startswith("model_ema.")}
@@ -44,6 +45,7 @@ def vae_of(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> State:
 
 
 def text_encoder_of(state: Mapping[str, Tensor]) -> State:
+    """The text encoder's weights of a single file, under transformers' names."""
     prefix = "cond_stage_model.transformer."
     return {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
 

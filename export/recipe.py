@@ -83,6 +83,7 @@ class Recipe:
 
     @property
     def loras_are_named(self) -> bool:
+        """Whether every LoRA is one of the named ones."""
         return all(lora in LORAS for lora in self.loras)
 
     @property

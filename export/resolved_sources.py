@@ -61,6 +61,7 @@ class ResolvedSources:
 
     @property
     def single_file(self) -> bool:
+        """Whether the model is one file."""
         return self.model.file is not None
 
     @property
@@ -137,6 +138,7 @@ class ResolvedSources:
         )
 
     def controlnet_weights(self, condition: str) -> tuple[Path, ...]:
+        """The weights of a condition's ControlNet."""
         source = self.controlnet(condition)
         variant = self._recipe.variant
         if variant is None or source.file:
@@ -167,6 +169,7 @@ class ResolvedSources:
 
     @cached_property
     def loras(self) -> tuple[Lora, ...]:
+        """The LoRAs to fuse, an embedded model's own first."""
         own = self._embedded.lora if self._embedded else None
         found = [Lora("lcm", own, 1.0)] if own else []
         for text in self._recipe.loras:

@@ -77,19 +77,24 @@ class LocalTree:
 
     @property
     def uri(self) -> str:
+        """The folder's path."""
         return str(self.folder)
 
     @property
     def partial_listing_note(self) -> str:
+        """Empty: a folder is always listed whole."""
         return ""
 
     def has(self, name: str) -> bool:
+        """Whether the folder has this file."""
         return stat.S_ISREG(mode_of(self.folder / name))
 
     def has_folder(self, folder: str) -> bool:
+        """Whether the folder has this folder."""
         return stat.S_ISDIR(mode_of(self.folder / folder))
 
     def files(self, folder: str) -> list[str]:
+        """The names of the files in a folder."""
         try:
             with os.scandir(self.folder / folder) as entries:
                 return sorted(e.name for e in islice(entries, _MAX_LISTED) if stat.S_ISREG(mode_of(Path(e.path))))
@@ -97,6 +102,7 @@ class LocalTree:
             return []
 
     def fetch(self, names: Iterable[str]) -> list[Path]:
+        """The paths of files, which are there already."""
         return [self.folder / name for name in names]
 
 
@@ -115,6 +121,7 @@ class Source:
 
     @property
     def uri(self) -> str:
+        """The tree's URI with folder and file."""
         return "/".join(part for part in (self.tree.uri, self.folder, self.file) if part)
 
     @property
@@ -128,9 +135,11 @@ class Source:
         return Source(self.tree, self.folder)
 
     def sub(self, folder: str) -> "Source":
+        """The source of a folder in this one."""
         return Source(self.tree, f"{self.folder}/{folder}" if self.folder else folder)
 
     def has(self, name: str) -> bool:
+        """Whether this source has the file."""
         return self.tree.has(self._full(name))
 
     def files(self) -> list[str]:

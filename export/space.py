@@ -22,4 +22,5 @@ def require_space(folder: Path, nbytes: int, advice: str) -> int:
 
 
 def amount(nbytes: int) -> str:
+    """A number of bytes in GB or MB."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.0f} MB"

@@ -38,7 +38,8 @@ class EncodingCache:
             targets: buffers of the output's number of bytes; by default the output itself.
             weights: float32 [P,T] of emphasis, which the result [P,T,D] is multiplied with (`emphasis.emphasize`).
 
-        Raises: UserError as `emphasize`.
+        Raises:
+            UserError: as of `emphasize`.
         """
         [output] = step.outputs.values()
         key = blake2b(step.graph.encode(), digest_size=16)

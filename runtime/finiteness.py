@@ -14,8 +14,12 @@ def check_finite(program: Program, values: Values, backend: Backend, bundle: Bun
     """Looks at the magnitudes that the loop and the decoder left: one small download.
 
     A decoder that overflowed fp16 is replaced: the latents are decoded again in fp32.
-    Returns: notes on that, one line each.
-    Raises: BackendError that names the first step and graph whose output is not finite.
+
+    Returns:
+        Notes on that, one line each.
+
+    Raises:
+        BackendError: the message names the first step and graph whose output is not finite.
     """
     finite = np.isfinite(backend.download(program.workspace.magnitudes)[:, 0])
     steps = program.structure.steps

@@ -19,7 +19,8 @@ def first_step(request: ResolvedRequest) -> int:
     """The step of the whole schedule that a request begins at: diffusers' `get_timesteps` of its image-to-image
     pipelines (pipeline_controlnet_img2img.py). 0 without an initial image.
 
-    Raises: UserError where the strength leaves no step.
+    Raises:
+        UserError: the strength leaves no step.
     """
     if request.init_image is None:
         return 0
@@ -47,7 +48,9 @@ def encode_init_image(
 
     Args:
         noise: float32 [B,4,h,w], what the samples are drawn with; None where the encoder draws nothing.
-    Raises: BackendError where they are not finite.
+
+    Raises:
+        BackendError: they are not finite.
     """
     found = _encode(bundle, backend, ENCODER, image, noise, images)
     if np.isfinite(found).all():

@@ -131,15 +131,19 @@ class Workspace:
         self.scales = [self._new("float32", len(self._residual_shapes), n * b) for _ in s.controls]
 
     def timestep(self, k: int) -> Buffer:
+        """The timestep of step k, [1]."""
         return self.rows.part(k, _TIMESTEP, shape=(1,))
 
     def coefficients(self, k: int) -> Buffer:
+        """The coefficients of step k, [5,7]."""
         return self.rows.part(k, _COEFFICIENTS, shape=(5, 7))
 
     def magnitude(self, k: int) -> Buffer:
+        """The mean magnitude of the state after step k, [1]; the last is the decoder's."""
         return self.magnitudes.part(k, shape=(1,))
 
     def residuals(self) -> Residuals:
+        """New buffers for a ControlNet's residuals."""
         float_type, batch = self._residual_batch
         return {
             name: self._new(float_type, batch, *(int(d) for d in shape[1:]))

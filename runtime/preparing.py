@@ -56,6 +56,7 @@ class Preparation:
         self.encodings = EncodingCache(backend)
 
     def forget_encodings(self) -> None:
+        """Drops the cached encodings: one of them may hold what is not finite."""
         self.encodings = EncodingCache(self.backend)
 
     def prepare(self, plans: Sequence[Plan]) -> Prepared:

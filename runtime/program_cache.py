@@ -35,7 +35,8 @@ class ProgramCache:
     def program(self, structure: Structure) -> Program:
         """The program of a structure, made where it is not there.
 
-        Raises: DeviceMemoryError where it does not fit although everything else that can go is gone.
+        Raises:
+            DeviceMemoryError: it does not fit although everything else that can go is gone.
         """
         graphs = graphs_of(structure)
         if structure not in self.programs:
@@ -54,7 +55,9 @@ class ProgramCache:
         Args:
             keep: the structures and graphs that it needs.
             work: may be called several times.
-        Raises: DeviceMemoryError where nothing else can go.
+
+        Raises:
+            DeviceMemoryError: nothing else can go.
         """
         self._touch(*keep)  # first: what is loaded before `work` fails can go too, one day
         nothing_left = False

@@ -70,7 +70,8 @@ def repeat(
 def find_recorded(made_with: BundleRecord, name: str) -> Path:
     """The folder of the bundle that a record names, looked up among the names that the store has, never as a path.
 
-    Raises: UserError where there is none, with the command that makes it.
+    Raises:
+        UserError: there is none, with the command that makes it.
     """
     size = (made_with.width, made_with.height)
     wanted = f"{made_with.model}-{made_with.precision}-{size[0]}x{size[1]}"

@@ -54,7 +54,9 @@ class Data(Protocol):
     digest: str
     ids: list[str]
 
-    def prompt(self, index: int) -> str: ...
+    def prompt(self, index: int) -> str:
+        """The prompt of this index."""
+        ...
 
     def control(self, index: int, condition: str) -> NDArray[np.uint8]:
         """The control image at the bundle's size, uint8 [H,W,3]."""
@@ -77,9 +79,11 @@ class Scenes:
         self.ids = [str(i) for i in range(count)]
 
     def prompt(self, index: int) -> str:
+        """The caption of the scene."""
         return draw_scene(FIRST_SCENE + index).caption
 
     def control(self, index: int, condition: str) -> NDArray[np.uint8]:
+        """The scene's control image, uint8 [H,W,3]."""
         return control(self._pipeline, condition, index)[0]
 
 
@@ -114,7 +118,9 @@ class Folder:
 
     Args:
         count: how many of the prompts; None for all.
-    Raises: UserError that names the file and line.
+
+    Raises:
+        UserError: the message names the file and line.
     """
 
     def __init__(self, folder: Path, pipeline: Pipeline, conditions: Sequence[str], count: int | None = None) -> None:
@@ -131,9 +137,11 @@ class Folder:
         self.title = f"{len(self.ids)} prompts of {printable(folder.resolve().name)}"
 
     def prompt(self, index: int) -> str:
+        """The prompt of this line."""
         return self._chosen[index].prompt
 
     def control(self, index: int, condition: str) -> NDArray[np.uint8]:
+        """The line's control image at the bundle's size, uint8 [H,W,3]; extracted where the line has a photo."""
         line = self._chosen[index]
         try:
             if line.condition is None:
@@ -215,7 +223,8 @@ class Folder:
 def read_segmentation(path: Path) -> NDArray[np.uint8]:
     """A segmentation map in ADE20K's colours, uint8 [H,W,3], from a picture of that, or from a label map.
 
-    Raises: UserError where it is not a PNG, or neither of the two.
+    Raises:
+        UserError: it is not a PNG, or neither of the two.
     """
     data, name = read_bytes(path), printable(path)
     pixels, kind = decode_image(data, name)

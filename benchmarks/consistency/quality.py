@@ -32,7 +32,10 @@ class Fid:
     Args:
         size: (width, height) of the generated images.
         network: takes images uint8 [N,3,H,W] and gives features [N,D]; None is Inception v3, with 2048.
-    Raises: UserError where the folder holds less than two images, CnppError that says what is missing.
+
+    Raises:
+        UserError: the folder holds less than two images.
+        CnppError: the message says what is missing.
     """
 
     def __init__(self, real: Path, size: tuple[int, int], network: nn.Module | None = None) -> None:
@@ -57,7 +60,8 @@ class Fid:
         """The mean over groups. As in the paper, one group holds one image of every prompt: the distance depends on how
         many images there are.
 
-        Raises: UserError where a group holds less than two images.
+        Raises:
+            UserError: a group holds less than two images.
         """
         if not self._has_real:
             self._update((resize(read_image(path).pixels, *self._size, "lanczos") for path in self._files), real=True)
@@ -89,7 +93,9 @@ class ClipScore:
     Args:
         model: a hub id or local folder of a CLIP model, or what gives the model and its processor. The paper's is
             `openai/clip-vit-base-patch16`.
-    Raises: CnppError that says what is missing.
+
+    Raises:
+        CnppError: the message says what is missing.
     """
 
     def __init__(self, model: str | Callable[[], tuple[nn.Module, Any]]) -> None:

@@ -117,7 +117,9 @@ def scores(metric: str, found: Sequence[Record], weights: NDArray[np.float64]) -
         metric: `mIoU`, `F1`, `SSIM` or `RMSE`.
         found: records of P prompts, with as many images each.
         weights: [R, P], how often each prompt counts.
-    Returns: float64 [R].
+
+    Returns:
+        Float64 [R].
     """
     if metric == "mIoU":
         pooled = weights @ _class_counts(found)

@@ -37,10 +37,12 @@ class Shard:
         return cls(int(number), int(of))
 
     def takes(self, index: int) -> bool:
+        """Whether this shard generates the prompt of this index."""
         return index % self.of == self.number - 1
 
     @property
     def file(self) -> str:
+        """The name of the file that its records are in."""
         return f"records-{self.number}of{self.of}.jsonl"
 
 
@@ -50,7 +52,9 @@ def read_records(folder: Path, header: Mapping[str, Any], kind: Any = dict[str, 
     Args:
         header: what they must depend on; JSON-able.
         kind: what each of them is: a TypedDict with an `id`.
-    Raises: UserError where a file depends on something else, or is damaged.
+
+    Raises:
+        UserError: a file depends on something else, or is damaged.
     """
     merged = {}
     for path in _files(folder):
@@ -72,7 +76,9 @@ def appending(folder: Path, shard: Shard, header: Mapping[str, Any]) -> Iterator
 
     Each record is with the operating system when the call returns: it outlives this process.
 
-    Raises: UserError where another process appends to the same file, CnppError where it cannot be written.
+    Raises:
+        UserError: another process appends to the same file.
+        CnppError: it cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -101,6 +107,7 @@ def appending(folder: Path, shard: Shard, header: Mapping[str, Any]) -> Iterator
 
 
 def remove_records(folder: Path) -> None:
+    """Removes the records of every shard in a folder."""
     for path in _files(folder):
         path.unlink(missing_ok=True)
 

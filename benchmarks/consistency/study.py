@@ -93,7 +93,9 @@ class Study:
     systems: the deployed one first.
     folder: of the records, `<system>/<condition>/records-1of1.jsonl`.
     keep_pictures: beside them, as `<prompt's index>-<image>.png`.
-    Raises: UserError where a condition cannot be judged.
+
+    Raises:
+        UserError: a condition cannot be judged.
     """
 
     deployed: Pipeline
@@ -121,6 +123,7 @@ class Study:
                     yield system, condition
 
     def place(self, system: System, condition: str) -> Path:
+        """The folder of a system's records of a condition."""
         return self.folder / system.name / condition
 
     def header(self, system: System, condition: str) -> dict[str, Any]:
@@ -150,6 +153,7 @@ class Study:
         return {id_: found[id_] for id_ in self.data.ids if id_ in found}
 
     def request(self, condition: str, index: int) -> ResolvedRequest:
+        """The request of a prompt, the same for every system."""
         p = self.sampling
         return ResolvedRequest(
             self.data.prompt(index),
@@ -163,9 +167,11 @@ class Study:
         )
 
     def sheet(self, condition: str) -> Path:
+        """The file of the sheet of a condition's first prompt."""
         return self.folder / SUBJECT / condition / "sheet.png"
 
     def pictures(self, system: System, condition: str, index: int) -> list[Path]:
+        """The files that a prompt's images are kept in."""
         return [self.place(system, condition) / f"{index}-{i}.png" for i in range(self.sampling.images)]
 
     def pending(self, system: System, condition: str) -> list[int]:
@@ -185,7 +191,8 @@ class Study:
 def command_of(study: Study, data: Path | None) -> str:
     """What would measure it again; folders by their names alone.
 
-    Args: data: the user's own folder.
+    Args:
+        data: the user's own folder.
     """
     m, p, (_, *others) = study.deployed.bundle.manifest, study.sampling, study.systems
     backend, bf16, _ = study.deployed.backend.name.partition("-bf16")
@@ -212,7 +219,8 @@ def start_again(study: Study) -> None:
 def generate(study: Study, shard: Shard, report: Report = lambda line: None) -> None:
     """ImageGenerator and judges every prompt of this shard that has no record yet.
 
-    Raises: UserError where earlier records are of another study.
+    Raises:
+        UserError: earlier records are of another study.
     """
     # All of them before the first is drawn: a refusal must not come after hours.
     work = {
@@ -278,8 +286,9 @@ def _generate_prompt(
 def counts(condition: str, given: Picture, found: Sequence[Picture]) -> dict[str, list[int]]:
     """What of a prompt's images is pooled: pixels by class for mIoU, edge pixels for F1, nothing else.
 
-    Returns: for mIoU the classes that either map has, with their `intersection` and `union`; for F1 `hits` and
-        `marked`, one of each, as `runtime.consistency.f1_counts` has them.
+    Returns:
+        For mIoU the classes that either map has, with their `intersection` and `union`; for F1 `hits` and `marked`, one
+            of each, as `runtime.consistency.f1_counts` has them.
     """
     match CONDITIONS[condition].metric:
         case "mIoU":
@@ -326,8 +335,11 @@ def read_pictures(
 ) -> Iterator[tuple[int, list[Picture]]]:
     """(index, its images) of every prompt that was kept.
 
-    Args: which: of a prompt's images.
-    Raises: UserError where a picture is not the one that was judged.
+    Args:
+        which: of a prompt's images.
+
+    Raises:
+        UserError: a picture is not the one that was judged.
     """
     found: Mapping[str, Mapping[str, Any]] = study.records(system, condition)
     for index, id_ in enumerate(study.data.ids):
@@ -347,7 +359,8 @@ def encode_sheet(
     request: ResolvedRequest, images: Sequence[Picture], found: Sequence[Picture], scores: Sequence[object]
 ) -> bytes:
     """The sheet of a request's first two images as a PNG of 256 colours: their largest side is 256 pixels, or as many
-    less as it takes to stay within `SHEET_BYTES`. The lettering stays as it is."""
+    less as it takes to stay within `SHEET_BYTES`. The lettering stays as it is.
+    """
     from PIL import Image
 
     (control,) = request.controls

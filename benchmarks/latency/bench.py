@@ -71,8 +71,12 @@ def run_bench(
         bundle: measure this one, of the one size that it has; PyTorch takes part where `model` is its checkpoint.
         out: the folder of the results; None is the default one.
         optimizations: whether to measure the waterfall too.
-    Returns: the results by their files.
-    Raises: UserError, CnppError
+
+    Returns:
+        The results by their files.
+
+    Raises:
+        UserError, CnppError: the message says what is wrong and what to do.
     """
     device: Device = "gpu" if find_gpu().gpu else "cpu"
     threads = None if device == "gpu" else settings.threads or physical_cores()
@@ -188,7 +192,8 @@ def _exported(model: str, controlnets: Mapping[str, str], settings: BenchSetting
 
 def folder_of(checkpoint: Checkpoint, precision: str, size: Size) -> Path:
     """Where the bundle of a size is, or goes: one that only a benchmark asks for stays out of the user's own bundles,
-    where `run` would have to be told from then on which size is meant."""
+    where `run` would have to be told from then on which size is meant.
+    """
     usual = bundle_folder(checkpoint.name, precision, *size)
     own = size == checkpoint.size(None)
     return usual if own or usual.is_dir() else home() / "bench" / usual.name

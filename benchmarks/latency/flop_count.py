@@ -34,8 +34,11 @@ def count_ops(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> OpCount:
     FLOP as counted above. Bytes: every weight, input and output once; of a table that is only looked up in, what is
     read. What lies between its nodes is not counted, nor whether weights are still in a cache from the last launch.
 
-    Args: sizes: of the free dimensions that the graph has: `batch`, `tokens`, `prompts`, `images`, `guidance`.
-    Raises: CnppError where a node's operations cannot be counted.
+    Args:
+        sizes: of the free dimensions that the graph has: `batch`, `tokens`, `prompts`, `images`, `guidance`.
+
+    Raises:
+        CnppError: a node's operations cannot be counted.
     """
     model = _load(bundle, graph)
     types = _types(model, sizes)

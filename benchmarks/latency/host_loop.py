@@ -28,7 +28,8 @@ class HostLoopOutput:
 class Sessions:
     """ONNX Runtime's sessions of a bundle, each made when it is first called.
 
-    Args: make: a session of a graph by the graph's name.
+    Args:
+        make: a session of a graph by the graph's name.
     """
 
     def __init__(self, bundle: Bundle, make: Callable[[str], Any]) -> None:
@@ -70,6 +71,7 @@ class HostLoop:
         self._prompt_embeds = run("text_encoder", text)["prompt_embeds"]
 
     def __call__(self) -> HostLoopOutput:
+        """Runs the loop and decodes."""
         values, table = self._values, self._values.table
         x = values.latents
         state = np.stack([x, *[np.zeros_like(x)] * 3])

@@ -44,8 +44,11 @@ def measure_roofline(
 ) -> Roofline:
     """What a request of this structure asks for, and what this machine can do.
 
-    Args: precisions: that are measured; none are all of the device's.
-    Raises: CnppError where either cannot be found out.
+    Args:
+        precisions: that are measured; none are all of the device's.
+
+    Raises:
+        CnppError: either cannot be found out.
     """
     from .flop_count import request_op_counts
 
@@ -57,7 +60,8 @@ def measure_roofline(
 def measure_machine(device: Device, threads: int | None, precisions: Sequence[str] = ()) -> MachinePeak:
     """Measures in a new process. Takes some ten seconds.
 
-    Raises: CnppError where PyTorch is missing, or finds no GPU.
+    Raises:
+        CnppError: PyTorch is missing, or finds no GPU.
     """
     command = [sys.executable, "-m", "cnpp_trt.benchmarks.latency.machine_peak", "--device", device]
     command += ["--precision", *(precisions or PRECISIONS[device])]
@@ -74,7 +78,9 @@ def matrix_rate(precision: str, threads: int | None, device: Device) -> float:
 
     In fp32 on a CPU the faster of PyTorch's product and ONNX Runtime's: which library is slow depends on the CPU, and
     on an AMD EPYC the first reached less than half of the second. On a GPU without TF32.
-    Raises: CnppError
+
+    Raises:
+        CnppError: the message says what is wrong and what to do.
     """
     torch = _torch(threads, device)
     rates: list[float] = []
@@ -92,7 +98,9 @@ def bandwidth(threads: int | None, device: Device) -> float:
     """Bytes/s of the fastest copy between two arrays in the device's memory, what is read and written both counted.
 
     On a CPU a write may cost a read of the same line as well, which is not counted (as STREAM counts: McCalpin 1995).
-    Raises: CnppError
+
+    Raises:
+        CnppError: the message says what is wrong and what to do.
     """
     torch = _torch(threads, device)
     source, target = (torch.ones(_COPIED_BYTES[device], dtype=torch.uint8, device=_place(device)) for _ in range(2))
@@ -170,6 +178,7 @@ def _place(device: Device) -> str:
 
 
 def main() -> None:
+    """Measures the rates of this machine and prints them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m cnpp_trt.benchmarks.latency.machine_peak")
     parser.add_argument("--device", choices=sorted(PRECISIONS), default="cpu")
     parser.add_argument("--threads", type=int)

@@ -70,6 +70,11 @@ class Process:
             raise
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Sends an order and waits for its answer.
+
+        Raises:
+            BackendError: the process failed or ended.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             print(json.dumps(order), file=self._process.stdin, flush=True)
@@ -92,6 +97,7 @@ class Process:
         return peak
 
     def close(self) -> None:
+        """Ends the process and waits for it."""
         if self._process.stdin is not None and self._process.stdout is not None:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -102,6 +108,8 @@ class Process:
 
 @dataclass(frozen=True)
 class Timings:
+    """What was measured: who took part, every case, and the cold starts by competitor."""
+
     contenders: list[CompetitorResult]
     cases: list[TimedCase]
     cold: dict[str, Cold]
@@ -116,7 +124,9 @@ def time_competitors(
         configs: each contender with what opens it, or the reason why it cannot take part. The first that works is the
             baseline.
         requests: makes the index-th request of a case.
-    Raises: CnppError where no contender works.
+
+    Raises:
+        CnppError: no contender works.
     """
     reasons = {spec.name: config for spec, config in configs if isinstance(config, str)}
     specs = {spec.name: spec for spec, _ in configs}
@@ -320,6 +330,7 @@ def sampling(case: Case) -> dict[str, Any]:
 
 
 def describe(case: Case) -> str:
+    """A case in a few words, as in `512x512, 20 steps, guidance 7.5, 1 image`."""
     guided = f"guidance {case['guidance_scale']:g}" if case["guidance_scale"] > 1 else "no guidance"
     images = f"{case['images']} image{'s' if case['images'] > 1 else ''}"
     return f"{case['width']}x{case['height']}, {images}, {case['steps']} steps of {case['scheduler']}, {guided}"

@@ -98,7 +98,10 @@ def waterfall(
         plans: the plan store; None is the default one.
         optimizations: names of `OPTIMIZATIONS` to measure; none are all.
         fields: of `ResolvedRequest`, over the model's defaults.
-    Raises: UserError for an argument that cannot be used, CnppError where no optimization works.
+
+    Raises:
+        UserError: for an argument that cannot be used.
+        CnppError: no optimization works.
     """
     names = [optimization.name for optimization in OPTIMIZATIONS]
     if unknown := set(optimizations) - set(names):

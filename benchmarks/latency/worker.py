@@ -25,6 +25,7 @@ from .competitors import Competitor, WorkerConfig
 
 
 def main() -> None:
+    """Answers orders, a line of JSON each, until stdin ends."""
     # Ctrl-C in a terminal reaches every process in it: the one that asks decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Native libraries print to stdout as they please: only this process's own answers may be there.

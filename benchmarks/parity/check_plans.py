@@ -39,7 +39,8 @@ def check_plans(
 
     Without a GPU no plan runs: their source, the bundle's graphs, is checked in ONNX Runtime on the CPU, at one size.
 
-    Raises: BackendError where there is a GPU and the plans do not run on it.
+    Raises:
+        BackendError: there is a GPU and the plans do not run on it.
     """
     search = find_gpu()
     wanted = list(product(sizes.images, sizes.guided))
@@ -55,6 +56,7 @@ def check_plans(
 
 
 def describe_check(check: Check, precision: str) -> str:
+    """The check as Markdown: what ran, the table of graphs, and the verdict."""
     ran = f"on {check['backend']}, against PyTorch in fp32"
     lines = [ran, graph_table(check["graphs"]).markdown(), check["note"], verdict_text(check["missed"], precision)]
     return "\n\n".join(line for line in lines if line)

@@ -43,6 +43,7 @@ class Tally:
     worst: str = ""
 
     def add(self, launch: str, reference: Tensors, found: Tensors) -> None:
+        """Adds the outputs of one launch, by tensor name."""
         self.launches += 1
         for name, want in reference.items():
             difference = tensor_difference(want, found[name])
@@ -53,6 +54,7 @@ class Tally:
                 self.worst = f"{launch}: {name}" + ("" if np.isfinite(self.relative_l2) else ", not finite")
 
     def record(self, graph: str) -> GraphParity:
+        """The tally as a record of the result."""
         return GraphParity(
             graph=graph,
             launches=self.launches,
@@ -66,7 +68,8 @@ class Tally:
 @dataclass
 class Trajectory:
     """Where the reference went: before each step its state float32 [4,B,4,h,w] and model input float32 [G,4,h,w], after
-    it the latents [B,4,h,w]; in the end the image uint8 [B,H,W,3]."""
+    it the latents [B,4,h,w]; in the end the image uint8 [B,H,W,3].
+    """
 
     states: list[NDArray[np.float32]] = field(default_factory=list)
     model_inputs: list[NDArray[np.float32]] = field(default_factory=list)
@@ -188,7 +191,8 @@ def check_graphs(
 ) -> list[GraphParity]:
     """Every graph that these conditions launch, on inputs of a few steps; several controls included.
 
-    Args: sizes: (images, guided) of each request that is made of a condition.
+    Args:
+        sizes: (images, guided) of each request that is made of a condition.
     """
     exact_float32()
     m = deployed.bundle.manifest

@@ -112,6 +112,7 @@ def generate(system: ImageGenerator, requests: Iterable[ResolvedRequest]) -> Ite
 def compare_images(
     condition: str, reference: Sequence[Picture], found: Sequence[Picture], lpips: Lpips | None = None
 ) -> ImageParity:
+    """How far images are from the reference's, uint8 [H,W,3] each, pair by pair."""
     pairs = list(zip(reference, found, strict=True))
     return ImageParity(
         condition=condition,
@@ -145,6 +146,7 @@ def precision_of(pipeline: Pipeline) -> str:
 
 
 def reference_title(device: str) -> str:
+    """The reference with its versions and device, as in `PyTorch 2.13 on a CPU`."""
     versions = installed(("torch", "diffusers"))
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     return f"PyTorch {versions['torch']}, diffusers {versions['diffusers']}, fp32 on {where}"

@@ -62,6 +62,7 @@ class TorchModules(HostMemory):
         return Pipeline(self.bundle, self, "the reference")
 
     def load(self, graph: str) -> "_Module":
+        """Loads the module of a graph; a second call returns the same one while a program holds it."""
         module = self._loaded.get(graph)
         if module is None:
             if graph in self._sources:

@@ -32,7 +32,8 @@ _AT_LEAST = {
 def read_thresholds(precision: str, file: Path | None = None) -> dict[str, float]:
     """The thresholds of a precision by name: the file's, and where it is silent those of `thresholds.toml`.
 
-    Raises: UserError where the file cannot be read or holds what is no threshold.
+    Raises:
+        UserError: the file cannot be read or holds what is no threshold.
     """
     thresholds = _table(DEFAULTS, precision)
     return thresholds if file is None else thresholds | _table(file, precision)

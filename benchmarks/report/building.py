@@ -49,6 +49,7 @@ def _plan_cells(alike: list[PlanRow]) -> tuple[str, ...]:
 
 
 def stages(result: EndToEnd) -> Table:
+    """The commands of a run, one after the other."""
     columns = (Column("command", "text"), Column("seconds"), Column("peak memory"))
     rows = [(s["stage"], f"{s['seconds']:.0f}", numbers.memory(s["peak_bytes"])) for s in result["stages"]]
     return make_table(columns, rows)
@@ -114,6 +115,7 @@ def environment(result: BenchmarkResult) -> Table:
 
 
 def environment_table(known: Mapping[str, Any], header: str = "environment") -> Table:
+    """The environment of a result, a row each."""
     return make_table((Column(header, "text"), Column("", "note")), environment_rows(known).items())
 
 

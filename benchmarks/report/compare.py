@@ -120,6 +120,7 @@ def environment_differences(before: BenchmarkResult, after: BenchmarkResult) -> 
 
 
 def different_machines(differences: Sequence[tuple[str, str, str]]) -> bool:
+    """Whether any difference of the environments is one of the machine."""
     return any(name in _MACHINE for name, _, _ in differences)
 
 

@@ -8,6 +8,8 @@ from .table import Table
 
 @dataclass(frozen=True)
 class Text:
+    """A paragraph."""
+
     block: ClassVar[str] = "text"
     text: str
 
@@ -78,6 +80,8 @@ Block = Text | Table | Figure | Bars | Pictures
 
 @dataclass(frozen=True)
 class Section:
+    """A part of a document under a heading."""
+
     title: str
     anchor: str
     lead: str
@@ -97,6 +101,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Document:
+    """A report before it is written: its head, its answers and its sections."""
+
     title: str
     lead: str
     answers: tuple[Answer, ...]

@@ -10,6 +10,7 @@ _DECIMALS = {"SSIM": 4}
 
 
 def graphs(parity: Parity) -> Table:
+    """The table of graphs of a parity result."""
     return graph_table(parity["graphs"])
 
 
@@ -56,6 +57,7 @@ def steps(parity: Parity) -> Table:
 
 
 def images(parity: Parity) -> Table:
+    """The table of images of a parity result."""
     return image_table(parity["images"], parity["half"])
 
 
@@ -128,6 +130,7 @@ def conclusion(p: Parity) -> str:
 
 
 def verdict_text(missed: Sequence[str], precision: str) -> str:
+    """The verdict in a few words."""
     return f"{len(missed)} thresholds of {precision} missed" if missed else f"within every threshold of {precision}"
 
 
@@ -187,6 +190,7 @@ def compared(result: Consistency) -> list[str]:
 
 
 def interval_text(interval: Interval | None, metric: str) -> str:
+    """An interval with the metric's decimals, or a dash."""
     if interval is None:
         return ABSENT
     decimals = _DECIMALS.get(metric, 2)
@@ -195,6 +199,7 @@ def interval_text(interval: Interval | None, metric: str) -> str:
 
 
 def difference_text(difference: PairedDifference | None, metric: str) -> str:
+    """A paired difference with its interval, or a dash."""
     if difference is None:
         return ABSENT
     decimals = _DECIMALS.get(metric, 2)

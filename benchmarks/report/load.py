@@ -23,7 +23,8 @@ class Loaded:
 def load_results(paths: Iterable[Path] = ()) -> list[Loaded]:
     """The results at these files and in these folders, in their order; by default those of the last runs.
 
-    Raises: UserError where there is none, or one cannot be used.
+    Raises:
+        UserError: there is none, or one cannot be used.
     """
     given = list(paths)
     files = [file for path in given for file in (_results_in(path) if path.is_dir() else [path])]

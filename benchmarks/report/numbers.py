@@ -76,6 +76,7 @@ def percent(fraction: float) -> str:
 
 
 def size(width: int, height: int) -> str:
+    """A size in pixels, as in `512×512`."""
     return f"{width}{TIMES}{height}"
 
 

@@ -24,6 +24,7 @@ NOISY = 1.3
 
 
 def base_case(bench: Bench) -> TimedCase:
+    """The case that every other one varies."""
     return next(c for c in bench["cases"] if c["case"]["base"])
 
 
@@ -53,10 +54,12 @@ def contender_title(contender: CompetitorResult) -> str:
 
 
 def titles(bench: Bench) -> dict[str, str]:
+    """The title of each competitor, by its name."""
     return {c["name"]: contender_title(c) for c in bench["contenders"]}
 
 
 def ratio_text(timed: Timed | OptimizationResult) -> str:
+    """A ratio with its interval, or a dash."""
     if "ratio" not in timed:
         return ABSENT
     r = timed["ratio"]
@@ -256,6 +259,7 @@ def steps_of(waterfall: Waterfall) -> Iterator[tuple[OptimizationResult, float |
 
 
 def waterfall(result: Waterfall) -> Table:
+    """The table of optimizations, in their order."""
     columns = (
         Column(case_text(result["case"]), "text"),
         Column("median"),

@@ -33,6 +33,7 @@ class Table:
     total: bool = False
 
     def markdown(self) -> str:
+        """The table in Markdown."""
         rows = [[_markdown_cell(cell, c) for cell, c in zip(row, self.columns, strict=True)] for row in self.rows]
         if self.total:
             rows[-1] = [f"**{escape(cell)}**" if cell else "" for cell in self.rows[-1]]

@@ -14,8 +14,11 @@ from .page import write_page
 def write_document(document: Document, out: Path | None, name: str) -> tuple[Path, Path]:
     """DIR/NAME.html and DIR/NAME.md, with the latter's figures in DIR/figures; replaces those that are there.
 
-    Args: out: DIR; None for the default one.
-    Raises: UserError where DIR cannot be written.
+    Args:
+        out: DIR; None for the default one.
+
+    Raises:
+        UserError: DIR cannot be written.
     """
     folder = results() / "report" if out is None else out
     page = write_page(document)

@@ -76,6 +76,7 @@ class Frozen:
         return which, self.latents[which], torch.where(dropped, self.no_prompt, self.prompt_embeds[which])
 
     def predict(self, controlnet: nn.Module, noisy: Tensor, t: Tensor, embeds: Tensor, control: Tensor) -> Tensor:
+        """The UNet's prediction with this ControlNet's residuals."""
         down, mid = controlnet(noisy, t, embeds, control, return_dict=False)
         return self.unet(
             noisy, t, embeds, down_block_additional_residuals=down, mid_block_additional_residual=mid
@@ -111,7 +112,8 @@ def train_on(work: Path, condition: str, seed: int, reward: bool, settings: Rewa
     Both see the same number of steps, the same batches and the same noise; without a reward, half of the batch is
     still drawn from light noise, so that the reward is all that differs.
 
-    Returns: `work/controlnet-<reward|continued>-<seed>/<condition>`.
+    Returns:
+        `work/controlnet-<reward|continued>-<seed>/<condition>`.
     """
     from diffusers import ControlNetModel
 
@@ -164,6 +166,7 @@ class Consistency:
             self.extractor = Conditions().filters["hed" if condition == "canny" else condition]
 
     def __call__(self, image: Tensor, scenes: Scenes, which: Tensor, control: Tensor) -> Tensor:
+        """The loss of the condition that is extracted from an image, beside the scenes' own."""
         image = _clamp(image)
         if self.condition == "seg":
             return F.cross_entropy(self.extractor.logits(image), scenes.index[which].long())

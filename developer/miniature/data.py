@@ -39,6 +39,7 @@ class Scenes:
 
 
 def make_scenes(seeds: range) -> Scenes:
+    """Draws the scenes of these seeds."""
     drawn = [draw_scene(seed) for seed in seeds]
     position = np.zeros(256, np.uint8)
     position[list(LABELS.values())] = np.arange(len(LABELS))
@@ -75,6 +76,7 @@ class Conditions(nn.Module):
 
     @torch.no_grad()
     def forward(self, condition: str, scenes: Scenes, which: Tensor | slice) -> Tensor:
+        """The control images of scenes, float32 [B,3,S,S] in 0 to 1."""
         if condition == "seg":
             return self.palette[scenes.index[which].long()].permute(0, 3, 1, 2)
         if condition == "depth":

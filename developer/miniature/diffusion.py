@@ -166,5 +166,6 @@ def weighted_mse(predicted: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
 
 
 def write_json(path: Path, content: object) -> None:
+    """Writes a JSON file and the folders that it is in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

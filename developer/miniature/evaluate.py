@@ -127,6 +127,7 @@ class Sampler:
 
 
 def rounded(module: Any) -> Any:
+    """The module with its weights rounded to fp16, as they are shipped."""
     return module.half().float().eval()
 
 

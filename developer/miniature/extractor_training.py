@@ -53,6 +53,7 @@ def train_extractor(work: Path, condition: str, role: str) -> Path:
 
 
 def save_extractor(model: torch.nn.Module, config: dict[str, object], folder: Path) -> None:
+    """Writes an extractor's weights, rounded to fp16, and its config."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Updates the parameters from their gradients."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

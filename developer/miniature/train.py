@@ -89,6 +89,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Where everything trained is kept.")] = Path("artifacts/miniature"),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
+    """Trains the stages in their order; a stage that is there is not trained again."""
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     for stage in stages or STAGES:

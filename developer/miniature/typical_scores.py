@@ -60,6 +60,7 @@ def typical(condition: str, values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measures a bundle's scores and writes them."""
     measured = measure(Pipeline.open(Path(sys.argv[1]), "onnxruntime-cpu"))
     write_json(ROOM / "typical_scores.json", {c: [round(v, 4) for v in values] for c, values in measured.items()})
     content: dict[str, Any] = json.loads(EXAMPLES.read_text())

@@ -64,7 +64,8 @@ def make_checkpoint(
 ) -> Path:
     """Writes `folder` with unet, vae, text_encoder, tokenizer, scheduler and `controlnet/<condition>`, in fp16.
 
-    Returns: `folder`.
+    Returns:
+        `folder`.
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,8 @@ REPOSITORIES: Mapping[str, str] = {
 def make_extractor(condition: str, folder: Path, *, tiny: bool = False, seed: int = 0) -> Path:
     """Writes a published extractor's files into `folder`. HED and the line-art generator have their one size.
 
-    Returns: the folder, or the one file that holds the network.
+    Returns:
+        The folder, or the one file that holds the network.
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)

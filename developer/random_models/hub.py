@@ -125,7 +125,9 @@ def make_hub(
         conditions: those to make a ControlNet and an extractor for.
         variants: also the base model's copies of the same weights: `.fp16`, pickles, and the whole model in one file
             (17 GB more at full size). None does for tiny ones.
-    Returns: `home`, for the environment variable HF_HOME.
+
+    Returns:
+        `home`, for the environment variable HF_HOME.
     """
     torch.manual_seed(seed)
     unet = _make_base(_snapshot(home, BASE), tiny, tiny if variants is None else variants)
@@ -210,7 +212,8 @@ def old_attention_names(vae: State) -> dict[str, Tensor]:
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
     """CLIP's four files. At CLIP's own size (49,408) its vocabulary is as large but for made-up merges, smaller ones
-    know single bytes only."""
+    know single bytes only.
+    """
     write_byte_tokenizer(folder)
     if vocab_size >= 49408:
         _write_vocabulary(folder, merges=49408 - 514)

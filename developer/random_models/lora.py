@@ -47,7 +47,9 @@ def make_lora(
             `lora_linear_layer` (`unet.….lora.down.weight`, and the text encoder's `….lora_linear_layer.down.weight`:
             diffusers until PEFT) or `old` (`unet.….processor.to_q_lora.down.weight`: before that).
         alpha: of `kohya`, `lcm` and `diffusers`; None is half the rank in the first two and no alpha in the third.
-    Returns: `file`.
+
+    Returns:
+        `file`.
     """
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, Tensor] = {}
@@ -79,7 +81,9 @@ def make_embedding(
     Args:
         layout: `diffusers` (a table from the token to [D] or [n,D]; `.bin` or `.safetensors`), `a1111` (`.pt`), or
             `emb_params` (`.safetensors` that name no token).
-    Returns: `file`.
+
+    Returns:
+        `file`.
     """
     tensor = torch.randn(vectors, width, generator=torch.Generator().manual_seed(seed)) * 0.1
     if layout == "a1111":

@@ -33,10 +33,13 @@ class Cuda:
         budget: device bytes that weights, activations and buffers may take together; None is all there are. What CUDA
             takes for itself (its context, kernels, recordings) is not in it.
         device: the index of the GPU.
+
     Attributes:
         stream: its handle.
         trace: names of the calls made, while it is a list (for tests and for looking).
-    Raises: BackendError where there is no GPU or cuda-python is not installed.
+
+    Raises:
+        BackendError: there is no GPU or cuda-python is not installed.
     """
 
     def __init__(self, budget: int | None = None, device: int = 0) -> None:
@@ -65,7 +68,8 @@ class Cuda:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls cuda.core (which raises) or cuda.bindings (which returns a status first).
 
-        Raises: BackendError with CUDA's own words.
+        Raises:
+            BackendError: with CUDA's own words.
         """
         if not getattr(self._thread, "ready", False):
             self._device.set_current()  # CUDA's context is a thread's own
@@ -160,7 +164,8 @@ class Cuda:
     def record(self, launches: Sequence[Launch]) -> Launch | None:
         """Captures the launches into one CUDA graph; the capture executes nothing.
 
-        Raises: BackendError where a launch cannot be captured.
+        Raises:
+            BackendError: a launch cannot be captured.
         """
         self.synchronize()
         builder = self.call(self._stream.create_graph_builder)

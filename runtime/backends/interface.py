@@ -29,6 +29,7 @@ class Buffer:
 
     @property
     def nbytes(self) -> int:
+        """Bytes that it takes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def reshape(self, *shape: int) -> "Buffer":
@@ -63,7 +64,9 @@ Allocate = Callable[[Sequence[int], str], Buffer]
 class Launch(Protocol):
     """A graph with every input and output bound to a buffer, or several that were recorded as one."""
 
-    def __call__(self) -> None: ...
+    def __call__(self) -> None:
+        """Runs it, in the order of the calls."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,13 @@ class Step:
 
 
 class LoadedGraph(Protocol):
+    """A graph that a backend has loaded."""
+
     def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
         """A launch that reads and writes these buffers, by the graph's own tensor names.
 
-        Raises: BackendError where the graph was not built for these sizes.
+        Raises:
+            BackendError: the graph was not built for these sizes.
         """
         ...
 
@@ -114,7 +120,8 @@ class Backend(Protocol):
     def load(self, graph: str) -> LoadedGraph:
         """Loads a graph of the bundle; a second call returns the same one.
 
-        Raises: BundleError, BackendError
+        Raises:
+            BundleError, BackendError: the message says what is wrong and what to do.
         """
         ...
 
@@ -128,7 +135,8 @@ class Backend(Protocol):
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
         """Asks, before anything of them is loaded, whether these graphs and so many bytes of buffers fit.
 
-        Raises: DeviceMemoryError with what is needed and what there is.
+        Raises:
+            DeviceMemoryError: with what is needed and what there is.
         """
         ...
 
@@ -143,12 +151,18 @@ class Backend(Protocol):
         """One piece of memory to allocate buffers from, each aligned to `ALIGNMENT`.
 
         It lives as long as any of its buffers.
-        Args: nbytes: what all its buffers take, rounded up to the alignment each.
-        Raises: BackendError where there is not so much memory.
+
+        Args:
+            nbytes: what all its buffers take, rounded up to the alignment each.
+
+        Raises:
+            BackendError: there is not so much memory.
         """
         ...
 
-    def upload(self, buffer: Buffer, array: NDArray[Any]) -> None: ...
+    def upload(self, buffer: Buffer, array: NDArray[Any]) -> None:
+        """Copies an array into a buffer, in the order of the launches."""
+        ...
 
     def download(self, buffer: Buffer) -> NDArray[Any]:
         """A copy of the buffer's content, after everything that was launched before."""
@@ -162,12 +176,18 @@ class Backend(Protocol):
         """One launch that does what these do, in their order. They must have run before.
 
         It holds the launches, and they their buffers: what it replays cannot be freed or moved while it lives.
-        Returns: None where the backend never records.
-        Raises: BackendError where these launches cannot be recorded.
+
+        Returns:
+            None where the backend never records.
+
+        Raises:
+            BackendError: these launches cannot be recorded.
         """
         ...
 
-    def stopwatch(self) -> Stopwatch: ...
+    def stopwatch(self) -> Stopwatch:
+        """A new stopwatch, which begins now."""
+        ...
 
     def memory(self) -> dict[str, int]:
         """Bytes of device memory by part when it was most; empty where the device is the host."""
@@ -182,9 +202,11 @@ class WallClock:
         self._last = time.perf_counter()
 
     def mark(self, stage: str) -> None:
+        """Adds the time since the last mark to `stage`."""
         now = time.perf_counter()
         self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:
+        """By stage."""
         return dict(self._seconds)

@@ -19,7 +19,9 @@ class Session:
         providers: of ONNX Runtime, as `InferenceSession` takes them.
         run_options: of every run.
         device_id: the index of the GPU.
-    Raises: BundleError where ONNX Runtime cannot load the graph.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load the graph.
     """
 
     def __init__(

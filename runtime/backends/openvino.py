@@ -25,7 +25,9 @@ class OpenVino(HostMemory):
     """Args:
         threads: of OpenVINO; None leaves it to use every physical core, as it does for latency.
         precision: `f32` is exact, `bf16` computes the large networks in bfloat16.
-    Raises: BackendError where OpenVINO is not installed, or does not have this precision on this CPU.
+
+    Raises:
+        BackendError: OpenVINO is not installed, or does not have this precision on this CPU.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, precision: str = "f32") -> None:

@@ -25,7 +25,9 @@ class TensorRt(Cuda):
         plans: the plan store's folder; None is the default one.
         budget: device bytes that weights, activations and buffers may take together.
         device: the index of the GPU.
-    Raises: BackendError where there is no GPU, no TensorRT, or no plan that runs here, with what helps.
+
+    Raises:
+        BackendError: there is no GPU, no TensorRT, or no plan that runs here, with what helps.
     """
 
     def __init__(

@@ -18,7 +18,8 @@ def extract(bundle: Bundle, backend: Backend, condition: str, image: NDArray[np.
     Lanczos where it grows and area where it shrinks. The demo keeps the aspect ratio up to multiples of 64 pixels; a
     bundle has one size, so an image of another shape is distorted here.
 
-    Raises: UserError where the bundle has no extractor for the condition.
+    Raises:
+        UserError: the bundle has no extractor for the condition.
     """
     m = bundle.manifest
     image = _fitted(image, m.width, m.height)

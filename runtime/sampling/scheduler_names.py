@@ -25,7 +25,8 @@ _CLASSES = {
 def read_scheduler(text: str) -> str:
     """The short name of what a user calls a scheduler, as in `DPM++ 2M Karras`; case and punctuation do not count.
 
-    Raises: UserError where it is none of those that there are.
+    Raises:
+        UserError: it is none of those that there are.
     """
     found = _names().get(_key(text))
     if found is None:

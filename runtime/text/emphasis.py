@@ -56,7 +56,8 @@ def parse(text: str, breaks: bool) -> list[Spans]:
     counts to the end, what closes nothing is text, a single backslash vanishes, neighbors of one weight are one text.
     `BREAK` divides inside brackets too, where the web UI takes it for a word with a negative weight.
 
-    Raises: UserError for a weight that is no number or too large, and for brackets nested too deeply.
+    Raises:
+        UserError: for a weight that is no number or too large, and for brackets nested too deeply.
     """
     spans: list[tuple[str | None, float]] = []  # None stands for BREAK
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -150,7 +151,8 @@ def emphasize(embeds: NDArray[np.floating], weights: NDArray[np.float32]) -> NDA
     (`modules/sd_emphasis.py`), there and here for each chunk of 77 tokens alone. Rows of weights 1 are left alone, and
     a mean that is rounding alone is not restored: its factor would be noise.
 
-    Raises: UserError where the weights cancel each other, so that no factor restores the mean.
+    Raises:
+        UserError: the weights cancel each other, so that no factor restores the mean.
     """
     found = embeds.copy()
     for row in np.flatnonzero((weights != 1).any(axis=1)):

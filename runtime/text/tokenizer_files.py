@@ -73,7 +73,8 @@ class Config:
 def read_config(path: Path) -> Config:
     """Of `tokenizer_config.json`.
 
-    Raises: BundleError
+    Raises:
+        BundleError: the message says what is wrong and what to do.
     """
     try:
         # transformers may write a number that JSON has not; none of those that are read here.
@@ -94,7 +95,8 @@ def read_tokenizer(path: Path, vocabulary: int | None = None) -> tokenizers.Toke
     Args:
         vocabulary: rows of the text encoder's table, which every id must be below; None if that is not known.
 
-    Raises: BundleError
+    Raises:
+        BundleError: the message says what is wrong and what to do.
     """
     content = _content(path)
     try:
