@@ -8,7 +8,7 @@ LIMIT = 200
 
 
 def printable(value: object, limit: int = LIMIT) -> str:
-    """`value` as one line of printable characters, at most `limit` of them.
+    r"""`value` as one line of printable characters, at most `limit` of them.
 
     Runs of white space become one space. Control and format characters (terminal escapes, bidirectional overrides),
     halves of surrogate pairs and unassigned characters are written as Python escapes, `\\x1b`.

@@ -79,8 +79,9 @@ class Cold(TypedDict):
 
 
 class OpCount(TypedDict):
-    """Of one launch of a stage: floating-point operations (a multiply-add is two), and the bytes that must move at
-    least: its weights once, its inputs and its outputs.
+    """What one launch of a stage computes and moves at least.
+
+    Floating-point operations (a multiply-add is two), and bytes: its weights once, its inputs and its outputs.
     """
 
     flop: Rate
@@ -106,8 +107,9 @@ class Roofline(TypedDict):
 
 
 class Bench(TypedDict):
-    """The first contender is the baseline; `threads` is None on a GPU. `roofline` is None where it could not be
-    measured, for `roofline_reason`.
+    """A latency benchmark. The first contender is the baseline.
+
+    `threads` is None on a GPU; `roofline` is None where it could not be measured, for `roofline_reason`.
     """
 
     model: Text

@@ -38,7 +38,7 @@ class Ratio(TypedDict):
 
 
 def summarize(samples: Sequence[float]) -> Summary:
-    """Args: samples: at least one."""
+    """Median and quartiles of samples, at least one."""
     median, p10, p90, p99 = (float(v) for v in np.percentile(samples, [50, 10, 90, 99]))
     return Summary(median=median, p10=p10, p90=p90, p99=p99, samples=[float(s) for s in samples])
 

@@ -26,11 +26,13 @@ class ImageGenerator(Protocol):
 
 @dataclass(frozen=True)
 class System:
-    """Attributes:
-    title: for people.
-    conditions: that it has.
-    identity: what its images depend on besides the request, JSON-able.
-    open: loads it; what is loaded goes with the last reference to it.
+    """Something that generates images for requests, and what its images depend on.
+
+    Attributes:
+        title: for people.
+        conditions: that it has.
+        identity: what its images depend on besides the request, JSON-able.
+        open: loads it; what is loaded goes with the last reference to it.
     """
 
     name: str

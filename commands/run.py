@@ -237,7 +237,11 @@ def _resize_mode(text: str) -> Any:
 
 
 def _require_values(fields: dict[str, Any], conditions: list[str], several: tuple[list[float] | None, ...]) -> None:
-    """Raises: UserError for a value that no bundle takes, with the option's name."""
+    """Checks the values that no bundle takes.
+
+    Raises:
+        UserError: one cannot be used; the message names the option.
+    """
     import numpy as np
 
     from ..runtime.settings.request import Control, Request

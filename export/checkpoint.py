@@ -285,7 +285,7 @@ class Checkpoint:
     def _weights(
         self, component: str, module: "nn.Module", dtype: "torch.dtype | None"
     ) -> "tuple[dict[str, Tensor], str]":
-        """(the weights under the module's names, whose they are)"""
+        """The weights under the module's names, and whose they are."""
         from .layouts import as_module_names
         from .weights import read_weights
 

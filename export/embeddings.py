@@ -32,7 +32,7 @@ class Embedding:
 
     @property
     def tokens(self) -> list[str]:
-        """What the tokenizer calls the vectors, as diffusers has it: `token`, `token_1`, …"""
+        """What the tokenizer calls the vectors, as diffusers has it: `token`, `token_1` and so on."""
         return [self.token, *(f"{self.token}_{i}" for i in range(1, len(self.vectors)))]
 
 

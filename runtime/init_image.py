@@ -16,8 +16,9 @@ ENCODER = "vae_encoder"
 
 
 def first_step(request: ResolvedRequest) -> int:
-    """The step of the whole schedule that a request begins at: diffusers' `get_timesteps` of its image-to-image
-    pipelines (pipeline_controlnet_img2img.py). 0 without an initial image.
+    """The step of the whole schedule that a request begins at; 0 without an initial image.
+
+    As `get_timesteps` of diffusers' image-to-image pipelines (pipeline_controlnet_img2img.py).
 
     Raises:
         UserError: the strength leaves no step.

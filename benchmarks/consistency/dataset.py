@@ -44,10 +44,12 @@ MAX_INEXACT = 0.01
 
 
 class Data(Protocol):
-    """Attributes:
-    title: for people.
-    digest: of all that prompts and control images are made from.
-    ids: of the prompts, in order, each another one.
+    """Prompts with their control images.
+
+    Attributes:
+        title: for people.
+        digest: of all that prompts and control images are made from.
+        ids: of the prompts, in order, each another one.
     """
 
     title: str

@@ -23,8 +23,9 @@ _BATCH = 16
 
 
 class Fid:
-    """Fréchet inception distance to a folder of real images (Heusel et al. 2017), by torchmetrics on torch-fidelity's
-    Inception v3.
+    """Fréchet inception distance to a folder of real images (Heusel et al. 2017).
+
+    It is computed by torchmetrics on torch-fidelity's Inception v3.
 
     Real images are resized to the generated ones' size, and the network's input is resized as TensorFlow did, so that
     values are those of the original FID; the paper's clean-fid resizes otherwise.
@@ -57,8 +58,9 @@ class Fid:
         self._has_real = False
 
     def __call__(self, groups: Iterable[Iterable[Picture]]) -> float:
-        """The mean over groups. As in the paper, one group holds one image of every prompt: the distance depends on how
-        many images there are.
+        """The mean over groups.
+
+        As in the paper, one group holds one image of every prompt: the distance depends on the number of images.
 
         Raises:
             UserError: a group holds less than two images.
@@ -120,7 +122,11 @@ class ClipScore:
 
     @torch.inference_mode()
     def __call__(self, images: Iterable[tuple[Sequence[Picture], str]]) -> float:
-        """Args: images: of one prompt, and the prompt."""
+        """The mean score of images with their prompts.
+
+        Args:
+            images: of one prompt, and the prompt.
+        """
         self._metric.reset()
         for of_prompt, prompt in images:
             self._metric.update([_tensor(image) for image in of_prompt], [prompt] * len(of_prompt))

@@ -30,7 +30,11 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """From `2/4`. Raises: UserError"""
+        """A shard as it is written, as in `2/4`.
+
+        Raises:
+            UserError: it is not of this form.
+        """
         number, _, of = text.partition("/")
         if not (number.isdecimal() and of.isdecimal() and len(of) < 6 and 1 <= int(number) <= int(of)):
             raise UserError(f"cannot read --shard {text!r}: give 1/4, 2/4, 3/4 and 4/4, one to each process")

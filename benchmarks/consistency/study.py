@@ -88,11 +88,13 @@ def sampling_config(
 
 @dataclass(frozen=True)
 class Study:
-    """Attributes:
-    deployed: extracts and judges.
-    systems: the deployed one first.
-    folder: of the records, `<system>/<condition>/records-1of1.jsonl`.
-    keep_pictures: beside them, as `<prompt's index>-<image>.png`.
+    """Systems that generate the same requests, and the one that judges their images.
+
+    Attributes:
+        deployed: extracts and judges.
+        systems: the deployed one first.
+        folder: of the records, `<system>/<condition>/records-1of1.jsonl`.
+        keep_pictures: beside them, as `<prompt's index>-<image>.png`.
 
     Raises:
         UserError: a condition cannot be judged.
@@ -142,7 +144,11 @@ class Study:
         }
 
     def records(self, system: System, condition: str) -> dict[str, dict[str, Any]]:
-        """By the prompt's id, in the data's order, whichever process made them. Raises: UserError"""
+        """The records by the prompt's id, in the data's order, whichever process made them.
+
+        Raises:
+            UserError: they are of another study, or damaged.
+        """
         found = read_records(self.place(system, condition), self.header(system, condition), records.PromptRecord)
         for id_, record in found.items():
             if not _is_whole(record, self.sampling.images, CONDITIONS[condition].metric):
@@ -358,8 +364,9 @@ def read_pictures(
 def encode_sheet(
     request: ResolvedRequest, images: Sequence[Picture], found: Sequence[Picture], scores: Sequence[object]
 ) -> bytes:
-    """The sheet of a request's first two images as a PNG of 256 colours: their largest side is 256 pixels, or as many
-    less as it takes to stay within `SHEET_BYTES`. The lettering stays as it is.
+    """The sheet of a request's first two images as a PNG of 256 colors.
+
+    The largest side of an image is 256 pixels, or fewer where the file would exceed `SHEET_BYTES`.
     """
     from PIL import Image
 

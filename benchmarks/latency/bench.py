@@ -30,13 +30,15 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """Attributes:
-    sizes: (width, height) in pixels; empty takes the model's own, and one and a half times it. The first of sizes,
-        images and steps makes the base case, each of the others varies it.
-    scheduler: None takes the model's, and LCM without guidance for few steps.
-    contenders: names of `COMPETITORS`; empty takes all of the device.
-    threads: of the CPU; None is every physical core.
-    rounds, seconds: as in `latency.TimingPlan`.
+    """What `cnpp-trt bench` measures.
+
+    Attributes:
+        sizes: (width, height) in pixels; empty takes the model's own, and one and a half times it. The first of sizes,
+            images and steps makes the base case, each of the others varies it.
+        scheduler: None takes the model's, and LCM without guidance for few steps.
+        contenders: names of `COMPETITORS`; empty takes all of the device.
+        threads: of the CPU; None is every physical core.
+        rounds, seconds: as in `latency.TimingPlan`.
     """
 
     condition: str = "seg"
@@ -115,7 +117,11 @@ def run_bench(
 
 
 def conditions_of(model: str | None, bundle: Path | None, controlnets: Mapping[str, str]) -> list[str]:
-    """All that a bundle, or a model, has. Raises: UserError"""
+    """All conditions that a bundle, or a model, has.
+
+    Raises:
+        UserError: neither can be found.
+    """
     if bundle is not None:
         return list(Bundle.open(bundle).manifest.conditions)
     return list(Checkpoint(model or "miniature", controlnets).resolved.conditions)
@@ -191,8 +197,10 @@ def _exported(model: str, controlnets: Mapping[str, str], settings: BenchSetting
 
 
 def folder_of(checkpoint: Checkpoint, precision: str, size: Size) -> Path:
-    """Where the bundle of a size is, or goes: one that only a benchmark asks for stays out of the user's own bundles,
-    where `run` would have to be told from then on which size is meant.
+    """The folder of the bundle of a size.
+
+    A size that only a benchmark asks for stays out of the user's own bundles: with two sizes there, `run` would need
+    `--size` from then on.
     """
     usual = bundle_folder(checkpoint.name, precision, *size)
     own = size == checkpoint.size(None)

@@ -19,11 +19,13 @@ Device = Literal["cpu", "gpu"]
 
 @dataclass(frozen=True)
 class CompetitorSpec:
-    """Attributes:
-    device: where it computes.
-    precision: of its large networks; `bundle_precision` of the bundle that it needs, None for PyTorch.
-    everywhere: whether it takes part in every case, and not in the base case alone: what compiles for each size anew
-        would spend the benchmark on compiling.
+    """A competitor before it is started.
+
+    Attributes:
+        device: where it computes.
+        precision: of its large networks; `bundle_precision` of the bundle that it needs, None for PyTorch.
+        everywhere: whether it takes part in every case, and not in the base case alone: what compiles anew for each
+            size would spend the benchmark on compiling.
     """
 
     name: str
@@ -97,7 +99,11 @@ class WorkerConfig:
     threads: int | None
 
     def open(self) -> Competitor:
-        """Raises: CnppError where it does not work here."""
+        """Starts the competitor.
+
+        Raises:
+            CnppError: it does not work here.
+        """
         if self.name.startswith("pytorch"):
             return _PyTorch(self)
         return _Runtime(self)

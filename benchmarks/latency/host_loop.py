@@ -38,7 +38,11 @@ class Sessions:
         self._sessions: dict[str, Any] = {}
 
     def __call__(self, graph: str, feeds: dict[str, Array]) -> dict[str, Array]:
-        """The graph's outputs by name. Raises: BackendError"""
+        """The graph's outputs by name.
+
+        Raises:
+            BackendError: ONNX Runtime failed.
+        """
         try:
             if graph not in self._sessions:
                 self._sessions[graph] = self._make(graph)

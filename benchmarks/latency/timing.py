@@ -39,10 +39,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """Attributes:
-    rounds: of the base case; the other cases get a quarter of it, at least 3.
-    seconds: after which a case has no further round, once it has 3.
-    cold_rounds: processes started anew for each contender.
+    """The cases of a benchmark and how long each is measured.
+
+    Attributes:
+        rounds: of the base case; the other cases get a quarter of it, at least 3.
+        seconds: after which a case has no further round, once it has 3.
+        cold_rounds: processes started anew for each contender.
     """
 
     cases: tuple[Case, ...]

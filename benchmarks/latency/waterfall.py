@@ -39,10 +39,12 @@ _TOLERANCE = {"fp32": 1e-3, "half": 1e-1}
 
 @dataclass(frozen=True)
 class Optimization:
-    """Attributes:
-    open: makes what runs, given the bench that it is measured on. Raises: BackendError where it cannot work here.
-    device: the only one that it works on.
-    half: whether it computes in half precision whatever the bundle's.
+    """One technique of the runtime, measured with and without it.
+
+    Attributes:
+        open: makes what runs, given the bench that it is measured on. Raises: BackendError where it cannot work here.
+        device: the only one that it works on.
+        half: whether it computes in half precision whatever the bundle's.
     """
 
     name: str

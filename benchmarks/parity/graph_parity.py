@@ -67,8 +67,10 @@ class Tally:
 
 @dataclass
 class Trajectory:
-    """Where the reference went: before each step its state float32 [4,B,4,h,w] and model input float32 [G,4,h,w], after
-    it the latents [B,4,h,w]; in the end the image uint8 [B,H,W,3].
+    """The states of the reference.
+
+    Before each step its state float32 [4,B,4,h,w] and model input float32 [G,4,h,w], after it the latents [B,4,h,w]; in
+    the end the image uint8 [B,H,W,3].
     """
 
     states: list[NDArray[np.float32]] = field(default_factory=list)

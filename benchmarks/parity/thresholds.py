@@ -60,7 +60,7 @@ def violations(
 def _values(
     graphs: Sequence[GraphParity], steps: Sequence[StepParity], images: Sequence[ImageParity]
 ) -> Iterator[tuple[str, float, str]]:
-    """(threshold's name, value, what it is of)"""
+    """The threshold's name, the value, and what it is of."""
     for g in graphs:
         yield _graph_threshold(g["graph"]), g["relative_l2"], f"graph {g['graph']}, worst at {g['worst']}"
     for s in steps:

@@ -51,7 +51,12 @@ class Change:
 
 
 def compare_samples(of: tuple[str, str, str], before: Sequence[float], after: Sequence[float]) -> Change:
-    """Args: before, after: seconds above 0, at least one each."""
+    """How far a timing moved between two results.
+
+    Args:
+        of: what was timed.
+        before, after: seconds above 0, at least one each.
+    """
     middle = [float(np.median(samples)) for samples in (before, after)]
     low, high = percentile_interval(resampled_medians(after, 1) / resampled_medians(before, 0))
     # A rank test's limit: so few samples are told apart by chance alone too often, however far apart they lie.
@@ -75,7 +80,11 @@ def _spread(samples: Sequence[float]) -> float:
 
 
 def require_alike(before: Loaded, after: Loaded) -> None:
-    """Raises: UserError where the two are not of one kind."""
+    """Checks that two results can be compared.
+
+    Raises:
+        UserError: they are not of one kind.
+    """
     if before.result.kind != after.result.kind:
         kinds = f"{before.result.kind} and {after.result.kind}"
         raise UserError(f"cannot compare results of two kinds, {kinds}: give two of one kind")
@@ -125,7 +134,12 @@ def different_machines(differences: Sequence[tuple[str, str, str]]) -> bool:
 
 
 def make_comparison(before: Loaded, after: Loaded, found: Sequence[Change]) -> Document:
-    """Args: found: the two's `changes`."""
+    """The document of a comparison.
+
+    Args:
+        before, after: the two results.
+        found: their `changes`.
+    """
     one, two = before.result, after.result
     differ = environment_differences(one, two)
     names = (f"A: {before.name}", f"B: {after.name}")

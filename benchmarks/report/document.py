@@ -27,11 +27,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Bar:
-    """Attributes:
-    share: of the longest bar, 0–1; None where nothing was measured.
-    low, high: of the same scale.
-    color: of `figures.COLORS`.
-    note: small, after the value; a reason where nothing was measured.
+    """A bar of a chart.
+
+    Attributes:
+        share: of the longest bar, 0–1; None where nothing was measured.
+        low, high: of the same scale.
+        color: of `figures.COLORS`.
+        note: small, after the value; a reason where nothing was measured.
     """
 
     label: str
@@ -64,8 +66,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Attributes:
-    pixels: three beside each other, each pixel sharp when enlarged.
+    """Images side by side.
+
+    Attributes:
+        pixels: three beside each other, each pixel sharp when enlarged.
     """
 
     block: ClassVar[str] = "pictures"

@@ -227,5 +227,5 @@ def quality(result: Consistency) -> Table:
 
 
 def listed(words: Sequence[str]) -> str:
-    """a, b and c"""
+    """Words as in `a, b and c`."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""

@@ -65,7 +65,13 @@ class _Plot:
 
 @contextmanager
 def _plot(name: str, x: str, y: str, height: float = 3.4) -> Iterator[_Plot]:
-    """Args: name: makes the ids inside the SVG its own, as a page holds several."""
+    """A plot that becomes an SVG.
+
+    Args:
+        name: makes the ids inside the SVG unique on a page that holds several.
+        x, y: titles of the axes.
+        height: in inches.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure as Drawing
@@ -120,7 +126,7 @@ def _ticks(axis: Any, text: Any) -> None:
 
 
 def _power(value: float) -> str:
-    """10⁻⁶"""
+    """A power of ten, as in 10⁻⁶."""
     digits = str(round(log10(value))) if value > 0 else "0"
     return "10" + digits.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 

@@ -40,7 +40,11 @@ def _results_in(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> Loaded:
-    """Raises: UserError, one line with file and key, where the file is no whole result."""
+    """Reads a result.
+
+    Raises:
+        UserError: the file is no whole result; the message names file and key.
+    """
     result = read_result(path)
     try:
         _check_sense(result)

@@ -54,7 +54,11 @@ def _block(block: Block, files: dict[str, bytes]) -> Iterator[str]:
 
 
 def png_bytes(picture: Picture) -> bytes:
-    """Raises: UserError where it is no PNG in base64."""
+    """The bytes of an embedded PNG.
+
+    Raises:
+        UserError: it is no PNG in base64.
+    """
     try:
         content = base64.b64decode(picture.png, validate=True)
     except (binascii.Error, ValueError):

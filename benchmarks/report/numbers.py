@@ -61,7 +61,7 @@ def memory(count: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """1.65x, 10.3x"""
+    """A factor as in 1.65x or 10.3x."""
     return f"{factor(value)}x"
 
 

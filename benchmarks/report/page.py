@@ -11,7 +11,11 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write_page(document: Document) -> str:
-    """Raises: CnppError without jinja2."""
+    """The document as HTML.
+
+    Raises:
+        CnppError: jinja2 is not installed.
+    """
     try:
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup

@@ -39,7 +39,7 @@ _LEAD = (
 
 
 def make_document(loaded: Sequence[Loaded]) -> Document:
-    """Args: loaded: at least one."""
+    """The report of results, at least one."""
     loaded = sorted(loaded, key=_rank)
     colors = contender_colors(loaded)
     anchors = anchors_of(loaded)

@@ -20,10 +20,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    rows: a cell for each column; `ABSENT` or empty where there is nothing to say.
-    title: on a page; the README has its own words.
-    total: whether the last row sums up the others.
+    """Rows under columns, before they are written as HTML or Markdown.
+
+    Attributes:
+        rows: a cell for each column; `ABSENT` or empty where there is nothing to say.
+        title: on a page; the README has its own words.
+        total: whether the last row sums up the others.
     """
 
     block: ClassVar[str] = "table"

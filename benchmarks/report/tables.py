@@ -37,7 +37,11 @@ TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
 
 
 def make(name: str, result: BenchmarkResult) -> Table:
-    """Raises: UserError where results of this kind have no such table."""
+    """A table of a result by its name.
+
+    Raises:
+        UserError: results of this kind have no such table.
+    """
     if name == "environment":
         return building.environment(result)
     if name not in TABLES[result.kind]:

@@ -30,7 +30,11 @@ STAGES = [
 
 
 def run_stage(stage: str, work: Path) -> None:
-    """Raises: typer.BadParameter for an unknown stage."""
+    """Trains one stage.
+
+    Raises:
+        typer.BadParameter: there is no such stage.
+    """
     kind, _, condition = stage.partition(":")
     if stage not in STAGES:
         raise typer.BadParameter(f"unknown stage {stage!r}: choose from {', '.join(STAGES)}")

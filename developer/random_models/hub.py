@@ -161,7 +161,7 @@ def _snapshot(home: Path, repository: str) -> Path:
 
 
 def _make_base(folder: Path, tiny: bool, variants: bool) -> Any:
-    """Returns: its UNet."""
+    """Makes the base model and returns its UNet."""
     unet, vae = make_unet(tiny), make_vae(tiny)
     text_encoder = make_text_encoder(tiny)
     text = old_text_names(text_encoder)
@@ -211,8 +211,9 @@ def old_attention_names(vae: State) -> dict[str, Tensor]:
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """CLIP's four files. At CLIP's own size (49,408) its vocabulary is as large but for made-up merges, smaller ones
-    know single bytes only.
+    """Writes CLIP's four files.
+
+    At CLIP's own size (49,408) the vocabulary is as large, with made-up merges; smaller ones know single bytes only.
     """
     write_byte_tokenizer(folder)
     if vocab_size >= 49408:

@@ -108,7 +108,11 @@ class Cuda:
         return {"buffers": self._allocated}
 
     def require(self, nbytes: int, what: str) -> None:
-        """Raises: DeviceMemoryError, in one line, where so much more is not free, or not left of the budget."""
+        """Checks that so much more device memory is free and left of the budget.
+
+        Raises:
+            DeviceMemoryError: it is not.
+        """
         held = sum(self.held().values())
         if self._budget is not None and held + nbytes > self._budget:
             raise DeviceMemoryError(

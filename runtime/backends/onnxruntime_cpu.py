@@ -8,7 +8,11 @@ from .onnxruntime_session import Session
 
 
 class OnnxRuntimeCpu(HostMemory):
-    """Args: threads: of ONNX Runtime; None leaves it to use every physical core."""
+    """A bundle's graphs in ONNX Runtime's CPU provider.
+
+    Args:
+        threads: of ONNX Runtime; None uses every physical core.
+    """
 
     name = "onnxruntime-cpu"
 

@@ -11,7 +11,11 @@ from .onnxruntime_session import Session
 
 
 class OnnxRuntimeCuda(Cuda):
-    """Raises: BackendError where there is no GPU, or ONNX Runtime has no CUDA provider that works."""
+    """A bundle's graphs in ONNX Runtime's CUDA provider.
+
+    Raises:
+        BackendError: there is no GPU, or ONNX Runtime has no CUDA provider that works.
+    """
 
     name = "onnxruntime-cuda"
 

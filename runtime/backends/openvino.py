@@ -22,7 +22,9 @@ _BF16_GRAPHS = ("unet", "vae_decoder")
 
 
 class OpenVino(HostMemory):
-    """Args:
+    """A bundle's graphs in OpenVINO on the CPU.
+
+    Args:
         threads: of OpenVINO; None leaves it to use every physical core, as it does for latency.
         precision: `f32` is exact, `bf16` computes the large networks in bfloat16.
 

@@ -21,7 +21,9 @@ _CORE = ("text_encoder", "unet", "update", "vae_decoder")
 
 
 class TensorRt(Cuda):
-    """Args:
+    """Plans of TensorRT or TensorRT-RTX, recorded as CUDA graphs.
+
+    Args:
         plans: the plan store's folder; None is the default one.
         budget: device bytes that weights, activations and buffers may take together.
         device: the index of the GPU.

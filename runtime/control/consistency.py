@@ -86,8 +86,9 @@ def score(condition: str, given: NDArray[np.uint8], extracted: NDArray[np.uint8]
 
 
 def graded(score: Score, typical: TypicalScore | None) -> Score:
-    """The score with its grade: `good` from the median of the model's own scores on, `usual` down to what nine of ten
-    of its images reach, `weak` below.
+    """The score with its grade beside the model's own scores.
+
+    `good` from their median on, `usual` down to what nine of ten of the model's images reach, `weak` below.
 
     Args:
         typical: the model's own scores on fresh conditions, `median` and `low` (the 10 % quantile on the worse side).

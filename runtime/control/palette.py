@@ -64,8 +64,10 @@ def palette_distance(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 def _nearest(
     pixels: NDArray[np.uint8],
 ) -> tuple[NDArray[np.intp], NDArray[np.int32], NDArray[np.intp], NDArray[np.intp]]:
-    """For each distinct colour the nearest readable one's index and the squared distance to it; then for each pixel
-    its colour's number [H, W], and for each colour its number of pixels.
+    """The distinct colors of an image and the nearest readable ones.
+
+    For each distinct color the index of the nearest readable one and the squared distance to it; then for each pixel
+    its color's number [H, W], and for each color its number of pixels.
     """
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     # Distances are taken once per distinct colour: a clean map of 512×512 has a few dozen.

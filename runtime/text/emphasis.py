@@ -30,7 +30,7 @@ _EXTRA_NETWORKS = ("<lora:", "<lyco:", "<hypernet:")
 
 
 def split_at_breaks(text: str) -> list[str]:
-    """A prompt divided at every word `BREAK`, without the white space around it, as `\\s*\\bBREAK\\b\\s*` divides it.
+    r"""A prompt divided at every word `BREAK`, without the white space around it, as `\s*\bBREAK\b\s*` divides it.
 
     In linear time, which that regular expression does not take where there are many spaces.
     """

@@ -216,5 +216,5 @@ class Tokenizer:
 
 
 def vector_tokens(word: str, vectors: int) -> list[str]:
-    """What the tokenizer calls an embedding's vectors, as diffusers has it: `word`, `word_1`, …"""
+    """What the tokenizer calls an embedding's vectors, as diffusers has it: `word`, `word_1` and so on."""
     return [word, *(f"{word}_{i}" for i in range(1, vectors))]

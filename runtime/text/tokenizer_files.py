@@ -141,7 +141,11 @@ _MAX_PATTERN = 10_000
 
 
 def _check_patterns(value: Any) -> None:
-    """Raises: SchemaError where a regular expression in a step of the tokenizer is not of CLIP's simple kind."""
+    """Checks that regular expressions in the tokenizer's steps are of CLIP's simple kind.
+
+    Raises:
+        SchemaError: one is not.
+    """
     if isinstance(value, dict):
         pattern = value.get("Regex")
         if isinstance(pattern, str) and (len(pattern) > _MAX_PATTERN or _REPEATED_GROUP.search(pattern)):
