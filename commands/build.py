@@ -181,8 +181,7 @@ def build_command(
     with _progress_bar() as progress:
         engines = build_all(bundles, request, tensorrt, store, progress)
         checks = [
-            checker(built.conditions, built.sizes, plans, echo)
-            for checker, built in zip(checkers, engines, strict=False)
+            checker(built.conditions, built.sizes, plans) for checker, built in zip(checkers, engines, strict=False)
         ]
     _print_engines(engines, checks, store.root, as_json)
     if violations := [line for result in checks for line in result["missed"]]:

@@ -73,6 +73,7 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """How fast, beside PyTorch: the first of sizes, images and steps is the base case, each other one varies it."""
+    from ..export.allocator import return_large_blocks
     from ..benchmarks.latency import bench
     from ..benchmarks.report.tables import markdown_of
     from ..runtime.settings.request import MAX_IMAGES, MAX_STEPS
@@ -91,9 +92,10 @@ def bench_command(
     require_writable(out or results_folder())
     if conditions == ["all"]:
         conditions = bench.conditions_of(model, bundle, pairs)
+    return_large_blocks()  # it exports what is missing
     results: dict[Path, Any] = {}
     for condition in conditions:
-        results |= bench.run_bench(model, bundle, pairs, replace(settings, condition=condition), out, waterfall, echo)
+        results |= bench.run_bench(model, bundle, pairs, replace(settings, condition=condition), out, waterfall)
     if as_json:
         print(json.dumps({str(path): result.data for path, result in results.items()}))
         return
@@ -152,7 +154,7 @@ def parity_command(
         controlnets=read_pairs(controlnet or []),
         out=out,
     )
-    result, path = measure_parity(deployed, settings, echo)
+    result, path = measure_parity(deployed, settings)
     data: Any = result.data
     if as_json:
         print(json.dumps({**_without(data, "heatmaps"), "result": str(path)}))
@@ -247,7 +249,7 @@ def consistency_command(
         controlnets=read_pairs(controlnet or []),
         out=out,
     )
-    result, path = measure_consistency(deployed, settings, open_pipeline, echo)
+    result, path = measure_consistency(deployed, settings, open_pipeline)
     if as_json:
         print(json.dumps({**_without(result.data, "sheets"), "result": str(path)}))
     else:

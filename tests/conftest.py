@@ -112,6 +112,19 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 @pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the package has logged since this was last called, as the command would print it."""
+    caplog.set_level("INFO", "cnpp_trt")
+
+    def take() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records if record.name.startswith("cnpp_trt")]
+        caplog.clear()
+        return lines
+
+    return take
+
+
+@pytest.fixture
 def bundle_copy(tiny: Model, tmp_path: Path) -> Path:
     """A bundle of its own for a test that damages it."""
     return Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))

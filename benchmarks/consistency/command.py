@@ -14,7 +14,7 @@ from ..systems import other_systems, subject_system, title_of
 from .dataset import open_data
 from .scores import measure_quality, summarize
 from .shards import Shard
-from .study import Report, Study, command_of, generate, sampling_config, start_again
+from .study import Study, command_of, generate, sampling_config, start_again
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,7 @@ class ConsistencySettings:
 
 
 def measure_consistency(
-    deployed: Pipeline,
-    settings: ConsistencySettings,
-    open_pipeline: Callable[[Path], Pipeline] = Pipeline.open,
-    report: Report = lambda line: None,
+    deployed: Pipeline, settings: ConsistencySettings, open_pipeline: Callable[[Path], Pipeline] = Pipeline.open
 ) -> tuple[BenchmarkResult, Path]:
     """Generates what is missing of a study, scores every record, and writes the result.
 
@@ -81,7 +78,6 @@ def measure_consistency(
         deployed: the pipeline under test; its extractors judge every system.
         settings: what is generated and scored.
         open_pipeline: opens the bundles of `settings.against`.
-        report: receives one line for each part that is done.
 
     Returns:
         The result, whose data is a `records.Consistency`, and its file.
@@ -122,9 +118,9 @@ def measure_consistency(
     )
     if settings.fresh:
         start_again(study)
-    generate(study, settings.shard, report)
-    data = summarize(study, report)
-    data["quality"] = measure_quality(study, fid, clip_score, report)
+    generate(study, settings.shard)
+    data = summarize(study)
+    data["quality"] = measure_quality(study, fid, clip_score)
     result = BenchmarkResult.of(
         "consistency", title_of(deployed), command_of(study, settings.data), data, settings.threads
     )

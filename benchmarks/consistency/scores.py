@@ -9,6 +9,7 @@ Intervals are percentile bootstraps over prompts: the images of a prompt are res
 computed anew from pooled counts. Two systems have the same prompts in every resample, so that differences are paired.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,9 @@ from ...runtime.control.consistency import f1_of_counts, mean_iou_of_counts
 from ...runtime.control.palette import CLASSES
 from ..records import ConditionScores, Consistency, Interval, PairedDifference
 from ..statistics import percentile_interval, resampling_weights
-from .study import Report, Study, read_pictures, read_sheets
+from .study import Study, read_pictures, read_sheets
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from .quality import ClipScore, Fid  # they import PyTorch
@@ -29,9 +32,9 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 
-def summarize(study: Study, report: Report = lambda line: None) -> Consistency:
+def summarize(study: Study) -> Consistency:
     """Of every record there is, whichever process made it; says which are still missing."""
-    conditions = [scores for c in study.conditions if (scores := _condition(study, c, report))]
+    conditions = [scores for c in study.conditions if (scores := _condition(study, c))]
     return Consistency(
         model=study.deployed.bundle.manifest.model,
         data=study.data.title,
@@ -43,9 +46,7 @@ def summarize(study: Study, report: Report = lambda line: None) -> Consistency:
     )
 
 
-def measure_quality(
-    study: Study, fid: "Fid | None", clip_score: "ClipScore | None", report: Report = lambda line: None
-) -> dict[str, dict[str, float]]:
+def measure_quality(study: Study, fid: "Fid | None", clip_score: "ClipScore | None") -> dict[str, dict[str, float]]:
     """FID and CLIP score of each system and condition, from the pictures that were kept, once all of them are there.
 
     FID is the mean over groups, of which each holds one image of every prompt, as in the paper.
@@ -55,7 +56,7 @@ def measure_quality(
         if fid is None and clip_score is None:
             continue
         if study.pending(system, condition):
-            report(f"{system.name}, {condition}: FID and CLIP score wait for the missing prompts")
+            logger.info(f"{system.name}, {condition}: FID and CLIP score wait for the missing prompts")
             continue
         of_system = found.setdefault(system.name, {})
         if fid is not None:
@@ -70,13 +71,13 @@ def measure_quality(
     return found
 
 
-def _condition(study: Study, condition: str, report: Report) -> ConditionScores | None:
+def _condition(study: Study, condition: str) -> ConditionScores | None:
     """None where nothing was drawn yet. Sides are compared on the prompts that all of them have drawn."""
     found = {s.name: study.records(s, condition) for s in study.systems if condition in s.conditions}
     total = len(study.data.ids)
     for name, of_system in found.items():
         if len(of_system) < total:
-            report(f"{name}, {condition}: {total - len(of_system)} of {total} prompts are still missing")
+            logger.info(f"{name}, {condition}: {total - len(of_system)} of {total} prompts are still missing")
     found = {name: of_system for name, of_system in found.items() if of_system}
     common = [id_ for id_ in study.data.ids if found and all(id_ in of_system for of_system in found.values())]
     if not common:

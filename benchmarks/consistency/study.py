@@ -8,9 +8,10 @@ which `scores` computes everything.
 
 import base64
 import io
+import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,8 @@ from ..systems import SUBJECT, ImageGenerator, System
 from .dataset import Data
 from .shards import Shard, appending, read_records, remove_records
 
+logger = logging.getLogger(__name__)
+
 NEGATIVE_PROMPT = "worst quality, low quality"
 # A sheet goes into the report in base64, which makes four bytes of three.
 SHEET_BYTES = 75_000
@@ -46,7 +49,6 @@ _SHEET_IMAGES = 2
 _REPORT_EVERY = 30.0  # seconds
 
 Picture = NDArray[np.uint8]
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def start_again(study: Study) -> None:
             path.unlink(missing_ok=True)
 
 
-def generate(study: Study, shard: Shard, report: Report = lambda line: None) -> None:
+def generate(study: Study, shard: Shard) -> None:
     """ImageGenerator and judges every prompt of this shard that has no record yet.
 
     Raises:
@@ -235,35 +237,27 @@ def generate(study: Study, shard: Shard, report: Report = lambda line: None) -> 
     }
     for system in study.systems:
         if lacking := [condition for condition in study.conditions if condition not in system.conditions]:
-            report(f"{system.name} has no {', '.join(lacking)}: left out")
+            logger.info(f"{system.name} has no {', '.join(lacking)}: left out")
         own = {condition: pending for (name, condition), pending in work.items() if name == system.name and pending}
         if own:
-            _generate_system(study, system, own, shard, report)
+            _generate_system(study, system, own, shard)
 
 
-def _generate_system(
-    study: Study, system: System, work: Mapping[str, Sequence[int]], shard: Shard, report: Report
-) -> None:
+def _generate_system(study: Study, system: System, work: Mapping[str, Sequence[int]], shard: Shard) -> None:
     opened = system.open()  # goes when this returns: two systems are not held at once
     for condition, pending in work.items():
-        _generate_prompts(study, system, opened, condition, pending, shard, report)
+        _generate_prompts(study, system, opened, condition, pending, shard)
 
 
 def _generate_prompts(
-    study: Study,
-    system: System,
-    opened: ImageGenerator,
-    condition: str,
-    pending: Sequence[int],
-    shard: Shard,
-    report: Report,
+    study: Study, system: System, opened: ImageGenerator, condition: str, pending: Sequence[int], shard: Shard
 ) -> None:
     start = said = time.perf_counter()
     with appending(study.place(system, condition), shard, study.header(system, condition)) as append:
         for done, index in enumerate(pending, 1):
             append(_generate_prompt(study, system, opened, condition, index))
             if (now := time.perf_counter()) - said > _REPORT_EVERY or done == len(pending):
-                report(f"{system.name}, {condition}: {done} of {len(pending)} prompts in {now - start:.0f} s")
+                logger.info(f"{system.name}, {condition}: {done} of {len(pending)} prompts in {now - start:.0f} s")
                 said = now
 
 

@@ -1,5 +1,6 @@
 """`cnpp-trt bench`: who competes, on which bundles, and what comes out of it."""
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from ..requests import make_requests
 from ..result import BenchmarkResult, Kind, default_path
 from .competitors import BY_NAME, COMPETITORS, CompetitorSpec, Device, WorkerConfig, unavailable_reason
 from .machine_peak import measure_roofline
-from .timing import MIN_ROUNDS, Report, TimingPlan, cases, sampling, time_competitors
+from .timing import MIN_ROUNDS, TimingPlan, cases, sampling, time_competitors
 from .waterfall import waterfall
+
+logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
@@ -65,7 +68,6 @@ def run_bench(
     settings: BenchSettings,
     out: Path | None,
     optimizations: bool,
-    report: Report,
 ) -> dict[Path, BenchmarkResult]:
     """Measures, and writes what it finds. Bundles that are missing are exported first and, on a GPU, plans built.
 
@@ -92,7 +94,7 @@ def run_bench(
     base = bundles[0]
     base.require_condition(settings.condition)
     found: dict[Kind, Mapping[str, Any]] = {
-        "bench": _run_benchmark(bundles, model, controlnets, settings, device, threads, report)
+        "bench": _run_benchmark(bundles, model, controlnets, settings, device, threads)
     }
     if optimizations:
         case = found["bench"]["cases"][0]["case"]
@@ -102,7 +104,6 @@ def run_bench(
             device=device,
             threads=threads,
             rounds=max(MIN_ROUNDS, settings.rounds // 2),
-            report=report,
             **sampling(case),
         )
     results = {}
@@ -134,7 +135,6 @@ def _run_benchmark(
     settings: BenchSettings,
     device: Device,
     threads: int | None,
-    report: Report,
 ) -> Bench:
     by_size = {(b.manifest.width, b.manifest.height): b for b in bundles}
     # They only make control images: the contenders have processes of their own.
@@ -150,8 +150,8 @@ def _run_benchmark(
     configs = _worker_configs(device, settings, by_size, model, controlnets, threads)
     if any(spec.name == "tensorrt" and isinstance(config, WorkerConfig) for spec, config in configs):
         _build(bundles, settings.condition, chosen)
-    measured = time_competitors(configs, TimingPlan(chosen, settings.rounds, settings.seconds), request, report)
-    report("what this machine can do: matrix products and memory")
+    measured = time_competitors(configs, TimingPlan(chosen, settings.rounds, settings.seconds), request)
+    logger.info("what this machine can do: matrix products and memory")
     roofline, roofline_reason = None, ""
     try:
         config = bundles[0].manifest.scheduler_config

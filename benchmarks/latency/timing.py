@@ -1,6 +1,7 @@
 """How fast: contenders draw the same requests in turn, each in its own process; and each once from a cold start."""
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,8 @@ from ..statistics import Summary, paired_ratio, summarize
 from .competitors import BY_NAME, CompetitorSpec, WorkerConfig
 from .worker import request_to_json
 
-Report = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 # The index-th request of a case: every round has one of its own, so that nobody draws from a cache.
 Requests = Callable[[Case, int], ResolvedRequest]
 
@@ -118,7 +120,7 @@ class Timings:
 
 
 def time_competitors(
-    configs: Sequence[tuple[CompetitorSpec, WorkerConfig | str]], plan: TimingPlan, requests: Requests, report: Report
+    configs: Sequence[tuple[CompetitorSpec, WorkerConfig | str]], plan: TimingPlan, requests: Requests
 ) -> Timings:
     """Runs the contest.
 
@@ -136,12 +138,12 @@ def time_competitors(
     base = next(case for case in plan.cases if case["base"])
     cold: dict[str, Cold] = {}
     for name, config in able.items():
-        report(f"{name}: cold starts")
+        logger.info(f"{name}: cold starts")
         try:
             cold[name] = _cold(config, request_to_json(requests(base, 0)), plan.cold_rounds)
         except BackendError as e:
             reasons[name] = str(e)
-            report(f"{name}: {e}")
+            logger.info(f"{name}: {e}")
     names = [name for name in able if name in cold]
     if not names:
         raise CnppError("no contender works here: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
@@ -152,7 +154,7 @@ def time_competitors(
             for timed in cases:
                 taking_part = [p for p in processes if timed["case"]["base"] or specs[p.name].everywhere]
                 if len(taking_part) > 1 or len(names) == 1:
-                    found = _time_case(taking_part, timed["case"], plan, requests, report)
+                    found = _time_case(taking_part, timed["case"], plan, requests)
                     # The baseline is measured again beside every group; its figures are those of the first.
                     timed["runs"] |= {name: run for name, run in found.items() if name not in timed["runs"]}
     order = sorted(specs, key=lambda name: name not in cold)
@@ -212,11 +214,9 @@ def _processes(configs: Iterable[WorkerConfig]) -> Iterator[list[Process]]:
             process.close()
 
 
-def _time_case(
-    processes: Sequence[Process], case: Case, plan: TimingPlan, requests: Requests, report: Report
-) -> dict[str, Timed]:
+def _time_case(processes: Sequence[Process], case: Case, plan: TimingPlan, requests: Requests) -> dict[str, Timed]:
     """Rounds in which each draws the round's request, after a warm-up whose pictures are compared."""
-    report(f"{describe(case)}: {', '.join(p.name for p in processes)}")
+    logger.info(f"{describe(case)}: {', '.join(p.name for p in processes)}")
     baseline = processes[0].name
     pictures: dict[str, NDArray[np.uint8]] = {}
     for process in processes:
@@ -226,7 +226,7 @@ def _time_case(
             if BY_NAME[process.name].device == "gpu":  # after its first request a structure's loop is recorded
                 process.ask({"do": "generate", "request": request_to_json(requests(case, 1))})
         except BackendError as e:  # too little memory for so many images, or no plan for them
-            report(f"{process.name} leaves this case out: {e}")
+            logger.info(f"{process.name} leaves this case out: {e}")
             continue
         pictures[process.name] = image_from_base64(picture)
     processes = [process for process in processes if process.name in pictures]

@@ -4,6 +4,7 @@ A measurement goes from the encoded prompt, the control image and the noise on t
 the condition, denoise, decode. The text encoder is left out: it is the same for all.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from ..requests import make_requests
 from ..statistics import paired_ratio, summarize
 from .competitors import Device
 from .host_loop import HostLoop, HostLoopOutput, Sessions
+
+logger = logging.getLogger(__name__)
 
 Generate = Callable[[], HostLoopOutput]
 
@@ -87,7 +90,6 @@ def waterfall(
     plans: Path | None = None,
     optimizations: Sequence[str] = (),
     rounds: int = 10,
-    report: Callable[[str], None] = lambda line: None,
     **fields: Any,
 ) -> Waterfall:
     """Measures the optimizations in turn, round by round, in this process; the first round warms up. Wall clock.
@@ -113,10 +115,10 @@ def waterfall(
     bench = _Bench(bundle, condition, device, threads, plans, fields)
     reasons = {optimization.name: _why_not(optimization, device, optimizations) for optimization in OPTIMIZATIONS}
     differences: dict[str, float] = {}
-    runs = dict(_opened(bench, reasons, differences, report))
+    runs = dict(_opened(bench, reasons, differences))
     if not runs:
         raise CnppError("no optimization works here: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
-    seconds = _rounds(runs, rounds, report)
+    seconds = _rounds(runs, rounds)
     first = next(iter(seconds))
 
     def result(optimization: Optimization) -> OptimizationResult:
@@ -241,22 +243,20 @@ def _why_not(optimization: Optimization, device: Device, optimizations: Sequence
     return "not asked for" if optimizations and optimization.name not in optimizations else ""
 
 
-def _opened(
-    bench: _Bench, reasons: dict[str, str], differences: dict[str, float], report: Callable[[str], None]
-) -> Iterator[tuple[str, Generate]]:
+def _opened(bench: _Bench, reasons: dict[str, str], differences: dict[str, float]) -> Iterator[tuple[str, Generate]]:
     """The optimizations that work here and generate the first one's latents; for the others, `reasons` says why not."""
     reference: NDArray[np.float32] | None = None
     for optimization in OPTIMIZATIONS:
         if reasons[optimization.name]:
             continue
-        report(f"{optimization.name}: opened")
+        logger.info(f"{optimization.name}: opened")
         try:
             generate = optimization.open(bench)
             latents = generate().latents
         except BackendError as e:
             folder = bench.bundle.folder
             reasons[optimization.name] = str(e).replace(str(folder), folder.name)
-            report(f"{optimization.name}: {e}")
+            logger.info(f"{optimization.name}: {e}")
             continue
         reference = latents if reference is None else reference
         difference = float(np.linalg.norm(latents - reference) / np.linalg.norm(reference))
@@ -268,13 +268,13 @@ def _opened(
             yield optimization.name, generate
         else:  # or not a number
             reasons[optimization.name] = f"its latents differ by {difference:.1e}, more than {tolerance:.0e}"
-            report(f"{optimization.name}: {reasons[optimization.name]}")
+            logger.info(f"{optimization.name}: {reasons[optimization.name]}")
 
 
-def _rounds(runs: dict[str, Generate], rounds: int, report: Callable[[str], None]) -> dict[str, list[float]]:
+def _rounds(runs: dict[str, Generate], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(rounds + 1):
-        report(f"round {k} of {rounds}" if k else "warm-up")
+        logger.info(f"round {k} of {rounds}" if k else "warm-up")
         for name, generate in runs.items():
             time.sleep(_PAUSE)
             start = time.perf_counter()

@@ -1,5 +1,6 @@
 """`cnpp-trt build --check`: plans that were just built, graph by graph against PyTorch."""
 
+import logging
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -13,8 +14,10 @@ from ...runtime.pipeline import Pipeline
 from ..pytorch import device_of
 from ..records import GraphParity
 from ..report.fidelity import graph_table, verdict_text
-from .graph_parity import Report, check_graphs
+from .graph_parity import check_graphs
 from .thresholds import read_thresholds, violations
+
+logger = logging.getLogger(__name__)
 
 
 class Check(TypedDict):
@@ -28,12 +31,7 @@ class Check(TypedDict):
 
 
 def check_plans(
-    bundle: Bundle,
-    checkpoint: Checkpoint,
-    conditions: Sequence[str],
-    sizes: Sizes,
-    plans: Path | None,
-    report: Report = lambda line: None,
+    bundle: Bundle, checkpoint: Checkpoint, conditions: Sequence[str], sizes: Sizes, plans: Path | None
 ) -> Check:
     """Every graph that these conditions launch, at every size that there is a plan for.
 
@@ -49,8 +47,8 @@ def check_plans(
     else:
         note = f"no plan can run here ({search.reason}): their source graphs were checked in ONNX Runtime on the CPU"
         deployed, wanted = Pipeline.open(bundle, "onnxruntime-cpu"), wanted[:1]
-        report(note)
-    graphs = check_graphs(deployed, checkpoint, conditions, wanted, device_of(deployed), report)
+        logger.info(note)
+    graphs = check_graphs(deployed, checkpoint, conditions, wanted, device_of(deployed))
     failures = violations(read_thresholds(bundle.manifest.precision), graphs)
     return Check(backend=deployed.backend.name, note=note, graphs=graphs, missed=failures, passed=not failures)
 

@@ -12,7 +12,6 @@ from ...files import require_writable, require_writable_file
 from ...places import results
 from ...runtime.pipeline import Pipeline
 from ..result import BenchmarkResult, default_path
-from .graph_parity import Report
 from .measure import compare_with_pytorch, precision_of
 from .thresholds import read_thresholds
 
@@ -44,15 +43,12 @@ class ParitySettings:
     out: Path | None = None
 
 
-def measure_parity(
-    deployed: Pipeline, settings: ParitySettings, report: Report = lambda line: None
-) -> tuple[BenchmarkResult, Path]:
+def measure_parity(deployed: Pipeline, settings: ParitySettings) -> tuple[BenchmarkResult, Path]:
     """Compares graphs, steps and images of a pipeline with PyTorch in fp32, and writes the result.
 
     Args:
         deployed: the pipeline to compare.
         settings: what is compared.
-        report: receives one line for each part that is done.
 
     Returns:
         The result, whose data is a `records.Parity`, and its file. `data["passed"]` is the gate's outcome.
@@ -72,14 +68,7 @@ def measure_parity(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     data = compare_with_pytorch(
-        deployed,
-        checkpoint,
-        conditions,
-        thresholds,
-        images=settings.images,
-        half=settings.half,
-        steps=settings.steps,
-        report=report,
+        deployed, checkpoint, conditions, thresholds, images=settings.images, half=settings.half, steps=settings.steps
     )
     title = f"{m.model}, {data['precision']} on {backend}"
     result = BenchmarkResult.of(

@@ -5,8 +5,9 @@ it is about to read goes into the deployed side's buffers too, and what both wro
 on real inputs, whatever went wrong before it; nothing but the trajectory is kept.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,11 +26,12 @@ from ..records import NOT_FINITE, GraphParity, StepParity
 from ..requests import make_requests
 from .pytorch_backend import TorchModules
 
+logger = logging.getLogger(__name__)
+
 # Of requests that are there for their graphs alone: with several controls, or of the sizes that plans were built for.
 FEW_STEPS = 4
 
 Tensors = Mapping[str, NDArray[Any]]
-Report = Callable[[str], None]
 
 
 @dataclass
@@ -189,7 +191,6 @@ def check_graphs(
     conditions: Sequence[str],
     sizes: Iterable[tuple[int, bool]],
     device: str = "cpu",
-    report: Report = lambda line: None,
 ) -> list[GraphParity]:
     """Every graph that these conditions launch, on inputs of a few steps; several controls included.
 
@@ -205,7 +206,7 @@ def check_graphs(
         fields = {"num_images_per_prompt": images, "guidance_scale": guidance[guided], "num_inference_steps": steps}
         own = [r for condition in conditions for r in make_requests(deployed, condition, [0], **fields)]
         requests += [*own, *request_of_both(own)]
-    return compare_launches(deployed, checkpoint, requests, device, report, follow=False)[0]
+    return compare_launches(deployed, checkpoint, requests, device, follow=False)[0]
 
 
 def compare_launches(
@@ -213,7 +214,6 @@ def compare_launches(
     checkpoint: Checkpoint,
     requests: Sequence[ResolvedRequest],
     device: str = "cpu",
-    report: Report = lambda line: None,
     follow: bool = True,
 ) -> tuple[list[GraphParity], list[StepParity]]:
     """Every graph that these requests launch and, of those with one control, extractors and, to `follow`, steps."""
@@ -229,7 +229,7 @@ def compare_launches(
             compare_extractor(reference, deployed, names[0], trajectory.images[0], tallies)
             if follow:
                 steps.append(compare_steps(deployed, request, trajectory))
-        report(f"{' and '.join(names)}: launch by launch in {time.perf_counter() - start:.1f} s")
+        logger.info(f"{' and '.join(names)}: launch by launch in {time.perf_counter() - start:.1f} s")
     return [tally.record(graph) for graph, tally in tallies.items()], steps
 
 

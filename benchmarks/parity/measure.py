@@ -5,6 +5,7 @@ images with diffusers' own pipeline (`pytorch`), which knows nothing of this pro
 """
 
 import gc
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -21,8 +22,10 @@ from ..pytorch import PyTorch, device_of, exact_float32
 from ..records import Heatmap, ImageParity, Parity
 from ..requests import make_requests
 from ..systems import ImageGenerator
-from .graph_parity import Report, compare_launches, request_of_both
+from .graph_parity import compare_launches, request_of_both
 from .thresholds import violations
+
+logger = logging.getLogger(__name__)
 
 # A UNet above this draws no image in PyTorch's fp16 on a CPU unless it is asked to: one step of SD 1.5 takes minutes.
 _SMALL = 200 << 20
@@ -37,7 +40,6 @@ def compare_with_pytorch(
     images: int = 8,
     half: int | None = None,
     steps: int | None = None,
-    report: Report = lambda line: None,
 ) -> Parity:
     """Everything there is to compare.
 
@@ -47,7 +49,6 @@ def compare_with_pytorch(
         images: of each condition.
         half: how many of them PyTorch draws in fp16 too; None: all on a GPU, one of a small model on a CPU, else none.
         steps: None takes the model's own.
-        report: is told in one line what was done.
     """
     exact_float32()
     device = device_of(deployed)
@@ -55,7 +56,7 @@ def compare_with_pytorch(
     requests = {c: list(make_requests(deployed, c, range(images), **fields)) for c in conditions}
     firsts = [own[0] for own in requests.values()]
     recorded = [*firsts, *request_of_both(firsts)]
-    graphs, step_parities = compare_launches(deployed, checkpoint, recorded, device, report)
+    graphs, step_parities = compare_launches(deployed, checkpoint, recorded, device)
 
     gc.collect()  # diffusers' models hold themselves in cycles; two copies of the weights are never wanted
 
@@ -73,7 +74,7 @@ def compare_with_pytorch(
         parities.append(compare_images(condition, wanted, found, lpips))
         heatmaps.append(heatmap(condition, own, wanted, found))
         kept[condition] = wanted[:half]
-        report(f"{condition}: {images} images on either side in {time.perf_counter() - start:.1f} s")
+        logger.info(f"{condition}: {images} images on either side in {time.perf_counter() - start:.1f} s")
     del exact
     gc.collect()
 
@@ -83,7 +84,7 @@ def compare_with_pytorch(
         for condition, wanted in kept.items():
             start = time.perf_counter()
             halves.append(compare_images(condition, wanted, list(generate(rounded, requests[condition][:half])), lpips))
-            report(f"{condition}: {half} images in PyTorch's fp16 in {time.perf_counter() - start:.1f} s")
+            logger.info(f"{condition}: {half} images in PyTorch's fp16 in {time.perf_counter() - start:.1f} s")
 
     failures = violations(thresholds, graphs, step_parities, parities)
     return Parity(

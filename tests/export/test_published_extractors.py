@@ -12,7 +12,7 @@ import pytest
 import torch
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundles.bundle import Bundle, write_bundle
-from cnpp_trt.developer.extractor_parity import Reference, reference
+from cnpp_trt.developer.full_size import Reference, reference
 from cnpp_trt.developer.random_models.extractors import make_extractor, photo
 from cnpp_trt.engines.builder import build_plan
 from cnpp_trt.engines.flavor import installed_flavors, load_flavor

@@ -202,28 +202,29 @@ def test_records_hold_what_was_drawn(study, canny):
     assert picture.format == "PNG" and picture.width > 2 * 64 and picture.height > 3 * 64
 
 
-def test_sharded_in_any_order_is_the_same(study):
+def test_sharded_in_any_order_is_the_same(study, logged):
     whole = finished(study("whole"))
     parts = study("parts")
-    missing: list[str] = []
     generate(parts, Shard.parse("3/3"))
-    partial = summarize(parts, missing.append)
+    logged()
+    partial = summarize(parts)
     assert partial["conditions"][0]["prompts"] == 2
-    assert missing == ["deployed, canny: 4 of 6 prompts are still missing"]
+    assert logged() == ["deployed, canny: 4 of 6 prompts are still missing"]
     generate(parts, Shard.parse("1/3"))
     assert finished(parts, "2/3") == whole
     files = sorted(p.name for p in parts.place(parts.systems[0], "canny").glob("*.jsonl"))
     assert files == [f"records-{i}of3.jsonl" for i in (1, 2, 3)]
-    said: list[str] = []
-    generate(parts, Shard(), said.append)  # nothing is left for a run without shards
-    assert said == []
+    logged()
+    generate(parts, Shard())  # nothing is left for a run without shards
+    assert logged() == []
 
 
-def test_more_prompts_go_on_from_fewer(study):
+def test_more_prompts_go_on_from_fewer(study, logged):
     finished(study("out", count=2))
-    said: list[str] = []
-    generate(study("out"), Shard(), said.append)
-    assert len(said) == 1 and said[0].startswith("deployed, canny: 4 of 4 prompts")
+    logged()
+    generate(study("out"), Shard())
+    [line] = logged()
+    assert line.startswith("deployed, canny: 4 of 4 prompts")
     assert summarize(study("out")) == summarize(study("out", count=6))
     assert summarize(study("out", count=2))["conditions"][0]["prompts"] == 2
 
@@ -292,13 +293,12 @@ def test_sides_that_cannot_be_had(canny, tiny, tmp_path, monkeypatch):
     assert [s.name for s in systems("pytorch", "pytorch", "pytorch-fp16")] == ["pytorch", "pytorch-fp16"]
 
 
-def test_a_condition_that_a_side_lacks_is_left_out(study, tiny, canny):
+def test_a_condition_that_a_side_lacks_is_left_out(study, tiny, canny, logged):
     made = study("out", count=1)
     lacking = replace(made.systems[0], name="lacking", conditions=("seg",))
     both = replace(made, systems=[made.systems[0], lacking])
-    said: list[str] = []
-    generate(both, Shard(), said.append)
-    assert "lacking has no canny: left out" in said
+    generate(both, Shard())
+    assert "lacking has no canny: left out" in logged()
     (row,) = summarize(both)["conditions"]
     assert (list(row["scores"]), row["differences"]) == (["deployed"], [])
     with pytest.raises(UserError, match="no extractor for 'seg' to judge images by"):

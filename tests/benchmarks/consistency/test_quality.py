@@ -134,7 +134,7 @@ def test_clip_score_is_the_cosine(clip):
     assert np.mean(cosines) > 0.1
 
 
-def test_quality_of_a_study(canny, photos, tmp_path, real, clip):
+def test_quality_of_a_study(canny, photos, tmp_path, real, clip, logged):
     _, pipeline = canny
     data = Folder(photos(4), pipeline, ["canny"])
     sampling = sampling_config(pipeline.bundle.manifest, 2, steps=1)
@@ -144,9 +144,9 @@ def test_quality_of_a_study(canny, photos, tmp_path, real, clip):
     fid, score = Fid(real(originals), size, Means()), ClipScore(lambda: (clip, Processor()))
 
     generate(study, Shard(1, 2))
-    said: list[str] = []
-    assert measure_quality(study, fid, score, said.append) == {}
-    assert said == ["deployed, canny: FID and CLIP score wait for the missing prompts"]
+    logged()
+    assert measure_quality(study, fid, score) == {}
+    assert logged() == ["deployed, canny: FID and CLIP score wait for the missing prompts"]
     generate(study, Shard(2, 2))
     found = measure_quality(study, fid, score)
     drawn = [pipeline(study.request("canny", i)).images for i in range(4)]

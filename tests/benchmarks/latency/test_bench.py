@@ -78,10 +78,7 @@ def test_contest(request_of: Any, config: Any, tiny: Any):
     configs.insert(0, (contenders.BY_NAME["tensorrt"], "no GPU here"))
     cases = latency.cases([tiny.size], [1, 2], [3], request_of({"steps": 3, "images": 1, "scheduler": "ddim",
                                                                 "guidance_scale": 3.0}, 0), few_step=False)  # fmt: skip
-    told: list[str] = []
-    found = latency.time_competitors(
-        configs, latency.TimingPlan(cases, rounds=4, cold_rounds=1), request_of, told.append
-    )
+    found = latency.time_competitors(configs, latency.TimingPlan(cases, rounds=4, cold_rounds=1), request_of)
 
     # Those that could not run are listed last: the first is the baseline.
     assert [c["name"] for c in found.contenders] == [*names, "tensorrt"]

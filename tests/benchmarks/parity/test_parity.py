@@ -452,14 +452,13 @@ def test_a_bundle_that_is_not_there(refused):
     assert "cnpp-trt export --model miniature" in refused("parity", "--size", "4096")
 
 
-def test_the_gate_runs_from_python(tiny, tmp_path):
-    lines = []
+def test_the_gate_runs_from_python(tiny, tmp_path, logged):
     settings = ParitySettings(
         ["seg"], images=1, half=0, steps=1, model=str(tiny.checkpoint), out=tmp_path / "results" / "p.json"
     )
-    result, path = measure_parity(tiny.pipeline, settings, lines.append)
+    result, path = measure_parity(tiny.pipeline, settings)
     assert path == settings.out and read_result(path).data == result.data
-    assert result.data["passed"] and not result.data["missed"] and len(lines) == 2
+    assert result.data["passed"] and not result.data["missed"] and len(logged()) == 2
     assert [i["condition"] for i in result.data["images"]] == ["seg"]
     strict = tmp_path / "strict.toml"
     strict.write_text("[fp32]\nimage_ssim = 2\n")
