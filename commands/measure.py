@@ -73,9 +73,9 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """How fast, beside PyTorch: the first of sizes, images and steps is the base case, each other one varies it."""
-    from ..export.allocator import return_large_blocks
     from ..benchmarks.latency import bench
     from ..benchmarks.report.tables import markdown_of
+    from ..export.allocator import return_large_blocks
     from ..runtime.settings.request import MAX_IMAGES, MAX_STEPS
 
     conditions, pairs = read_conditions(cond or ["seg"]), read_pairs(controlnet or [])

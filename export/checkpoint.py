@@ -51,8 +51,6 @@ class Checkpoint:
         """The model's name, as its bundle is called."""
         return self.recipe.name
 
-    # What its configs say
-
     def config(self, component: str) -> dict[str, Any]:
         """What is read of the component's `config.json`, checked (the scheduler's `scheduler_config.json`, whole).
 
