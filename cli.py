@@ -4,6 +4,7 @@ Results go to stdout, everything else to stderr. Nothing heavy is imported befor
 """
 
 import errno
+import io
 import os
 import sys
 from typing import NoReturn, TextIO
@@ -168,7 +169,7 @@ def _open_standard_streams() -> bool:
     if sys.stderr is None:
         sys.stderr = _nowhere()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     return closed
 

@@ -184,7 +184,7 @@ def build_engines(
                 profiles,
                 settings,
                 timing_cache=cache,
-                progress=progress and (lambda phase, share: progress(f"{graph}: {phase}", share)),
+                progress=_of_graph(progress, graph),
             )
             cache = result.timing_cache
             return result
@@ -198,6 +198,13 @@ def build_engines(
                 f"on the device {plan.weights / 2**20:.0f} + {plan.activations / 2**20:.0f} MiB"
             )
     return Engines(bundle, tuple(conditions), sizes, tuple(plans), tuple(built), time.perf_counter() - start)
+
+
+def _of_graph(progress: Progress | None, graph: str) -> Progress | None:
+    """Progress that names the graph before each phase."""
+    if progress is None:
+        return None
+    return lambda phase, share: progress(f"{graph}: {phase}", share)
 
 
 def guided_by_default(bundle: Bundle) -> bool:

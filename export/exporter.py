@@ -141,8 +141,8 @@ def _export_locked(checkpoint: Checkpoint, conditions: Sequence[str], out: Path,
             logger.info(f"{len(taken)} of {len(graphs)} graphs are there from an interrupted export, which goes on")
         if whole:
             checkpoint.tokenizer().save_pretrained(staging / "tokenizer")
-        for condition, image in example_images.items():
-            target = staging / records[condition]["image"]
+        for name, image in example_images.items():
+            target = staging / name
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(image, target)
         _export(graphs, taken, manifest, staging, progress)
@@ -257,13 +257,14 @@ def _add_examples(checkpoint: Checkpoint, records: Mapping[str, ConditionRecord]
     """Adds the model's examples to the records of their conditions.
 
     Returns:
-        The image of each condition that has one.
+        The image of each condition that has one, by its name in the bundle.
     """
     images = {}
     for condition, example in checkpoint.examples()[1].items():
         if condition in records:
-            images[condition] = checkpoint.example_image(example["image"])
-            records[condition]["image"] = f"examples/{condition}.png"
+            name = f"examples/{condition}.png"
+            images[name] = checkpoint.example_image(example["image"])
+            records[condition]["image"] = name
             for key in ("prompt", "seed", "typical_score"):
                 if key in example:
                     records[condition][key] = example[key]

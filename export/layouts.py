@@ -4,6 +4,7 @@ The mapping of original ("LDM") names is diffusers' own (loaders/single_file_uti
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,7 +61,7 @@ def as_module_names(state: State, module: nn.Module) -> State:
 
     wanted = module.state_dict().keys()
     prefixed = any(key.startswith(_TEXT_MODEL) for key in wanted)
-    renamed: State = {}
+    renamed: OrderedDict[str, Tensor] = OrderedDict()
     for key, tensor in state.items():
         if key not in wanted and _UNREAD.fullmatch(key):
             continue

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ..errors import UserError
 from ..messages import printable
@@ -24,7 +24,7 @@ _STEMS: dict[Library, tuple[str, ...]] = {
     "transformers": ("model", "pytorch_model", "diffusion_pytorch_model"),
 }
 _MAX_SHARDS = 10_000
-_WeightMap = Annotated[dict[str, Annotated[str, Meta(min_length=1, max_length=255)]], Meta(min_length=1)]
+_WEIGHT_MAP: Any = Annotated[dict[str, Annotated[str, Meta(min_length=1, max_length=255)]], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def read_index(file: Path) -> tuple[str, ...]:
         UserError: it is damaged, or a file is not in the index's own folder.
     """
     try:
-        weight_map = convert(read_object(file).get("weight_map"), _WeightMap)
+        weight_map: dict[str, str] = convert(read_object(file).get("weight_map"), _WEIGHT_MAP)
     except SchemaError as e:
         raise UserError(f"the weight_map of {printable(file)} is damaged ({e}): download it again") from None
     names = sorted(set(weight_map.values()))

@@ -27,7 +27,7 @@ class PillowResize(nn.Module):
         # Pillow 12.0 resizes along the rows first, 13.0 begins with what costs less. As each pass rounds, the order
         # matters (by one level): the Pillow that is installed is asked.
         noise = np.random.default_rng(0).integers(0, 256, size, np.uint8)
-        expected = np.array(Image.fromarray(noise).resize(new_size[::-1], Image.Resampling(resample)))
+        expected = np.array(Image.fromarray(noise).resize((new_size[1], new_size[0]), Image.Resampling(resample)))
         if not np.array_equal(self(torch.from_numpy(noise).float()[None, None])[0, 0].numpy(), expected):
             self.passes = nn.Sequential(*reversed(passes))
 

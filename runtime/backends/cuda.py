@@ -47,8 +47,8 @@ class Cuda:
         if search.gpu is None:
             raise BackendError(f"no GPU to run on: {search.reason}")
         try:
-            from cuda.bindings import driver
-            from cuda.core import Device
+            import cuda.bindings.driver as driver
+            from cuda.core import Device  # pyright: ignore[reportAttributeAccessIssue]  # an extension without stubs
         except ImportError as e:
             raise BackendError(cannot_import("running on a GPU", e)) from None
         self.gpu: Gpu = search.gpu
@@ -246,7 +246,7 @@ class _Pinned:
 
 
 def _free_device(cuda: "weakref.ref[Cuda]", device: Any, address: int, nbytes: int) -> None:
-    from cuda.bindings import driver
+    import cuda.bindings.driver as driver
 
     device.set_current()  # the garbage collector may run in any thread
     driver.cuMemFree(address)  # waits for work that is under way

@@ -116,7 +116,8 @@ def _hysteresis(weak: NDArray[np.bool_], strong: NDArray[np.bool_]) -> NDArray[n
     """Weak pixels connected to a strong one: what kornia's loop converges to, in one pass over connected components."""
     import cv2
 
-    count, component = cv2.connectedComponents(weak.astype(np.uint8), connectivity=8)
+    count, labels = cv2.connectedComponents(weak.astype(np.uint8), connectivity=8)
+    component: NDArray[np.int32] = np.asarray(labels, np.int32)
     is_edge = np.zeros(count, np.uint8)
     is_edge[component[strong]] = 255
     edges: NDArray[np.uint8] = is_edge[component]

@@ -304,8 +304,8 @@ def _similarity(x: _Floats, y: _Floats) -> tuple[float, float]:
 def _smooth(x: _Floats) -> _Floats:
     import cv2
 
-    smoothed: _Floats = cv2.sepFilter2D(x, cv2.CV_64F, _WINDOW, _WINDOW, borderType=cv2.BORDER_REFLECT_101)
-    return smoothed
+    smoothed = cv2.sepFilter2D(x, cv2.CV_64F, _WINDOW, _WINDOW, borderType=cv2.BORDER_REFLECT_101)
+    return np.asarray(smoothed, np.float64)
 
 
 def _halve(x: _Floats) -> _Floats:

@@ -62,8 +62,7 @@ def _fitted(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
 
     grows = max(width, height) > max(image.shape[:2])
     method = cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA
-    fitted: NDArray[np.uint8] = cv2.resize(image, (width, height), interpolation=method)
-    return fitted
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
 
 
 def _grey(values: NDArray[Any]) -> NDArray[np.uint8]:

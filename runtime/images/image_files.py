@@ -324,7 +324,8 @@ def _deep_png(data: bytes) -> NDArray[np.uint16] | None:
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3 or decoded.shape[2] not in (3, 4):
         return None  # Pillow's 8 bits, then
     order = [2, 1, 0, 3][: decoded.shape[2]]
-    return decoded[..., order]
+    deep: NDArray[np.uint16] = np.asarray(decoded, np.uint16)[..., order]
+    return deep
 
 
 def _flatten(samples: NDArray[np.unsignedinteger], transparent: object, background: Color) -> Pixels:

@@ -9,7 +9,7 @@ What the target class would honour and the tables of schedulers.py do not is ref
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from ...errors import UserError
 from ...messages import printable
@@ -89,17 +89,19 @@ DEFAULTS: Mapping[str, Settings] = {
 
 _Flag = bool | None  # diffusers tests flags for truth only
 _Beta = Annotated[float, Meta(ge=0, le=1)]
-_Sigma = Annotated[float, Meta(gt=0, le=1e9)] | None
+_Sigma: TypeAlias = Annotated[float, Meta(gt=0, le=1e9)] | None
+_Betas: TypeAlias = Annotated[list[_Beta], Meta(max_length=MAX_TRAIN_STEPS)] | None
+_Lambda: TypeAlias = Annotated[float, Meta(le=1e9)] | Literal["-Infinity"] | None
 
 _TYPES: Mapping[str, Any] = {
     "num_train_timesteps": Annotated[int, Meta(ge=1, le=MAX_TRAIN_STEPS)],
     "beta_start": _Beta,
     "beta_end": _Beta,
-    "trained_betas": Annotated[list[_Beta], Meta(max_length=MAX_TRAIN_STEPS)] | None,
+    "trained_betas": _Betas,
     "steps_offset": Annotated[int, Meta(ge=0, le=MAX_TRAIN_STEPS)],
     "sigma_min": _Sigma,
     "sigma_max": _Sigma,
-    "lambda_min_clipped": Annotated[float, Meta(le=1e9)] | Literal["-Infinity"] | None,
+    "lambda_min_clipped": _Lambda,
     "clip_sample_range": Annotated[float, Meta(gt=0, le=1e9)],
     "disable_corrector": Annotated[list[int], Meta(max_length=MAX_TRAIN_STEPS)],
     "original_inference_steps": Annotated[int, Meta(ge=1, le=MAX_TRAIN_STEPS)],

@@ -102,10 +102,9 @@ def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: 
     try:
         with np.errstate(all="ignore"):  # lambda is infinite where sigma is 0; what is not finite in the end is refused
             table = build(settings, int(n), int(begin))
-            finite = _is_finite(table, begin)
     except np.linalg.LinAlgError:
-        finite = False
-    if not finite:
+        table = None
+    if table is None or not _is_finite(table, begin):
         raise UserError(
             f"{scheduler} has no finite coefficients for {n} steps of the model's scheduler config (its betas and "
             f"sigmas): use another number of steps, or {REMEDY}"
@@ -348,7 +347,7 @@ def _lcm(settings: Settings, n: int, begin: int) -> SamplerTable:
     return _table(
         timesteps.astype(np.float64),
         map(step, range(last + 1)),
-        (np.sqrt(first), np.sqrt(1 - first)),
+        (float(np.sqrt(first)), float(np.sqrt(1 - first))),
         uses_noise=(True,) * last + (False,),
         x0_limit=_x0_limit(settings),
     )
