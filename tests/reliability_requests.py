@@ -12,6 +12,7 @@ from cnpp_trt import Pipeline
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS
 from cnpp_trt.runtime.settings.request import Control, Request
+from requested import controls_of
 
 PAGE = 4096
 
@@ -63,9 +64,9 @@ def _one(pipeline: Pipeline, rng: random.Random) -> str:
 
     try:
         request = _request(pipeline, rng, wrong)
-        result = pipeline(request, stop if stops else None)
+        result = pipeline(request, callback_on_step_end=stop if stops else None)
         if request.controls and rng.random() < 0.3:
-            pipeline.extract(request.controls[0].condition, result.images[0])
+            pipeline.extract(controls_of(request)[0].condition, result.images[0])
     except UserError as e:
         assert str(e).isprintable()
         assert wrong or "has no extractor" in str(e), e

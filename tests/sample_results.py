@@ -18,6 +18,7 @@ from cnpp_trt.benchmarks.records import (
     GraphParity,
     ImageParity,
     OptimizationResult,
+    PairedDifference,
     Parity,
     PictureRow,
     PlanRow,
@@ -87,7 +88,9 @@ def make_bench(seed: int = 0, slower: dict[str, float] | None = None, noise: flo
             if name != "pytorch":
                 ratio: Ratio = paired_ratio(runs["pytorch"]["whole"]["samples"], runs[name]["whole"]["samples"])
                 exact = name != "openvino-bf16"
-                runs[name].update(ratio=ratio, max_difference=1 if exact else 24, psnr=78.2 if exact else 41.7)
+                runs[name].update(
+                    {"ratio": ratio, "max_difference": 1 if exact else 24, "psnr": 78.2 if exact else 41.7}
+                )
         return TimedCase(case=case, runs=runs)
 
     everywhere = ["pytorch", "onnxruntime-cpu", "openvino"]
@@ -168,7 +171,7 @@ def make_waterfall(seed: int = 0) -> Waterfall:
         seconds = first if name == "naive" else samples(median, 9, 0.02, rng)
         optimization = OptimizationResult(name=name, title=title, seconds=seconds, reason="")
         if name != "naive":
-            optimization.update(ratio=paired_ratio(first["samples"], seconds["samples"]), difference=1.3e-6)
+            optimization.update({"ratio": paired_ratio(first["samples"], seconds["samples"]), "difference": 1.3e-6})
         optimizations.append(optimization)
     return Waterfall(
         model="miniature", condition="seg", case=make_case(width=128, height=128), optimizations=optimizations
@@ -245,6 +248,10 @@ def make_parity(seed: int = 0, passed: bool = True) -> Parity:
     )
 
 
+def difference(minus: str, value: float, spread: float) -> PairedDifference:
+    return PairedDifference(of="deployed", minus=minus, value=value, low=value - spread, high=value + spread)
+
+
 def make_consistency(seed: int = 0) -> Consistency:
     rng = np.random.default_rng(seed)
     conditions = []
@@ -269,8 +276,8 @@ def make_consistency(seed: int = 0) -> Consistency:
                     "controlnet": interval(score - gain),
                 },
                 differences=[
-                    {"of": "deployed", "minus": "reference", **interval(apart, 2e-5 * score)},
-                    {"of": "deployed", "minus": "controlnet", **interval(gain, spread)},
+                    difference("reference", apart, 2e-5 * score),
+                    difference("controlnet", gain, spread),
                 ],
             )
         )

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cnpp_trt import gpu
 from cnpp_trt.gpu import Gpu, GpuSearch, find_gpu
 
 
@@ -65,7 +64,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
                 raise library
             return library
 
-        monkeypatch.setattr(gpu.ctypes, "CDLL", load)
+        monkeypatch.setattr(ctypes, "CDLL", load)
         return opened
 
     return put

@@ -1,6 +1,7 @@
 """The README's generated tables are what the committed results give, and the generator refuses what it cannot fill."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cnpp_trt.benchmarks.records import EndToEnd, StageRow
@@ -49,7 +50,7 @@ More prose.
 def results(tmp_path: Path) -> Path:
     stage = StageRow(stage="export, fp32", seconds=131.2, peak_bytes=int(7.2 * 2**30))
     data = EndToEnd(model="full-size", width=512, height=512, steps=2, stages=[stage], pictures=[])
-    environment = {"cpu": "A processor", "versions": {"torch": "2.13.0"}}
+    environment: dict[str, Any] = {"cpu": "A processor", "versions": {"torch": "2.13.0"}}
     BenchmarkResult("end_to_end", "full-size", "cnpp-trt export", data, environment, "2026-03-01T12:00:00+00:00").write(
         tmp_path / "results" / "a.json"
     )

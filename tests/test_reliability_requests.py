@@ -13,7 +13,7 @@ from reliability_requests import mixed_requests
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_where_it_is(tiny: Any) -> None:
     """The same requests a second time find every cache full: nothing is left to grow."""
-    pipeline = Pipeline.open(tiny.bundle, "onnxruntime-cpu", 1)
+    pipeline = Pipeline.open(tiny.bundle, "onnxruntime-cpu", threads=1)
     first = mixed_requests(pipeline, 20, seed=1)
     second = mixed_requests(pipeline, 20, seed=1)
     assert first.outcomes == second.outcomes

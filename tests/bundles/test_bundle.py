@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cnpp_trt import Pipeline, Request
-from cnpp_trt.bundles import bundle, verified
+from cnpp_trt.bundles import verified
 from cnpp_trt.bundles.bundle import (
     FORMAT,
     Bundle,
@@ -321,7 +321,7 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(bundle.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError) as error:
         make(tmp_path / "bundle", f="x")
     assert ("no space left" in str(error.value)) is (code in (errno.ENOSPC, errno.EDQUOT))
@@ -417,7 +417,9 @@ def test_finding_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     shutil.rmtree(tmp_path / "bundles" / with_variant)
     assert find_bundle("owner/m").name == with_net  # the only one of this model
 
-    export("sd15"), export("sd15", loras=["lcm"]), export("sd15", "fp16", 72)
+    export("sd15")
+    export("sd15", loras=["lcm"])
+    export("sd15", "fp16", 72)
     assert find_bundle("sd15-lcm").name == "sd15-lcm-fp32-64x64"
     with pytest.raises(UserError, match="several bundles of 'sd15': sd15-fp16-72x64, sd15-fp32-64x64"):
         find_bundle("sd15")

@@ -24,6 +24,7 @@ from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS
 from hints import hint
 from manifests import edit
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 pytestmark = pytest.mark.slow
 
@@ -216,12 +217,15 @@ def test_image_to_image_and_prompts_reach_the_request_and_repeat(
     found = {key: request[key] for key in ("init_image", "strength", "clip_skip", "long_prompt")}
     assert found == {"init_image": True, "strength": 0.5, "clip_skip": 1, "long_prompt": True}
     with Image.open(drawn["images"][0]) as picture:
+        assert isinstance(picture, PngImageFile)
         text = picture.text["parameters"]
     assert "Clip skip: 2" in text
     assert "Denoising strength: 0.5" in text
     width, height = model.size
     assert f"note: the initial image was resized from 300x200 to {width}x{height} (lanczos)" in outcome.err
-    recorded = image_from_base64(read_record(drawn["images"][0]).request.init_image)
+    encoded = read_record(drawn["images"][0]).request.init_image
+    assert encoded is not None
+    recorded = image_from_base64(encoded)
     assert recorded.shape == (height, width, 3)
     repeated = command("run", "--repeat", drawn["images"][0], "--bundle", model.bundle, "--out", tmp_path / "again")
     assert repeated.status == 0, repeated.err

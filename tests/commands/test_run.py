@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import skimage
+from cnpp_trt.bundles.manifest import TypicalScore
 from cnpp_trt.errors import CnppError
 from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from cnpp_trt.runtime.control.consistency import Score, graded
@@ -431,7 +432,8 @@ def test_what_a_record_says_is_checked_before_anything_is_drawn(
     assert "was drawn at" in refused("run", "--repeat", other, *arguments)
     with Image.open(picture) as opened:
         record = json.loads(opened.text["cnpp_trt"])  # type: ignore[attr-defined]
-    for i, change in enumerate(({"image_index": 3}, {"backend": "\x1b[31m"}, {"more": 1})):
+    changes: tuple[dict[str, Any], ...] = ({"image_index": 3}, {"backend": "\x1b[31m"}, {"more": 1})
+    for i, change in enumerate(changes):
         save_png(tmp_path / f"{i}.png", read_image(picture).pixels, {"cnpp_trt": json.dumps({**record, **change})})
         message = refused("run", "--repeat", tmp_path / f"{i}.png", *arguments)
         assert "is damaged" in message and message.isprintable()
@@ -442,11 +444,11 @@ def test_what_a_record_says_is_checked_before_anything_is_drawn(
 
 
 def test_grades() -> None:
-    higher = {"median": 90.0, "low": 80.0}
+    higher: TypicalScore = {"median": 90.0, "low": 80.0}
     assert [graded(Score("mIoU", v, True), higher).grade for v in (95, 90, 89.9, 80, 79.9)] == [
         "good", "good", "usual", "usual", "weak",
     ]  # fmt: skip
-    lower = {"median": 9.0, "low": 12.0}
+    lower: TypicalScore = {"median": 9.0, "low": 12.0}
     assert [graded(Score("RMSE", v, False), lower).grade for v in (5, 9, 9.1, 12, 12.1)] == [
         "good", "good", "usual", "usual", "weak",
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from cnpp_trt.bundles.bundle import Bundle, GraphSpec, Manifest, TensorSpec, write_bundle
+from cnpp_trt.bundles.manifest import Defaults
 from cnpp_trt.engines.flavor import Flavor, load_flavor
 from cnpp_trt.engines.fusion import FusionReport
 from cnpp_trt.engines.plan import BuildResult
@@ -80,7 +81,7 @@ def product() -> Callable[..., Path]:
 
 def write_small_bundle(folder: Path, seed: int = 0, guidance_scale: float | None = None) -> Bundle:
     """A bundle with `seg` and `depth` whose graphs are a matrix product each: plans of it build in no time."""
-    defaults = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    defaults: Defaults = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     manifest = Manifest(
         "small", f"base-{seed}", "fp16", 64, 64, 4, 8, 2, {"prediction_type": "epsilon"}, defaults=defaults
     )
@@ -89,8 +90,8 @@ def write_small_bundle(folder: Path, seed: int = 0, guidance_scale: float | None
     with write_bundle(folder, manifest) as staging:
         for i, (name, batch) in enumerate(GRAPHS.items()):
             write_product(staging / f"{name}.onnx", seed * len(GRAPHS) + i, batch)
-            tensors = [(TensorSpec(t, "float16", (batch, 16)),) for t in ("x", "y")]
-            manifest.graphs[name] = GraphSpec(f"{name}.onnx", *tensors, 0.0, 0.0, "relative L2", 2e-2)
+            x, y = (TensorSpec(t, "float16", (batch, 16)) for t in ("x", "y"))
+            manifest.graphs[name] = GraphSpec(f"{name}.onnx", (x,), (y,), 0.0, 0.0, "relative L2", 2e-2)
     return Bundle.open(folder)
 
 

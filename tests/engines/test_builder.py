@@ -15,6 +15,7 @@ from cnpp_trt.engines import builder
 from cnpp_trt.engines.build import Sizes
 from cnpp_trt.engines.builder import build_plan
 from cnpp_trt.engines.flavor import Flavor
+from cnpp_trt.engines.fusion import parse_layers
 from cnpp_trt.engines.plan import BuilderSettings, BuildResult, Range
 from cnpp_trt.errors import BackendError, UserError
 from onnx import TensorProto, helper
@@ -30,8 +31,7 @@ def fixed(*shape: int) -> Range:
 def engine_log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What TensorRT itself says of every engine that is built: its layers, then its inputs and outputs."""
     texts: list[str] = []
-    parse = builder.parse_layers
-    monkeypatch.setattr(builder, "parse_layers", lambda text: (texts.append(text), parse(text))[1])
+    monkeypatch.setattr(builder, "parse_layers", lambda text: (texts.append(text), parse_layers(text))[1])
     return texts
 
 
@@ -112,6 +112,7 @@ def test_a_real_text_encoder(real: Bundle, rtx: Flavor, engine_log: list[str], s
     profiles = sizes.profiles(spec)
     built = build_plan(rtx, real.folder / spec.file, profiles, BuilderSettings())
     length, width = 77, spec.outputs[0].shape[-1]
+    assert isinstance(width, int)
     wanted = [2, 2, 6] if sizes.dynamic else [2, 2, 2, 6, 6, 6]
     assert tensors(engine_log[0])["input_ids"] == ("Int64", [(n, length) for n in wanted])
     assert tensors(engine_log[0])["clip_skip"] == ("Int64", [(n,) for n in wanted])

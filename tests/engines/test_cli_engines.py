@@ -405,9 +405,9 @@ def test_inspect(command: Any, plans: PlanStore, small: Bundle) -> None:
 
 def test_inspect_shows_ranges_and_what_is_not_fused(command: Any, store: PlanStore, fake_built: Any) -> None:
     from cnpp_trt.engines.fusion import FusionReport
-    from cnpp_trt.engines.plan import PlanKey, system
+    from cnpp_trt.engines.plan import PlanKey, Row, system
 
-    row = {"x": {"min": [1, 16], "opt": [2, 16], "max": [8, 16]}}
+    row: dict[str, Row] = {"x": {"min": [1, 16], "opt": [2, 16], "max": [8, 16]}}
     key = PlanKey("unet", "ab" * 32, "tensorrt", "11.1", "sm90", system(), (row,), {"optimization_level": 4})
     fusion = FusionReport(9, 2, 1, 4, 3, 5, 1, ("node_Softmax_7", "node_norm_3"))
     store.get_or_build(key, "sd15", lambda: fake_built(fusion=fusion))

@@ -18,12 +18,12 @@ from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.engines import store as module
 from cnpp_trt.engines.flavor import Flavor
 from cnpp_trt.engines.fusion import FusionReport
-from cnpp_trt.engines.plan import ENGINE, BuilderSettings, Plan, PlanKey, Range, graph_digest, system
+from cnpp_trt.engines.plan import ENGINE, BuilderSettings, Plan, PlanKey, Range, Row, graph_digest, system
 from cnpp_trt.engines.store import RECORD, PlanStore, bundle_sources, installed_versions
 from cnpp_trt.errors import BackendError, UserError
 from cnpp_trt.files import PARTIAL
 
-ROW = {"x": {"min": [2, 16], "opt": [2, 16], "max": [2, 16]}}
+ROW: dict[str, Row] = {"x": {"min": [2, 16], "opt": [2, 16], "max": [2, 16]}}
 KEY = PlanKey("unet", "ab" * 32, "tensorrt-rtx", "1.7.1", "portable", system(), (ROW,), {"optimization_level": None})
 CONTENT = bytes(range(256)) * 8
 
@@ -334,7 +334,7 @@ def test_a_damaged_engine(
     damage, reason, refusal = ENGINE_DAMAGE[kind]
     plan = put()
     damage(plan.engine)
-    assert reason in plan.integrity_error()
+    assert reason in (plan.integrity_error() or "")
     with pytest.raises(BackendError) as refused:
         plan.read()
     assert refusal in str(refused.value)
@@ -429,7 +429,7 @@ def test_a_full_disk(
     def fail(*arguments: Any, **options: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
-    targets = {"new_partial_folder": module, "fsync": module.os, "write_text": Path}
+    targets: dict[str, Any] = {"new_partial_folder": module, "fsync": os, "write_text": Path}
     with monkeypatch.context() as patch:
         patch.setattr(targets[where], where, fail)
         with pytest.raises(UserError) as refused:
@@ -450,7 +450,7 @@ def test_a_full_disk_takes_no_plan_away(
     def fail(fd: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(UserError):
         store.get_or_build(KEY, "small", lambda: fake_built(CONTENT))
     [other] = store.plans()

@@ -27,12 +27,13 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_checkpoint(tmp_path_factory.mktemp("wide") / "wide", tiny=True)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
     wider = {**unet.config, "block_out_channels": (128, 256), "attention_head_dim": 8}
-    made = UNet2DConditionModel.from_config(wider)
+    made: Any = UNet2DConditionModel.from_config(wider)
     made.save_pretrained(folder / "unet")
-    hint = {"conditioning_embedding_out_channels": (16, 32, 96, 256)}
+    hint: dict[str, Any] = {"conditioning_embedding_out_channels": (16, 32, 96, 256)}
     ControlNetModel.from_unet(made, **hint).save_pretrained(folder / "controlnet" / "seg")
-    vae = AutoencoderKL.from_pretrained(folder / "vae")
-    AutoencoderKL.from_config({**vae.config, "block_out_channels": (32, 32, 64, 64)}).save_pretrained(folder / "vae")
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae")
+    smaller: Any = AutoencoderKL.from_config({**vae.config, "block_out_channels": (32, 32, 64, 64)})
+    smaller.save_pretrained(folder / "vae")
     return folder
 
 

@@ -86,7 +86,8 @@ def test_two_at_once_and_in_half_precision(tmp_path, tiny_checkpoint, tokenizer,
     table = text_encoder.get_input_embeddings().weight
     assert table.shape == rows.shape  # the tiny table has rows to spare
     assert torch.equal(table[:514], rows[:514])
-    assert torch.equal(half.get_input_embeddings().weight, table.half())
+    halved: Any = half.get_input_embeddings().weight
+    assert torch.equal(halved, table.half())
 
 
 def test_a_table_without_spare_rows_grows(tiny_checkpoint, tokenizer, text_encoder):
@@ -103,7 +104,8 @@ def test_a_checkpoint_with_an_embedding(tmp_path, tiny_checkpoint):
     file = make_embedding(tmp_path / "a.bin", WIDTH, vectors=2)
     checkpoint = Checkpoint(str(tiny_checkpoint), embeddings=[f"{file}:<mine>"])
     ids = checkpoint.tokenizer().convert_tokens_to_ids(["<mine>", "<mine>_1"])
-    rows = checkpoint.text_encoder(torch.float32).get_input_embeddings().weight[ids]
+    encoder: Any = checkpoint.text_encoder(torch.float32)
+    rows = encoder.get_input_embeddings().weight[ids]
     assert torch.equal(rows, torch.load(file)["<thing>"])
 
 

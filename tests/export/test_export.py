@@ -134,7 +134,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
 def test_differences():
     a = np.array([3.0, 4.0], np.float32)
     assert compare(a, a) == onnx_graph.Difference(0.0, 0.0, 0.0)
-    found = compare(a, a + np.float32([0.5, 0]))
+    found = compare(a, a + np.array([0.5, 0], np.float32))
     assert (found.max_abs, found.relative_l2, found.share) == (0.5, 0.1, 0.5)
     infinite = onnx_graph.Difference(*[float("inf")] * 3)
     assert compare(a, np.array([3.0, np.nan], np.float32)) == infinite
@@ -217,7 +217,7 @@ def test_adding_a_condition_exports_only_its_own_graphs(tiny, checkpoint_copy, t
         Pipeline.open(bundle, threads=1)(Request("", "", [Control(c, image)], 2, seed=0)).latents
         for c in ("depth", "lineart")
     ]
-    np.testing.assert_array_equal(*drawn)
+    np.testing.assert_array_equal(drawn[0], drawn[1])
 
     assert command(*arguments).err == f"{bundle} has lineart, seg already: nothing to export\n"
     assert state(bundle) == after

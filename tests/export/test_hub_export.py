@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -41,7 +42,7 @@ def test_an_export_from_the_hub(exported, hub, hub_home, base, control_image, tm
     controlnets = snapshot_of(hub_home, CONTROLNETS)
     assert manifest.model == "sd15"
     assert manifest.sources["unet"] == f"{BASE}@{base.name}/unet"
-    assert manifest.conditions["canny"]["source"] == f"{CONTROLNETS}@{controlnets.name}/checkpoints/canny"
+    assert manifest.conditions["canny"].get("source") == f"{CONTROLNETS}@{controlnets.name}/checkpoints/canny"
 
     pixels = control_image(64, 64)
     request = Request("a red house", "blurry", [Control("canny", pixels)], 3, 7.5, "ddim", 5)
@@ -56,7 +57,7 @@ def _diffusers(base: Path, controlnets: Path, pixels: np.ndarray) -> np.ndarray:
     )
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
+    drawn: Any = pipeline(
         "a red house",
         Image.fromarray(pixels),
         negative_prompt="blurry",

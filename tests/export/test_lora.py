@@ -1,5 +1,6 @@
 """Fused LoRAs against diffusers with PEFT, for each layout that is published, and files that do not fit."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def assert_same(ours: dict[str, torch.nn.Module], theirs: Any, plain: dict[str, 
     for component in COMPONENTS:
         expected = getattr(theirs, component).state_dict()
         for key, weight in ours[component].state_dict().items():
-            torch.testing.assert_close(weight, expected[key], rtol=1e-6, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(weight, expected[key], rtol=1e-6, atol=1e-6, msg=partial("{}: {}".format, key))
         assert changed(plain[component], ours[component]) == changed(plain[component], getattr(theirs, component))
 
 

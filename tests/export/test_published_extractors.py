@@ -76,7 +76,7 @@ def test_resizing_is_pillows_to_the_bit(old: tuple[int, int], new: tuple[int, in
     images[:, 8:30, 10:40] = np.random.default_rng(0).integers(0, 2, (22, 30, 1)) * 255
     module = PillowResize(old, new, resample)
     found = module(torch.from_numpy(images).float().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-    expected = np.stack([np.array(Image.fromarray(image).resize(new[::-1], resample)) for image in images])
+    expected = np.stack([np.array(Image.fromarray(image).resize((new[1], new[0]), resample)) for image in images])
     np.testing.assert_array_equal(found, expected)
 
 

@@ -256,10 +256,12 @@ def test_a_concept_library_folder_of_several_files_wants_a_name(cached, tmp_path
 def test_ways_to_name_an_extractor(cached, base, condition):
     """The named model brings its own; any other takes the same, by name, from the hub or from a folder."""
     named = Checkpoint("sd15").resolved.extractor(condition)
+    assert named is not None
     folder = snapshot_of(cached, REPOSITORIES[condition])
     assert Checkpoint(str(base)).resolved.extractor(condition) is None
     image = torch.from_numpy(photo(64, 64))[None]
     expected = open_extractor(condition, named, 64, 64)(image)
     for given in ("sd15", REPOSITORIES[condition], str(folder)):
         found = Checkpoint(str(base), extractors={condition: given}).resolved.extractor(condition)
+        assert found is not None
         assert torch.equal(open_extractor(condition, found, 64, 64)(image), expected)

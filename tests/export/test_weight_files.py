@@ -80,12 +80,12 @@ def ours(model: Path, component: str, **parts: Any) -> State:
     checkpoint = Checkpoint(str(model), **parts)
     if component == "controlnet/canny":
         return checkpoint.controlnet("canny", torch.float32).state_dict()
-    return getattr(checkpoint, component)(torch.float32).state_dict()  # type: ignore[no-any-return]
+    return getattr(checkpoint, component)(torch.float32).state_dict()
 
 
 def theirs(model: Path, component: str, **arguments: Any) -> State:
     module = CLASSES[component].from_pretrained(model / component, torch_dtype=torch.float32, **arguments)
-    return module.state_dict()  # type: ignore[no-any-return]
+    return module.state_dict()
 
 
 def assert_same(a: State, b: State) -> None:

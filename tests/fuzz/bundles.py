@@ -124,12 +124,12 @@ def plan(place: Place) -> Kind:
     """Records of the plan store, as `engines list`, `inspect` and `prune` read them."""
     from cnpp_trt.engines.describe import plan_details, plan_json, plans_table
     from cnpp_trt.engines.fusion import FusionReport
-    from cnpp_trt.engines.plan import BuildResult, PlanKey, system
+    from cnpp_trt.engines.plan import BuildResult, PlanKey, Row, system
     from cnpp_trt.engines.store import PlanStore, installed_versions
 
     store = PlanStore(place.folder / "plans")
-    row = {"x": {"min": [1, 16], "opt": [2, 16], "max": [4, 16]}}
-    settings = {"optimization_level": None}
+    row: dict[str, Row] = {"x": {"min": [1, 16], "opt": [2, 16], "max": [4, 16]}}
+    settings: dict[str, int | None] = {"optimization_level": None}
     key = PlanKey("unet", "ab" * 32, "tensorrt-rtx", "1.7.1", "portable", system(), (row,), settings)
     fusion = FusionReport(
         layers=3, attentions=1, attentions_fused=1, norms=2, norms_fused=1, casts=0, casts_left=0, unfused=("a",)

@@ -166,10 +166,11 @@ def command(place: Place) -> Kind:
             words: list[str] = [str(script), *line]
             if output == "closed":
                 words = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *words]
+            streams: dict[str, Any] = {"pipe": subprocess.PIPE, "full": full, "closed": closed}
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
-                stdout={"pipe": subprocess.PIPE, "full": full, "closed": closed}[output],
+                stdout=streams[output],
                 stderr=subprocess.PIPE,
             )
             try:

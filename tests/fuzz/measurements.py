@@ -57,7 +57,7 @@ def _changed(valid: dict[str, Any], example: tuple[str, bytes]) -> str:
 
 _LABELS = {"classes": [1, 2], "intersection": [5, 6], "union": [9, 9]}
 _EDGES = {"hits": [3], "marked": [4]}
-_RECORD = {
+_RECORD: dict[str, Any] = {
     "id": "1",
     "seeds": [0, 1],
     "scores": [0.5, 0.25],

@@ -23,7 +23,16 @@ NUMBERS = (
     0, -1, 1, 2, 3, 7, 8, 255, 256, 1000, 65_537, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, 10**9, 10**30,
     10**400, -(2**63) - 1, -0.0, 0.5, 1.5, 1e-300, 1e300, -1e300, math.nan, math.inf, -math.inf,
 )  # fmt: skip
-CONTAINERS = ([], {}, [[]], [None], {"": 0}, {"a": {"b": {"c": 1}}}, [0] * 20_000, {str(i): i for i in range(2_000)})
+CONTAINERS: tuple[Any, ...] = (
+    [],
+    {},
+    [[]],
+    [None],
+    {"": 0},
+    {"a": {"b": {"c": 1}}},
+    [0] * 20_000,
+    {str(i): i for i in range(2_000)},
+)
 
 
 def values() -> st.SearchStrategy[Any]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,10 @@ def metadata(place: Place) -> Kind:
     return Kind(inputs, attempt, difference(encode(document)))
 
 
+def _followed_by(rest: bytes, start: bytes) -> bytes:
+    return start + rest
+
+
 def image(place: Place) -> Kind:
     """Every format that Pillow reads here, and its bytes damaged."""
     rng = np.random.default_rng(0)
@@ -83,7 +88,7 @@ def image(place: Place) -> Kind:
     def attempt(content: bytes) -> None:
         read_image(put(file, content))
 
-    begun = [damaged(content[:64]).map(lambda start, rest=content[64:]: start + rest) for content in valid]
+    begun = [damaged(content[:64]).map(partial(_followed_by, content[64:])) for content in valid]
     return Kind(st.one_of([*map(damaged, valid), *begun, st.binary(max_size=200)]), attempt, lambda e: repr(e[:400]))
 
 

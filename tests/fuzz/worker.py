@@ -42,7 +42,7 @@ def main() -> None:
 
     @settings(
         max_examples=int(count), database=None, deadline=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck), print_blob=False,
+        suppress_health_check=list[Any](HealthCheck), print_blob=False,
     )  # fmt: skip
     @seeded(int(seed))
     @given(kind.inputs)

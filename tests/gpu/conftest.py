@@ -27,6 +27,7 @@ from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.gpu import Gpu, find_gpu
 from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from cnpp_trt.runtime.backends.tensorrt import TensorRt
+from requested import controls_of
 
 FLAVORS = ("tensorrt", "tensorrt-rtx")
 
@@ -86,10 +87,10 @@ class Remembering:
     def __init__(self, pipeline: Pipeline) -> None:
         self.bundle, self.extract = pipeline.bundle, pipeline.extract
         self._pipeline = pipeline
-        self._drawn: dict[tuple[str, int | None], Any] = {}
+        self._drawn: dict[tuple[Any, ...], Any] = {}
 
     def __call__(self, request: Request) -> Any:
-        key = (request.controls[0].condition, request.seed)
+        key = (controls_of(request)[0].condition, request.seed)
         if key not in self._drawn:
             self._drawn[key] = self._pipeline(request)
         return self._drawn[key]

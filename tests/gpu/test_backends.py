@@ -12,6 +12,7 @@ from cnpp_trt.benchmarks.requests import make_requests
 from cnpp_trt.conditions import CONDITIONS
 from cnpp_trt.gpu import Gpu
 from cnpp_trt.runtime.control.consistency import score
+from requested import controls_of
 
 pytestmark = pytest.mark.timeout(1800)  # the first test of each backend exports and builds
 
@@ -39,12 +40,12 @@ def compare(reference, candidate, condition, count):
     sides = [list(generate(side, requests)) for side in (reference, candidate)]
     scores = [
         np.mean([
-            score(condition, request.controls[0].image, reference.extract(condition, image)).value
+            score(condition, controls_of(request)[0].pixels, reference.extract(condition, image)).value
             for request, image in zip(requests, images, strict=True)
         ])
         for images in sides
     ]  # fmt: skip
-    return compare_images(condition, *sides), *scores
+    return compare_images(condition, sides[0], sides[1]), *scores
 
 
 @pytest.mark.parametrize("condition", list(CONDITIONS))

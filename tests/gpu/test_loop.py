@@ -64,7 +64,8 @@ def test_one_launch_for_an_image_and_no_wait_before_the_first_copy_back(tensorrt
     tensorrt(ask(steps=8))
     tensorrt(ask(steps=8))
     wanted = ask(steps=8, seed=5) if known else ask(steps=8, seed=5, prompt=f"never seen {known}", image=17)
-    tensorrt.backend.trace = trace = []
+    trace: list[str] = []
+    tensorrt.backend.trace = trace
     try:
         tensorrt(wanted)
     finally:
@@ -93,7 +94,8 @@ def test_two_hundred_mixed_requests_do_not_grow(pipeline, ask, report):
     ]
     free = []
     for turn in range(2):
-        for i, fields in enumerate(mixed):
+        for i, drawn in enumerate(mixed):
+            fields: dict[str, Any] = dict(drawn)
             values = {"seed": 100 * turn + i, "prompt": f"prompt {turn} {i % 7}", "image": 10 * turn + i % 5}
             result = pipeline(
                 ask(*fields["conditions"], **{k: v for k, v in fields.items() if k != "conditions"}, **values)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def test_line_art_is_scipys(photo: np.ndarray) -> None:
 def test_line_art_draws_dark_lines_white_on_black() -> None:
     page = np.ones((64, 64, 3))
     page[:, 30:32] = 0.0
-    lines = LineArt(**{k: v for k, v in FILTERS["lineart"].items() if k != "type"})(as_batch(page))[0].numpy()
+    settings: dict[str, Any] = {k: v for k, v in FILTERS["lineart"].items() if k != "type"}
+    lines = LineArt(**settings)(as_batch(page))[0].numpy()
     assert lines[:, 30:32].min() == 1 and lines[:, :20].max() == 0
 
 

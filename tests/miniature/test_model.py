@@ -29,7 +29,7 @@ def test_diffusers_loads_every_part() -> None:
     folders = [MINIATURE / "controlnet" / c for c in CONDITIONS]
     folders += [MINIATURE / "controlnet-plain" / c for c in ("seg", "depth")]
     for folder in folders:
-        controlnet = ControlNetModel.from_pretrained(folder)
+        controlnet: Any = ControlNetModel.from_pretrained(folder)
         assert controlnet.config.block_out_channels == pipeline.unet.config.block_out_channels
 
 

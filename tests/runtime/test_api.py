@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from cnpp_trt import Cancelled, Control, Pipeline, Request, RuntimeOptions, UserError, read_image
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from requested import controls_of
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def requests(tiny: Any, control_image: Any) -> list[Request]:
         replace(base, controls=Control("seg", images[2], 1.7), guess_mode=True, seed=[8, 4], num_images_per_prompt=2),
         replace(base, num_inference_steps=2),
         replace(base, scheduler="lcm", guidance_scale=1.0),
-        replace(base, controls=[Control("depth", images[3]), *base.controls]),
+        replace(base, controls=[Control("depth", images[3]), *controls_of(base)]),
         replace(base, init_image=images[3], strength=1.0, clip_skip=1),
     ]
 
@@ -161,6 +163,7 @@ def test_a_result_is_saved(miniature: Any, command: Any, tmp_path: Path) -> None
     repeated = command("run", "--repeat", saved.images[1], "--bundle", miniature.bundle, "--out", tmp_path, "--json")
     assert json.loads(repeated.out)["max_difference"] == 0, repeated.err
     with Image.open(saved.images[1]) as picture:
+        assert isinstance(picture, PngImageFile)
         assert "Seed: 3, " in picture.text["parameters"]
 
 

@@ -221,7 +221,8 @@ def test_a_healthy_request_downloads_two_small_numbers_more_and_notes_nothing(ti
 def decode(bundle: Bundle, graph: str, latents: np.ndarray) -> np.ndarray:
     """What the graph gives, without the package's runtime."""
     session = onnxruntime.InferenceSession(bundle.folder / bundle.graph(graph).file, providers=["CPUExecutionProvider"])
-    image: np.ndarray = session.run(["image"], {"latents": latents})[0]
+    outputs: Any = session.run(["image"], {"latents": latents})
+    image: np.ndarray = outputs[0]
     return image
 
 
@@ -350,7 +351,8 @@ def test_the_decoders_magnitude_is_that_of_its_picture_before_clamping(fp16, tmp
     m = fp16.manifest
     shape = (2, m.latent_channels, m.height // m.vae_scale_factor, m.width // m.vae_scale_factor)
     latents = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    magnitude, image, decoded = session.run(["magnitude", "image", before], {"latents": latents})
+    outputs: Any = session.run(["magnitude", "image", before], {"latents": latents})
+    magnitude, image, decoded = outputs
     assert decoded.dtype == np.float32
     np.testing.assert_allclose(magnitude, [np.abs(decoded).mean(dtype=np.float64)], rtol=1e-4)
     assert image.shape == (2, m.height, m.width, 3)

@@ -62,7 +62,7 @@ def reference(checkpoint: Any, components: dict[str, Any], request: Request) -> 
         controlnet = diffusers.ControlNetModel.from_pretrained(folder, torch_dtype=torch.float32)
         pipeline = diffusers.StableDiffusionControlNetImg2ImgPipeline(controlnet=controlnet, **parts)
         control = {
-            "control_image": Image.fromarray(given.image),
+            "control_image": Image.fromarray(given.pixels),
             "controlnet_conditioning_scale": given.controlnet_conditioning_scale,
             "control_guidance_start": given.control_guidance_start,
             "control_guidance_end": given.control_guidance_end,
@@ -76,7 +76,9 @@ def reference(checkpoint: Any, components: dict[str, Any], request: Request) -> 
         latents.append(kwargs["latents"].numpy().copy())
         return kwargs
 
-    images = pipeline(
+    draw: Any = pipeline
+    assert request.init_image is not None
+    images = draw(
         request.prompt,
         image=Image.fromarray(request.init_image),
         strength=request.strength,
@@ -84,7 +86,7 @@ def reference(checkpoint: Any, components: dict[str, Any], request: Request) -> 
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         num_images_per_prompt=request.num_images_per_prompt,
-        generator=[torch.Generator("cpu").manual_seed(request.seed + i) for i in range(request.num_images_per_prompt)],
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.seeds],
         output_type="np",
         callback_on_step_end=remember,
         **control,
@@ -140,6 +142,7 @@ def test_another_size_is_resized_as_diffusers_does(tiny, components, control_ima
 def replace_image(request: Request) -> Request:
     from dataclasses import replace
 
+    assert isinstance(request.init_image, np.ndarray)
     resized = Image.fromarray(request.init_image).resize((64, 64), Image.Resampling.LANCZOS)
     return replace(request, init_image=np.array(resized))
 
@@ -179,7 +182,7 @@ def test_a_tiny_vae(tiny, photo, tmp_path_factory):
     def make(out: Path) -> None:
         torch.manual_seed(0)
         channels = (8,) * 4
-        made = diffusers.AutoencoderTiny(encoder_block_out_channels=channels, decoder_block_out_channels=channels)
+        made: Any = diffusers.AutoencoderTiny(encoder_block_out_channels=channels, decoder_block_out_channels=channels)
         with torch.no_grad():
             made.decoder.layers[-1].weight.mul_(20)  # what random weights draw is all but one color
         made.save_pretrained(out / "vae")

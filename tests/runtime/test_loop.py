@@ -30,9 +30,11 @@ class Recorder:
         self._end = ALIGNMENT
 
     def load(self, graph: str) -> Any:
+        launched = self.launched
+
         class Loaded:
-            def bind(_, buffers: Mapping[str, Buffer]) -> Any:
-                return lambda: self.launched.append((graph, dict(buffers)))
+            def bind(self, buffers: Mapping[str, Buffer]) -> Any:
+                return lambda: launched.append((graph, dict(buffers)))
 
         return Loaded()
 
@@ -56,10 +58,14 @@ class Recorder:
         return np.zeros(buffer.shape, buffer.dtype)
 
 
+def program_of(backend: Any, bundle: Any, structure: Structure) -> Program:
+    return Program(backend, bundle, structure)
+
+
 def record(bundle: Any, *controls: tuple[str, tuple[bool, ...]], steps: int = 3, **fields: Any) -> Recorder:
     backend = Recorder()
     noisy = fields.pop("noisy", (False,) * steps)
-    program = Program(backend, bundle, Structure(fields.pop("images", 2), True, steps, controls, noisy))
+    program = program_of(backend, bundle, Structure(fields.pop("images", 2), True, steps, controls, noisy))
     run([program.text, *program.hints, *program.denoise, *program.decode], WallClock())
     return backend
 
@@ -146,7 +152,7 @@ def test_buffers_have_the_graphs_own_shapes_and_types(tiny, images, guided, chun
     bundle = tiny.pipeline.bundle
     backend = Recorder()
     controls = (("seg", ALWAYS), ("depth", ALWAYS))
-    program = Program(backend, bundle, Structure(images, guided, 3, controls, (True,) * 3, chunks))
+    program = program_of(backend, bundle, Structure(images, guided, 3, controls, (True,) * 3, chunks))
     run([program.text, *program.hints, *program.denoise, *program.decode], WallClock())
     n = 2 if guided else 1
     sizes = {"batch": n * images, "images": images, "guidance": n}
@@ -189,6 +195,7 @@ def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
     owner = weakref.ref(program.workspace.noise_pred.owner)
     table = build_table("ddim", bundle.manifest.scheduler_config, 2)
     rng = np.random.default_rng(0)
+    assert program.workspace.control_image is not None
     image = rng.integers(0, 256, program.workspace.control_image.shape[1:], np.uint8)
     noise = rng.standard_normal(program.workspace.latents.shape, np.float32)
     values = Values(
@@ -261,7 +268,7 @@ def test_the_arena_is_exactly_as_large_as_its_buffers(tiny):
     structure = Structure(2, True, 3, (("seg", ALWAYS), ("depth", ALWAYS)), (True, False, True))
     backend = Recorder()
     start = backend._end
-    Program(backend, bundle, structure)
+    program_of(backend, bundle, structure)
     assert backend._end - start == workspace_bytes(bundle, structure)
     spans = sorted((b.address, b.address + b.nbytes) for b in backend.allocated if b.nbytes)
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))

@@ -62,7 +62,8 @@ class Reference:
     def __call__(self, request: Request, generators: Any = None) -> Drawn:
         request = request.resolve(SamplingDefaults())
         target, overrides = SCHEDULERS[request.scheduler]
-        pipeline = diffusers.StableDiffusionControlNetPipeline(
+        make: Any = diffusers.StableDiffusionControlNetPipeline
+        pipeline = make(
             controlnet=[self.controlnets[c.condition] for c in request.controls],
             scheduler=target.from_config(self.scheduler, **overrides),
             safety_checker=None,
@@ -81,7 +82,7 @@ class Reference:
         output = pipeline(
             request.prompt,
             negative_prompt=request.negative_prompt or None,
-            image=[Image.fromarray(c.image) for c in request.controls],
+            image=[Image.fromarray(c.pixels) for c in request.controls],
             height=None if request.controls else 64,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
@@ -100,7 +101,12 @@ class Reference:
 def ours(pipeline: Pipeline, request: Request) -> Drawn:
     timesteps: list[float] = []
     latents: list[np.ndarray] = []
-    result = pipeline(request, callback_on_step_end=lambda k, t, x: (timesteps.append(t), latents.append(x)))
+
+    def remember(_: int, timestep: float, x: np.ndarray) -> None:
+        timesteps.append(timestep)
+        latents.append(x)
+
+    result = pipeline(request, callback_on_step_end=remember)
     np.testing.assert_array_equal(latents[-1], result.latents)
     resolved = pipeline.resolve(request)
     assert result.request.seeds == resolved.seeds and len(latents) == resolved.num_inference_steps
@@ -289,7 +295,8 @@ def test_a_condition_of_another_size_is_resized_as_diffusers_does(tiny, tiny_ref
     assert f"the depth image was resized from {size[0]}x{size[1]} to {width}x{height} (lanczos)" in result.notes
 
     # diffusers brings the image to the height and width that it is asked for, by its own resize.
-    diffusers_pipeline = diffusers.StableDiffusionControlNetPipeline(
+    make: Any = diffusers.StableDiffusionControlNetPipeline
+    diffusers_pipeline = make(
         controlnet=tiny_reference.controlnets["depth"],
         scheduler=diffusers.UniPCMultistepScheduler.from_config(tiny_reference.scheduler),
         safety_checker=None,

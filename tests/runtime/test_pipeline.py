@@ -20,6 +20,7 @@ from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.encoding_cache import MAX_ENCODINGS
 from cnpp_trt.runtime.program_cache import MAX_PROGRAMS
 from manifests import edit
+from requested import controls_of
 
 
 @pytest.fixture
@@ -299,5 +300,5 @@ def test_a_result_shares_no_memory(tiny, control_image, resized):
         np.testing.assert_array_equal(array, was)
         np.testing.assert_array_equal(repeated, was)
         assert array.flags.writeable
-        for other in (frame, photo, request.controls[0].image, request.init_image, repeated):
+        for other in (frame, photo, controls_of(request)[0].image, request.init_image, repeated):
             assert not np.shares_memory(array, other)

@@ -98,8 +98,9 @@ def test_a_swap_compiles_no_graph_again_in_openvino(five, ask):
     pytest.importorskip("openvino")
     pipeline = Pipeline.open(five, "openvino", threads=1)
     compiled: list[str] = []
-    compile_ = pipeline.backend.compile
-    pipeline.backend.compile = lambda graph, model: [compiled.append(graph), compile_(graph, model)][1]
+    backend: Any = pipeline.backend
+    compile_ = backend.compile
+    backend.compile = lambda graph, model: [compiled.append(graph), compile_(graph, model)][1]
     swap(pipeline, ask)
     assert sorted(compiled) == sorted([*CORE, *EACH])
 
@@ -107,7 +108,7 @@ def test_a_swap_compiles_no_graph_again_in_openvino(five, ask):
 def swap(pipeline: Pipeline, ask: Callable[..., Request]) -> None:
     """50 requests that alternate five conditions; each condition's program is made once."""
     programs = set()
-    first = {}
+    first: dict[str, Any] = {}
     for i in range(50):
         condition = list(CONDITIONS)[i % 5]
         latents = pipeline(ask(condition)).latents

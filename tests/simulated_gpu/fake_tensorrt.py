@@ -8,6 +8,7 @@ import sys
 import types
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -89,8 +90,8 @@ class Engine:
     num_optimization_profiles = 1
 
     def __init__(self, plan: bytes) -> None:
+        import cuda.bindings.driver as driver
         import onnxruntime as ort
-        from cuda.bindings import driver
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -192,5 +193,6 @@ def make_plans(bundle: Any, root: Any, images: tuple[int, ...] = (1, 2)) -> None
         profiles = Sizes(images, (True, False), chunks=(1, 2)).profiles(spec)
         key = PlanKey.of(bundle, graph, flavor, profiles, BuilderSettings())
         plan = str(bundle.folder / spec.file).encode()
-        built = BuildResult(plan, FusionReport(1, 0, 0, 0, 0, 0, 0, ()), 0.0, WEIGHTS, Context.SCRATCH, None, 0)
-        store.get_or_build(key, bundle.manifest.model, lambda built=built: built)
+        fusion = FusionReport(1, 0, 0, 0, 0, 0, 0, ())
+        build = partial(BuildResult, plan, fusion, 0.0, WEIGHTS, Context.SCRATCH, None, 0)
+        store.get_or_build(key, bundle.manifest.model, build)

@@ -139,7 +139,8 @@ def memory(address: int, size: int) -> memoryview:
 def _replace_runtime_calls() -> None:
     """cuda.core makes two calls through CUDA's runtime library, which wants undocumented parts of the driver."""
     try:
-        from cuda.bindings import driver, runtime
+        import cuda.bindings.driver as driver
+        import cuda.bindings.runtime as runtime
     except ImportError:
         return
 

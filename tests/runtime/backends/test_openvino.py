@@ -43,7 +43,7 @@ def bound(bundle: Bundle, backend: Any, graph: str, sizes: Mapping[str, int], se
     """Buffers for every tensor of a graph, the floating inputs filled with noise."""
     spec, rng, buffers = bundle.graph(graph), np.random.default_rng(seed), {}
     for tensor in (*spec.inputs, *spec.outputs):
-        known = {"tokens": 77, "prompts": sizes.get("batch"), **sizes}
+        known: dict[str, Any] = {"tokens": 77, "prompts": sizes.get("batch"), **sizes}
         shape = tuple(known[d] if isinstance(d, str) else d for d in tensor.shape)
         buffers[tensor.name] = backend.arena(0)(shape, tensor.dtype)
         if tensor in spec.inputs and tensor.dtype.startswith("float"):

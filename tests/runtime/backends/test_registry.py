@@ -186,20 +186,21 @@ class FakeOnnxRuntime(SimpleNamespace):
 
     def __init__(self, found: Sequence[str], available: Sequence[str] = ("CUDAExecutionProvider",)) -> None:
         super().__init__(asked=[], entries={})
+        asked, entries = self.asked, self.entries
 
         class Options:
             def add_session_config_entry(self, key: str, value: str) -> None: ...
-            def add_run_config_entry(_, key: str, value: str) -> None:
-                self.entries[key] = value
+            def add_run_config_entry(self, key: str, value: str) -> None:
+                entries[key] = value
 
         class Session:
-            def __init__(_, path: str, options: Any, providers: Any = None, **others: Any) -> None:
-                self.asked.append((path, providers))
+            def __init__(self, path: str, options: Any, providers: Any = None, **others: Any) -> None:
+                asked.append((path, providers))
 
-            def get_providers(_) -> list[str]:
+            def get_providers(self) -> list[str]:
                 return list(found)
 
-            def get_inputs(_) -> list[Any]:
+            def get_inputs(self) -> list[Any]:
                 return []
 
             get_outputs = get_inputs
@@ -233,9 +234,8 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error(tiny, on_a_gpu, monkeypatch):
 
 def test_auto_passes_on_from_a_silent_fall_back(tiny, on_a_gpu, monkeypatch):
     # ONNX Runtime itself serves the CPU in the end, so only what is tried before is fake.
-    real = onnxruntime.InferenceSession
 
-    class Falling(real):
+    class Falling(onnxruntime.InferenceSession):
         def __init__(self, path: Any, options: Any = None, providers: Any = None, **others: Any) -> None:
             super().__init__(path, options, providers=["CPUExecutionProvider"], **others)
 
@@ -353,9 +353,8 @@ def test_sizes_are_never_chosen_by_preference(bundles):
 def sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The graphs that ONNX Runtime loaded, in their order."""
     loaded: list[str] = []
-    real = onnxruntime.InferenceSession
 
-    class Counted(real):
+    class Counted(onnxruntime.InferenceSession):
         def __init__(self, path: Any, *arguments: Any, **options: Any) -> None:
             loaded.append(Path(path).stem)
             super().__init__(path, *arguments, **options)

@@ -3,7 +3,7 @@
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -183,7 +183,7 @@ def test_rmse_by_the_maximum_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("scaling", ["official", "maximum"])
-def test_rmse_corner_cases(scaling: str) -> None:
+def test_rmse_corner_cases(scaling: Literal["official", "maximum"]) -> None:
     black, white = np.zeros((5, 5)), np.full((5, 5), 255)
     assert rmse(black, black, scaling) == 0 and rmse(white, white, scaling) == 0
     assert rmse(black, white, scaling) == 255 and rmse(white * 0 + 3, black, scaling) == 255

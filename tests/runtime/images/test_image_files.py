@@ -8,6 +8,7 @@ import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from cnpp_trt.runtime.images.image_files import ImageFile, read_image, resize
 from cnpp_trt.runtime.images.png_files import new_folder, save_png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, ImageSequence, features
+from PIL.PngImagePlugin import PngImageFile
 
 RNG = np.random.default_rng(0)
 
@@ -158,7 +160,7 @@ def test_first_frame_of_an_animation(tmp_path: Path, kind: str) -> None:
     frames = [Image.new("RGB", (32, 24), color) for color in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
     with Image.open(io.BytesIO(data)) as image:
-        assert image.n_frames == 3
+        assert len(list(ImageSequence.Iterator(image))) == 3
     assert np.abs(read(tmp_path, data).pixels.astype(int) - (250, 0, 0)).max() <= 6
 
 
@@ -204,7 +206,7 @@ def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(images.os, "open", denied)  # the superuser may read anything
+    monkeypatch.setattr(os, "open", denied)  # the superuser may read anything
     refused(tmp_path / "x.png", "Permission denied", "check its permissions")
 
 
@@ -262,12 +264,12 @@ def test_damage_is_read_or_refused_in_one_line(tmp_path: Path, kind: str, data: 
 
 @pytest.mark.parametrize("resample", ["lanczos", "nearest"])
 @pytest.mark.parametrize("size", [(64, 64), (128, 96), (33, 57), (40, 30)])
-def test_resize_is_diffusers(resample: str, size: tuple[int, int]) -> None:
+def test_resize_is_diffusers(resample: Literal["nearest", "lanczos"], size: tuple[int, int]) -> None:
     processor = pytest.importorskip("diffusers.image_processor").VaeImageProcessor(resample=resample)
     pixels = random(30, 40, 3)
     width, height = size
     expected = np.asarray(processor.resize(Image.fromarray(pixels), height=height, width=width))
-    np.testing.assert_array_equal(resize(pixels, width, height, resample), expected)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(resize(pixels, width, height, resample), expected)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -279,6 +281,7 @@ def test_png_round_trip_with_text(tmp_path: Path, shape: tuple[int, ...]) -> Non
     save_png(tmp_path / "x.png", pixels, text)
     with Image.open(tmp_path / "x.png") as image:
         np.testing.assert_array_equal(np.asarray(image), pixels)
+        assert isinstance(image, PngImageFile)
         assert image.text == text
     data = (tmp_path / "x.png").read_bytes()
     assert data.count(b"tEXt") == 2 and data.count(b"iTXt") == 1
@@ -399,7 +402,9 @@ def test_real_jpeg_2000_and_icon_and_pdf_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resample", ["nearest", "lanczos"])
 @pytest.mark.parametrize("size", [(64, 64), (96, 40), (40, 96), (33, 57)])
 @pytest.mark.parametrize("shape", [(50, 90, 3), (90, 50, 3), (31, 33, 3)])
-def test_crop_and_pad_are_pillows(resample: str, size: tuple[int, int], shape: tuple[int, ...]) -> None:
+def test_crop_and_pad_are_pillows(
+    resample: Literal["nearest", "lanczos"], size: tuple[int, int], shape: tuple[int, ...]
+) -> None:
     picture = random(*shape)
     method = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}[resample]
     cropped = ImageOps.fit(Image.fromarray(picture), size, method)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import __version__
+from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.images.png_files import encode_png, save_png
 from cnpp_trt.runtime.output.metadata import (
@@ -34,6 +35,8 @@ from fuzz_metadata import fuzz_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from requested import controls_of
 
 RNG = np.random.default_rng(0)
 SIZE = (32, 24)
@@ -156,6 +159,7 @@ def test_record_round_trips_through_a_file(tmp_path: Path) -> None:
     assert back == typed(source)
     np.testing.assert_array_equal(image_from_base64(back.request.controls[0].image, SIZE), CONDITION)
     with Image.open(tmp_path / "x.png") as image:  # as other readers see it
+        assert isinstance(image, PngImageFile)
         written = json.loads(image.text["cnpp_trt"])
         later = {name: written["request"].pop(name) for name in LATER}
         assert written == source
@@ -236,7 +240,8 @@ def test_versions() -> None:
         with pytest.raises(UserError, match=f"newer than this {__version__}; update cnpp-trt"):
             parse_record(json.dumps({"version": version, "anything": 1}), "x")
     parse_record(json.dumps({**record(), "version": f"{major}.{minor}.99"}), "x")
-    for version in ("", "one", "1", "1.x", "-1.0", 3, None, "9" * 90 + ".0"):
+    damaged: tuple[Any, ...] = ("", "one", "1", "1.x", "-1.0", 3, None, "9" * 90 + ".0")
+    for version in damaged:
         with pytest.raises(UserError, match="damaged"):
             parse_record(json.dumps({**record(), "version": version}), "x")
 
@@ -358,17 +363,18 @@ def test_a_request_round_trips() -> None:
         strength=0.5,
         clip_skip=1,
         long_prompt=True,
-    )
+        seed=9,
+    ).resolve(SamplingDefaults())
     other = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     source = {**record(), "image_index": 1}
-    source["request"] = json.loads(to_json(request_record(request, 9, [CONDITION], other)))
+    source["request"] = json.loads(to_json(request_record(request, [CONDITION], other)))
     back = request_from_record(typed(source))
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "num_images_per_prompt")
     for name in (*same, "strength", "clip_skip", "long_prompt"):
         assert getattr(back, name) == getattr(request, name), name
     assert back.seed == 9
     np.testing.assert_array_equal(back.init_image, other)
-    [control] = back.controls
+    [control] = controls_of(back)
     assert (control.condition, control.controlnet_conditioning_scale) == ("depth", 0.5)
     assert (control.control_guidance_start, control.control_guidance_end) == (0.25, 0.75)
     np.testing.assert_array_equal(control.image, CONDITION)

@@ -65,7 +65,7 @@ def test_one_image_lies_in_a_row(side: int, factor: int, photo: bool) -> None:
     """Photo, condition, image, what was found again: from left to right, a row for each control."""
     [image], source = pictures(1, side), pictures(1, side)[0]
     rows = [
-        SheetControl(f"condition {i}", *pictures(1, side), pictures(1, side), ["F1 1.00"], source if photo else None)
+        SheetControl(f"condition {i}", pictures(1, side)[0], pictures(1, side), ["F1 1.00"], source if photo else None)
         for i in range(2)
     ]
     sheet = draw_sheet([image], rows, prompt="a red house", captions=["seed 1"])
@@ -85,7 +85,7 @@ def test_one_image_lies_in_a_row(side: int, factor: int, photo: bool) -> None:
 
 def test_photos_and_initial_images_of_any_size_are_shown_whole() -> None:
     """A photo of another shape is scaled by one factor: a red square stays a square."""
-    control = SheetControl("depth", *pictures(1, 64), pictures(1, 64), photo=np.zeros((300, 600, 3), np.uint8))
+    control = SheetControl("depth", pictures(1, 64)[0], pictures(1, 64), photo=np.zeros((300, 600, 3), np.uint8))
     assert control.photo is not None
     control.photo[:] = (0, 0, 255)
     control.photo[100:200, 100:200] = (255, 0, 0)
@@ -98,7 +98,7 @@ def test_photos_and_initial_images_of_any_size_are_shown_whole() -> None:
     blue = np.nonzero((sheet == (0, 0, 255)).all(-1))
     assert np.ptp(blue[1]) + 1 == 256 and np.ptp(blue[0]) + 1 == 128  # the tile's width, half its height
     several = draw_sheet(
-        pictures(2, 64), [SheetControl("depth", *pictures(1, 64), pictures(2, 64), photo=control.photo)]
+        pictures(2, 64), [SheetControl("depth", pictures(1, 64)[0], pictures(2, 64), photo=control.photo)]
     )
     assert (several == (255, 0, 0)).all(-1).any()
     begun = draw_sheet(pictures(1, 64), [], init_image=control.photo)
@@ -136,7 +136,7 @@ def test_wrapping_breaks_between_words_and_keeps_all_of_them() -> None:
 
 
 def test_text_is_drawn_and_stays_inside() -> None:
-    images, control = pictures(2, 64), SheetControl("depth", *pictures(1, 64), pictures(2, 64))
+    images, control = pictures(2, 64), SheetControl("depth", pictures(1, 64)[0], pictures(2, 64))
     bare = draw_sheet(images, [control])
     scored = draw_sheet(images, [SheetControl("depth", control.given, control.extracted, ["RMSE 1.00", "RMSE 2.00"])])
     assert scored.shape[0] > bare.shape[0] and scored.shape[1] == bare.shape[1]
@@ -151,7 +151,7 @@ def test_text_is_drawn_and_stays_inside() -> None:
 
 
 def test_inputs_are_not_changed_and_the_sheet_repeats() -> None:
-    images, control = pictures(2, 32), SheetControl("depth", *pictures(1, 32), pictures(2, 32))
+    images, control = pictures(2, 32), SheetControl("depth", pictures(1, 32)[0], pictures(2, 32))
     before = [image.copy() for image in images]
     np.testing.assert_array_equal(draw_sheet(images, [control]), draw_sheet(images, [control]))
     np.testing.assert_array_equal(images, before)

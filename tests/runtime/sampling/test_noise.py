@@ -1,6 +1,7 @@
 """The generator against torch.randn on PyTorch's CPU generator."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,4 +100,5 @@ def test_what_is_no_seed(seed):
 
 
 def test_numpy_integers_are_seeds():
-    assert TorchGenerator(np.uint64(2**64 - 1)).seed == 2**64 - 1
+    seed: Any = np.uint64(2**64 - 1)
+    assert TorchGenerator(seed).seed == 2**64 - 1

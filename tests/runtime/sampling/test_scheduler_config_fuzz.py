@@ -94,7 +94,7 @@ def fuzz(count: int, seed: int | None = None) -> dict[str, int]:
         derandomize=seed is None,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list[Any](HealthCheck),
     )
     @given(st.sampled_from(SCHEDULERS), st.sampled_from(CONFIGS), mutations, st.integers(1, 60), st.integers(0, 59))
     def examples(scheduler: str, config: dict[str, Any], changes: dict[str, Any], steps: int, begin: int) -> None:

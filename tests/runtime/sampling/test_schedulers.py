@@ -3,6 +3,7 @@
 import inspect
 import json
 import warnings
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -70,7 +71,7 @@ def test_many_steps(name, timestep_spacing):
         assert largest_difference(name, SD15 | {"timestep_spacing": timestep_spacing}, steps) < ROUNDING, steps
 
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
     "cosine, karras": {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True},
@@ -235,7 +236,7 @@ def test_a_repeated_first_time_step():
     """diffusers takes its second occurrence for the first step, as in image-to-image, and runs off the end."""
     config = SD15 | {"use_karras_sigmas": True, "sigma_max": 100.0}
     assert largest_difference("dpmpp_2m", config, 20) < ROUNDING  # told to begin at the beginning
-    scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config)
+    scheduler: Any = diffusers.DPMSolverMultistepScheduler.from_config(config)
     scheduler.set_timesteps(20)
     assert scheduler.timesteps[0] == scheduler.timesteps[1]
     x = torch.zeros(1, 1)
@@ -335,7 +336,7 @@ def test_betas_that_leave_no_signal_before_the_end(name, timestep_spacing, predi
 # -- What is refused -------------------------------------------------------------------------------------------------
 
 
-def assert_refused(name: str, config: object, steps: object, *words: str) -> None:
+def assert_refused(name: str, config: Any, steps: Any, *words: str) -> None:
     with pytest.raises(UserError) as error:
         build_table(name, config, steps)
     message = str(error.value)
@@ -456,7 +457,8 @@ def test_numbers_of_steps_out_of_range(steps):
 
 
 def test_numpy_integers_are_numbers_of_steps():
-    assert len(build_table("ddim", SD15, np.int64(4)).timesteps) == 4
+    steps: Any = np.int64(4)
+    assert len(build_table("ddim", SD15, steps).timesteps) == 4
 
 
 LEADING, LINSPACE, TRAILING = ({"timestep_spacing": spacing} for spacing in ("leading", "linspace", "trailing"))

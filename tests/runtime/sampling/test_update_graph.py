@@ -19,13 +19,16 @@ def session(tiny: Any) -> ort.InferenceSession:
 def feeds(session: ort.InferenceSession) -> Feeds:
     """Two images with guidance, all of it random."""
     rng = np.random.default_rng(0)
-    shapes = {i.name: [{"guidance": 2, "images": 2}.get(d, d) for d in i.shape] for i in session.get_inputs()}
+    shapes: dict[str, Any] = {
+        i.name: [{"guidance": 2, "images": 2}.get(d, d) for d in i.shape] for i in session.get_inputs()
+    }
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def run(session: ort.InferenceSession, feeds: Feeds, **changes: np.ndarray) -> Feeds:
     names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, {**feeds, **changes}), strict=True))
+    outputs: Any = session.run(names, {**feeds, **changes})
+    return dict(zip(names, outputs, strict=True))
 
 
 def formula(feeds: Feeds, limit: float) -> np.ndarray:

@@ -16,6 +16,7 @@ from cnpp_trt.runtime.settings.request import MAX_IMAGES
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from requested import controls_of
 
 IMAGE = np.zeros((16, 24, 3), np.uint8)
 NO_NUMBERS = [True, False, "7", None, [1.0], 1j, math.nan, math.inf, -math.inf, 1e30, 10**400, np.float32("nan")]
@@ -55,7 +56,8 @@ def test_the_last_image_must_have_a_seed_too() -> None:
 
 def test_a_seed_for_each_image() -> None:
     assert Request(seed=[7, 2**64 - 1], num_images_per_prompt=2).seed == (7, 2**64 - 1)
-    assert Request(seed=np.array([3])).seed == (3,)
+    seeds: Any = np.array([3])
+    assert Request(seed=seeds).seed == (3,)
     refused(Request, "1 seeds for 2 images", seed=[7], num_images_per_prompt=2)
     refused(Request, "0 seeds for 1 images", seed=())
 
@@ -153,6 +155,7 @@ def test_transparent_images_of_pillow(kind: str) -> None:
     """Nothing is black in a control image, and white in a picture to begin with."""
     alpha = Image.new("RGBA", (16, 16), (10, 20, 30, 0))
     found = Control("seg", alpha).pixels if kind == "control" else Request(init_image=alpha).init_image
+    assert isinstance(found, np.ndarray)
     assert (found == (0 if kind == "control" else 255)).all()
 
 
@@ -211,8 +214,11 @@ def test_what_is_in_range_is_taken(steps: int, seed: int, images: int, guidance:
 
 
 def test_numpy_numbers_and_lists_are_taken() -> None:
-    control = Control("seg", IMAGE, np.float32(0.5), np.float64(0), np.int64(1))
-    request = Request("", "", [control], np.int64(4), np.float32(2), "lcm", np.uint64(2**63), np.int32(2))
+    scalars: Any = np  # annotated are Python's numbers
+    control = Control("seg", IMAGE, scalars.float32(0.5), scalars.float64(0), scalars.int64(1))
+    request = Request(
+        "", "", [control], scalars.int64(4), scalars.float32(2), "lcm", scalars.uint64(2**63), scalars.int32(2)
+    )
     assert request.controls == (control,)
     json.dumps([request.num_inference_steps, request.guidance_scale, request.seed, request.num_images_per_prompt])
     json.dumps([control.controlnet_conditioning_scale, control.control_guidance_start, control.control_guidance_end])
@@ -236,15 +242,17 @@ def test_an_array_that_is_filled_anew_changes_no_request() -> None:
     copied = replace(request, prompt="another")
     frame[:] = 7
     for held, was in ((control.image, IMAGE), (request.init_image, IMAGE[::-1]), (copied.init_image, IMAGE[::-1])):
+        assert isinstance(held, np.ndarray)
         np.testing.assert_array_equal(held, was)
         assert not np.shares_memory(held, frame)
         with pytest.raises(ValueError, match="read-only"):
             held[:] = 0
-    assert request.controls[0] is control
+    assert controls_of(request)[0] is control
 
 
 @pytest.mark.parametrize("image", [np.asfortranarray(IMAGE), IMAGE[:, ::-1], np.broadcast_to(IMAGE[0, 0], (8, 8, 3))])
 def test_images_of_any_layout(image: np.ndarray) -> None:
     held = Control("seg", image).image
+    assert type(held) is np.ndarray
     np.testing.assert_array_equal(held, image)
-    assert held.flags.c_contiguous and type(held) is np.ndarray
+    assert held.flags.c_contiguous

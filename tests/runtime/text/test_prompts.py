@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from cnpp_trt import Control, Pipeline, Request, Result
+from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.developer.random_models.checkpoint import make_checkpoint, make_unet
 from cnpp_trt.developer.random_models.lora import make_embedding
 from cnpp_trt.errors import UserError
@@ -21,6 +22,7 @@ from cnpp_trt.runtime.text.prompts import read_prompts
 from cnpp_trt.runtime.text.tokenizer import Tokenizer
 from fixture_cache import exported
 from PIL import Image
+from requested import controls_of
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +31,7 @@ LONG = ", ".join(f"a red house number {i}" for i in range(12))
 
 @pytest.fixture(scope="module")
 def text(tiny: Any) -> tuple[Any, Any]:
-    encoder = transformers.CLIPTextModel.from_pretrained(tiny.checkpoint / "text_encoder", dtype=torch.float32)
+    encoder: Any = transformers.CLIPTextModel.from_pretrained(tiny.checkpoint / "text_encoder", dtype=torch.float32)
     return encoder, transformers.CLIPTokenizer.from_pretrained(tiny.checkpoint / "tokenizer")
 
 
@@ -47,11 +49,12 @@ def encode(text: tuple[Any, Any], prompt: str, chunks: int = 1) -> torch.Tensor:
 
 
 def diffusers_pipeline(checkpoint: Any, condition: str, scheduler: Any, unet: Any = None) -> Any:
-    encoder = transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
+    encoder: Any = transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
     if not hasattr(encoder, "text_model"):
         # diffusers 0.42 looks for the final layer norm where transformers 4 had it.
         encoder.text_model = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
-    pipeline = diffusers.StableDiffusionControlNetPipeline(
+    make: Any = diffusers.StableDiffusionControlNetPipeline
+    pipeline = make(
         unet=unet or diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32),
         vae=diffusers.AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32),
         text_encoder=encoder,
@@ -72,7 +75,7 @@ def reference(
     checkpoint: Any, request: Request, scheduler: Any = diffusers.DDIMScheduler, unet: Any = None, **prompt: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 [B,H,W,3], the last latents [B,4,h,w])"""
-    [control] = request.controls
+    [control] = controls_of(request)
     pipeline = diffusers_pipeline(checkpoint, control.condition, scheduler, unet)
     latents = []
 
@@ -82,11 +85,11 @@ def reference(
 
     images = pipeline(
         **(prompt or {"prompt": request.prompt, "negative_prompt": request.negative_prompt}),
-        image=Image.fromarray(control.image),
+        image=Image.fromarray(control.pixels),
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         num_images_per_prompt=request.num_images_per_prompt,
-        generator=[torch.Generator("cpu").manual_seed(request.seed + i) for i in range(request.num_images_per_prompt)],
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.resolve(SamplingDefaults()).seeds],
         output_type="np",
         callback_on_step_end=remember,
     ).images
@@ -210,7 +213,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Pipeline]:
 
     def make(out: Path) -> None:
         checkpoint = make_checkpoint(out / "checkpoint", tiny=True)
-        encoder = transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
+        encoder: Any = transformers.CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
         torch.nn.init.normal_(encoder.final_layer_norm.bias, 0.3, 0.1, generator=torch.Generator().manual_seed(0))
         encoder.save_pretrained(checkpoint / "text_encoder")
         export_bundle(Checkpoint(str(checkpoint)), ["seg"], out / "bundle")
@@ -316,15 +319,15 @@ def test_the_embeddings_of_a_bundle_are_told(tiny_checkpoint, request_of, tmp_pa
         ("a <W> <w>", "", ["embeddings in the prompt: '<w>' (2 vectors)", "embeddings in no prompt: 'Wx'"]),
         ("a house", "", ["embeddings in no prompt: '<w>', 'Wx'"]),
     ):
-        notes: list[str] = []
-        read_prompts(tokenizer, request_of(prompt, negative_prompt=negative), True, notes)
+        request = request_of(prompt, negative_prompt=negative).resolve(SamplingDefaults())
+        _, notes = read_prompts(tokenizer, request, True)
         assert notes == [line.replace("…", "embeddings in the") for line in expected]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.7, 8.0])
 @pytest.mark.parametrize("width", [32, 256])
 def test_guidance_embeddings_are_diffusers(scale, width):
-    embed = diffusers.StableDiffusionControlNetPipeline.get_guidance_scale_embedding
+    embed: Any = diffusers.StableDiffusionControlNetPipeline.get_guidance_scale_embedding
     expected = embed(None, torch.tensor([scale]) - 1, width).numpy()
     found = guidance_embedding(scale, width)
     assert found.dtype == np.float32

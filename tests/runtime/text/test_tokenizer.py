@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def write_clip(folder: Path, **kwargs: object) -> transformers.CLIPTokenizer:
     (source / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (source / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    clip = transformers.CLIPTokenizer.from_pretrained(source, **({"model_max_length": 77} | kwargs))
+    settings: dict[str, Any] = {"model_max_length": 77} | kwargs
+    clip = transformers.CLIPTokenizer.from_pretrained(source, **settings)
     clip.save_pretrained(folder)
     return clip
 
@@ -45,7 +47,8 @@ def reference(clip: transformers.CLIPTokenizer, text: str) -> tuple[list[int], s
     """What diffusers' pipelines do with a prompt (`encode_prompt`), the text of their truncation warning included."""
     ids = clip(text, padding="max_length", max_length=77, truncation=True).input_ids
     untruncated = clip(text, padding="longest").input_ids
-    return ids, clip.decode(untruncated[76:-1]) if len(untruncated) > 77 else ""
+    dropped: Any = clip.decode(untruncated[76:-1]) if len(untruncated) > 77 else ""
+    return ids, dropped
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +212,7 @@ PLAIN = ["red", "house", ",", "12", "é!", "cat"]
 def test_embeddings_are_written_out_as_diffusers_does(tokenizer_with, clip_with, words):
     """Where all letters are small and no vector is called by its name: then diffusers is right."""
     text = " ".join(words)
-    converted = TextualInversionLoaderMixin().maybe_convert_prompt(text, clip_with)
+    converted: Any = TextualInversionLoaderMixin().maybe_convert_prompt(text, clip_with)
     ids, dropped = tokenizer_with.encode(text)
     assert (ids.tolist(), dropped) == reference(clip_with, converted)
 
@@ -239,7 +242,7 @@ def test_every_word_stands_for_its_own_vectors(tokenizer_with, clip_with, words)
     assert reading.ids.tolist() == [framed(clip_with, expected[:75])]
     spelled = {"mixed": "Mixed", "<CAT>": "<cat>", "<Long>": "<long>", "MIXEDdoggy": "Mixed doggy"}
     spelled |= {"<cat>_9": "<cat>", "x<Cat>y": "<cat>", "<cat><cat>": "<cat>"}
-    used = [w for word in words for w in spelled.get(word, word).split() if w in EMBEDDINGS]
+    used = [w for word in words for w in (spelled.get(word) or word).split() if w in EMBEDDINGS]
     assert reading.embeddings == tuple(dict.fromkeys(used))
 
 
@@ -274,7 +277,8 @@ def text_ids(clip: transformers.CLIPTokenizer, text: str) -> list[int]:
 
 def framed(clip: transformers.CLIPTokenizer, chunk: list[int]) -> list[int]:
     padding = [clip.pad_token_id] * (ROOM - len(chunk))
-    return [clip.bos_token_id, *chunk, clip.eos_token_id, *padding]
+    ids: list[Any] = [clip.bos_token_id, *chunk, clip.eos_token_id, *padding]
+    return ids
 
 
 @settings(max_examples=300, deadline=None)
@@ -351,7 +355,7 @@ def test_long_prompts_end_and_pad_with_different_tokens(tmp_path):
 @given(words=st.lists(st.sampled_from(["house", "red", ",", "<cat>", "<long>", "doggy"]), max_size=120))
 def test_the_vectors_of_an_embedding_stay_together(tokenizer_with, clip_with, words):
     text = " ".join(words)
-    converted = TextualInversionLoaderMixin().maybe_convert_prompt(text, clip_with)
+    converted: Any = TextualInversionLoaderMixin().maybe_convert_prompt(text, clip_with)
     end = clip_with.eos_token_id
     chunks = [row[1 : row.index(end)] for row in tokenizer_with.encode_long(text).tolist()]
     assert [i for chunk in chunks for i in chunk] == text_ids(clip_with, converted)
@@ -442,7 +446,7 @@ def test_break_begins_a_chunk_in_long_weighted_prompts(tokenizer, clip):
     np.testing.assert_allclose(reading.weights[:, 1], [1.2, 1 / 1.1], rtol=1e-6)
 
 
-VALUES = [
+VALUES: Any = [
     None,
     True,
     -1,
