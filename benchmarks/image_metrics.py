@@ -29,7 +29,9 @@ def psnr(reference: Picture, found: Picture) -> float | None:
 
 def ssim(reference: Picture, found: Picture) -> float:
     """Structural similarity, -1 to 1: scikit-image's, of each channel in windows of 7 by 7, averaged."""
-    return float(structural_similarity(reference, found, channel_axis=-1, data_range=255))
+    # Annotated are also the tuples that it returns when asked for more.
+    similarity: Any = structural_similarity(reference, found, channel_axis=-1, data_range=255)
+    return float(similarity)
 
 
 # As torchvision names them and finds them again.

@@ -75,7 +75,8 @@ class PyTorch:
 
             name, settings = SCHEDULERS[request.scheduler]
             scheduler = getattr(diffusers, name).from_config(self.checkpoint.config("scheduler"), **settings)
-            made = diffusers.StableDiffusionControlNetPipeline(
+            make: Any = diffusers.StableDiffusionControlNetPipeline  # annotated without None for its safety checker
+            made = make(
                 controlnet=_one_or_list([self._controlnet(condition) for condition in conditions]),
                 scheduler=scheduler,
                 safety_checker=None,

@@ -158,15 +158,15 @@ def repeat_with_diffusers(picture: Path) -> None:
     )
     pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
     start = time.perf_counter()
-    images = pipeline(
+    output: Any = pipeline(
         request.prompt,
         image=Image.fromarray(image_from_base64(control.image)),
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(request.seed_of(0)),
         output_type="np",
-    ).images
-    expected = (images[0] * 255).round().astype(np.uint8).astype(np.float64)
+    )
+    expected = (output.images[0] * 255).round().astype(np.uint8).astype(np.float64)
     error = np.abs(found - expected)
     answer = {
         "seconds": time.perf_counter() - start,

@@ -144,7 +144,7 @@ def _class_counts(found: Sequence[Record]) -> NDArray[np.float64]:
 @lru_cache(maxsize=1)
 def _weights(prompts: int) -> NDArray[np.float64]:
     """[1 + resamples, prompts]: every prompt once, then the resamples."""
-    return np.concatenate([np.ones((1, prompts)), resampling_weights(prompts)])
+    return np.concatenate([np.ones((1, prompts)), resampling_weights(prompts)], dtype=np.float64)
 
 
 def _interval(values: NDArray[np.float64]) -> Interval:

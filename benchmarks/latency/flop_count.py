@@ -151,7 +151,8 @@ def _types(model: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
             feeds = {name: values[name] for name in given}
         else:
             continue
-        results = zip(node.output, ReferenceEvaluator(node).run(None, feeds), strict=True)
+        outputs: Any = ReferenceEvaluator(node).run(None, feeds)
+        results = zip(node.output, outputs, strict=True)
         values |= {name: v for name, v in results if v.size <= _SHAPE_VALUES}
     return types
 

@@ -80,13 +80,14 @@ class HostLoop:
         x = values.latents
         state = np.stack([x, *[np.zeros_like(x)] * 3])
         model_input = self._batched(x * np.float32(table.input_scale))
+        hint: Array | None = None
         for k in range(len(table.timesteps)):
             step = {
                 "model_input": model_input,
                 "timestep": table.timesteps[k : k + 1],
                 "prompt_embeds": self._prompt_embeds,
             }
-            if k == 0 or not self._hoist_hint:
+            if hint is None or not self._hoist_hint:
                 hint = self._hint()
             scales = values.residual_scales[0].reshape(-1, self._batch)
             residuals = self._run(f"controlnet_{self._condition}", {**step, "hint": hint, "scales": scales})
@@ -97,9 +98,10 @@ class HostLoop:
 
     def _hint(self) -> Array:
         feeds = {"control_image": self._values.control_images[0][0][None]}
+        hints: list[Array] = []
         for _ in range(1 if self._hoist_hint else self._batch):
-            hint = self._run(f"hint_{self._condition}", feeds)["hint"]
-        return np.concatenate([hint] * self._batch)
+            hints.append(self._run(f"hint_{self._condition}", feeds)["hint"])
+        return np.concatenate([hints[-1]] * self._batch)
 
     def _update_on_host(self, k: int, state: Array, noise_pred: Array) -> tuple[Array, Array]:
         """noise_pred [G,4,h,w], state [4,B,4,h,w] → the new state, the next model input [G,4,h,w]."""

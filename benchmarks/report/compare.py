@@ -102,15 +102,16 @@ def timings(result: BenchmarkResult) -> dict[tuple[str, str, str], list[float]]:
     data: Any = result.data
     found: dict[tuple[str, str, str], list[float]] = {}
     if result.kind == "bench":
-        named = speed.titles(data)
+        named: dict[str, str] = speed.titles(data)
         for case in data["cases"]:
             for name, timed in case["runs"].items():
-                summaries = {"whole": timed["whole"], **timed["stages"]}
+                summaries: dict[str, Any] = {"whole": timed["whole"], **timed["stages"]}
                 for stage, summary in summaries.items():
                     if summary["samples"] and min(summary["samples"]) > 0:
                         key = (named[name], speed.case_text(case["case"]), speed.STAGES.get(stage, stage))
                         found[key] = summary["samples"]
-        for name, measured in data["cold"].items():
+        cold: dict[str, Any] = data["cold"]
+        for name, measured in cold.items():
             found[named.get(name, name), "cold start", "whole"] = measured["seconds"]["samples"]
     elif result.kind == "waterfall":
         for optimization in data["optimizations"]:

@@ -103,14 +103,16 @@ def _answers(loaded: Sequence[Loaded]) -> Iterator[Answer]:
 def _how_fast(bench: Bench) -> Answer:
     question, base = "How fast?", speed.base_case(bench)
     runs = [(c, base["runs"][c["name"]]) for c in bench["contenders"] if c["name"] in base["runs"]]
-    faster = sorted((r for r in runs if "ratio" in r[1]), key=lambda r: -r[1]["ratio"]["median"])
+    faster = sorted(
+        ((c, timed, timed["ratio"]) for c, timed in runs if "ratio" in timed), key=lambda r: -r[2]["median"]
+    )
     case = speed.case_text(base["case"])
     if not faster:
         only = numbers.duration(runs[0][1]["whole"]["median"]) if runs else "not measured"
         return Answer(question, only, f"{bench['contenders'][0]['title']}; nothing to compare it with. {case}")
     # Faster, but another picture, is no answer to somebody who wants this one.
     exact = next((r for r in faster if r[1].get("max_difference", 0) <= SAME), faster[0])
-    contender, timed = exact
+    contender, timed, ratio = exact
     baseline = speed.contender_title(bench["contenders"][0])
     line = (
         f"{speed.contender_title(contender)} takes {numbers.duration(timed['whole']['median'])} where {baseline} takes "
@@ -118,8 +120,8 @@ def _how_fast(bench: Bench) -> Answer:
     line += f"{numbers.duration(runs[0][1]['whole']['median'])}: {speed.ratio_text(timed)}. {case}."
     if faster[0] is not exact:
         title = speed.contender_title(faster[0][0])
-        line += f" Faster, with another picture: {title}, {numbers.ratio(faster[0][1]['ratio']['median'])}."
-    return Answer(question, numbers.ratio(timed["ratio"]["median"]), line + tables.noise_text(bench))
+        line += f" Faster, with another picture: {title}, {numbers.ratio(faster[0][2]['median'])}."
+    return Answer(question, numbers.ratio(ratio["median"]), line + tables.noise_text(bench))
 
 
 def _same_picture(parity: Parity) -> Answer:

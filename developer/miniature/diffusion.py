@@ -138,7 +138,7 @@ def encode_scenes(work: Path) -> Tensor:
 
     path = work / "latents.pt"
     if not path.exists():
-        vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+        vae: Any = AutoencoderKL.from_pretrained(work / "vae").eval()
         scenes = load_scenes(work, TRAIN)
         with torch.no_grad():
             means = [vae.encode(x * 2 - 1).latent_dist.mean for x in scenes.pixels(slice(None)).split(50)]

@@ -34,7 +34,8 @@ def train_vae(work: Path) -> Path:
 
     torch.manual_seed(0)
     scenes = load_scenes(work, TRAIN)
-    vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
+    vae: Any = AutoencoderKL(**CONFIG)
+    vae = vae.to(memory_format=torch.channels_last)
     trainer = Trainer([vae], STEPS, lr=3e-3, ema=0.998)
     start = time.perf_counter()
     for step in range(STEPS):
@@ -58,7 +59,8 @@ def refine_decoder(work: Path) -> Path:
 
     torch.manual_seed(1)
     scenes = load_scenes(work, TRAIN)
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(memory_format=torch.channels_last)
+    vae: Any = AutoencoderKL.from_pretrained(work / "vae")
+    vae = vae.to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     trainer = Trainer([vae.decoder, vae.post_quant_conv], REFINE_STEPS, lr=1.5e-3, ema=0.998)

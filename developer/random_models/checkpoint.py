@@ -105,7 +105,7 @@ def make_controlnet(unet: Any, tiny: bool) -> Any:
     from diffusers import ControlNetModel
 
     hint = (_TINY if tiny else _FULL)["hint"]
-    controlnet = ControlNetModel.from_unet(
+    controlnet: Any = ControlNetModel.from_unet(
         unet, conditioning_embedding_out_channels=hint, load_weights_from_unet=not tiny
     )
     for zero in (controlnet.controlnet_cond_embedding.conv_out, *controlnet.controlnet_down_blocks):
@@ -119,11 +119,13 @@ def make_vae(tiny: bool) -> Any:
     from diffusers import AutoencoderKL
 
     shape = _TINY if tiny else _FULL
+    # Annotated as tuples of one.
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    blocks: dict[str, Any] = {"down_block_types": down, "up_block_types": up}
     return AutoencoderKL(
         latent_channels=4,
         sample_size=shape["sample_size"] * 8,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        **blocks,
         **shape["vae"],
     )
 

@@ -28,6 +28,7 @@ from cnpp_trt.benchmarks.result import read_result
 from cnpp_trt.benchmarks.statistics import resampling_weights
 from cnpp_trt.benchmarks.systems import other_systems, subject_system
 from cnpp_trt.bundles.bundle import Bundle
+from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.control.consistency import score
 from cnpp_trt.runtime.control.palette import colors_from_labels
@@ -162,7 +163,7 @@ def study(canny, photos, tmp_path) -> Callable[..., Study]:
     def make(out: str, against: tuple[str, ...] = (), count: int | None = None, **fields: Any) -> Study:
         sampling = sampling_config(pipeline.bundle.manifest, **{"images": 2, "steps": 2, **fields})
         systems = other_systems(
-            against, pipeline, lambda f: Pipeline.open(f, "onnxruntime-cpu", 1), str(checkpoint), None, 1
+            against, pipeline, lambda f: Pipeline.open(f, "onnxruntime-cpu", threads=1), str(checkpoint), None, 1
         )
         folder = Folder(data, pipeline, ["canny"], count)
         return Study(pipeline, [subject_system(pipeline), *systems], folder, ["canny"], sampling, tmp_path / out)
@@ -173,10 +174,8 @@ def study(canny, photos, tmp_path) -> Callable[..., Study]:
 def finished(study: Study, *shards: str) -> dict[str, Any]:
     for shard in shards or ("1/1",):
         generate(study, Shard.parse(shard))
-    missing: list[str] = []
-    found = summarize(study, missing.append)
-    assert missing == []
-    return json.loads(json.dumps(found))
+    assert not any(study.pending(system, condition) for system, condition in study.parts())
+    return json.loads(json.dumps(summarize(study)))
 
 
 def test_records_hold_what_was_drawn(study, canny):
@@ -276,7 +275,7 @@ def test_sides_that_cannot_be_had(canny, tiny, tmp_path, monkeypatch):
     checkpoint, pipeline = canny
 
     def systems(*names: str, model: str | None = str(checkpoint)) -> list[Any]:
-        return other_systems(names, pipeline, lambda f: Pipeline.open(f, "onnxruntime-cpu", 1), model)
+        return other_systems(names, pipeline, lambda f: Pipeline.open(f, "onnxruntime-cpu", threads=1), model)
 
     monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path / "home"))
     with pytest.raises(
@@ -327,7 +326,7 @@ def test_pictures_are_kept_for_fid_and_checked(study):
 
 def test_a_sheet_of_the_largest_pictures_is_small():
     noise = list(np.random.default_rng(0).integers(0, 256, (4, 512, 768, 3), np.uint8))
-    request = Request("noise", controls=[Control("depth", noise[0])], seed=3)
+    request = Request("noise", controls=[Control("depth", noise[0])], seed=3).resolve(SamplingDefaults())
     encoded = consistency.encode_sheet(request, noise, noise, ["RMSE 0.00"] * 4)
     assert len(encoded) <= consistency.SHEET_BYTES
     width, height = Image.open(io.BytesIO(encoded)).size

@@ -19,10 +19,13 @@ from cnpp_trt.benchmarks.latency import bench
 from cnpp_trt.benchmarks.latency import competitors as contenders
 from cnpp_trt.benchmarks.latency import timing as latency
 from cnpp_trt.benchmarks.latency import worker as contend
+from cnpp_trt.benchmarks.records import Case
 from cnpp_trt.benchmarks.requests import make_requests
+from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.errors import BackendError, CnppError, UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.gpu import find_gpu
+from requested import controls_of
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +52,7 @@ def config(tiny: Any):
 
 
 def test_cases_vary_one_thing_of_the_base():
-    request = Request(scheduler="euler", guidance_scale=4.0)
+    request = Request(scheduler="euler", guidance_scale=4.0).resolve(SamplingDefaults())
     made = latency.cases([(64, 64), (96, 64)], [1, 2], [20, 4, 50], request)
     base, *others = made
     assert base == {
@@ -57,7 +60,8 @@ def test_cases_vary_one_thing_of_the_base():
     }  # fmt: skip
     # Few steps are LCM without guidance, which is one thing.
     sampling = ("steps", "scheduler", "guidance_scale")
-    varied = [{k for k in case if case[k] != base[k]} - {"base"} for case in others]
+    given: dict[str, Any] = dict(base)
+    varied = [{k for k, value in case.items() if value != given[k]} - {"base"} for case in others]
     assert varied == [{"images"}, set(sampling), {"steps"}, {"width"}]
     assert (others[1]["scheduler"], others[1]["guidance_scale"]) == ("lcm", 1.0)
     assert latency.cases([(64, 64)], [1], [4], request, few_step=False)[0]["scheduler"] == "euler"
@@ -100,23 +104,24 @@ def test_contest(request_of: Any, config: Any, tiny: Any):
         assert all(min(stage["samples"]) > 0 for stage in run["stages"].values())
         if name != "pytorch":
             samples = zip(base["runs"]["pytorch"]["whole"]["samples"], run["whole"]["samples"], strict=True)
+            assert "ratio" in run and "max_difference" in run
             assert run["ratio"]["median"] == pytest.approx(np.median([a / b for a, b in samples]))
             assert run["max_difference"] <= 1, "the same weights and request, or the times mean nothing"
 
 
 def test_one_that_cannot_be_opened_is_listed(request_of: Any, config: Any, tiny: Any, tmp_path: Path):
-    case = {"width": 1, "height": 1, "images": 1, "steps": 1, "scheduler": "ddim", "guidance_scale": 1.0, "base": True}
+    case = Case(width=1, height=1, images=1, steps=1, scheduler="ddim", guidance_scale=1.0, base=True)
     nowhere = contenders.WorkerConfig("openvino", {"64x64": tmp_path / "none"}, {}, 1)
     plan = latency.TimingPlan((case,), rounds=1, cold_rounds=1)
     configs = [
         (contenders.BY_NAME["openvino"], nowhere),
         (contenders.BY_NAME["onnxruntime-cpu"], config("onnxruntime-cpu")),
     ]
-    found = latency.time_competitors(configs, plan, request_of, lambda line: None)
+    found = latency.time_competitors(configs, plan, request_of)
     assert [c["name"] for c in found.contenders] == ["onnxruntime-cpu", "openvino"]
     assert "none" in found.contenders[1]["reason"]
     with pytest.raises(CnppError, match="no contender works here: openvino"):
-        latency.time_competitors(configs[:1], plan, request_of, lambda line: None)
+        latency.time_competitors(configs[:1], plan, request_of)
 
 
 def test_a_process_that_dies_is_an_error(config: Any):
@@ -172,7 +177,7 @@ def test_an_order_that_fails_is_answered(config: Any):
 def test_requests_survive_the_way(tiny: Any):
     request = next(make_requests(tiny.pipeline, "seg", [7], num_inference_steps=5, scheduler="lcm", guidance_scale=1.5))
     again = contend._request(json.loads(json.dumps(contend.request_to_json(request))))
-    assert np.array_equal(again.controls[0].image, request.controls[0].image)
+    assert np.array_equal(controls_of(again)[0].pixels, controls_of(request)[0].pixels)
     for name in ("prompt", "seed", "num_inference_steps", "scheduler", "guidance_scale", "num_images_per_prompt"):
         assert getattr(again, name) == getattr(request, name)
 

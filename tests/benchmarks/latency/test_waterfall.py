@@ -61,7 +61,7 @@ def test_the_loop_on_the_host_draws_what_the_pipeline_draws(tiny, fields):
 
 def test_every_bar_that_works_here_is_measured_and_every_other_has_its_reason(tiny, logged):
     result = waterfall(tiny.pipeline.bundle, "depth", threads=1, rounds=2, num_inference_steps=2, scheduler="ddim")
-    optimizations = {t["name"]: t for t in result["optimizations"]}
+    optimizations: dict[str, Any] = {t["name"]: t for t in result["optimizations"]}
     assert list(optimizations) == [optimization.name for optimization in OPTIMIZATIONS]
     assert result["case"] == {
         **{"width": tiny.size[0], "height": tiny.size[1], "images": 1, "steps": 2, "scheduler": "ddim"},

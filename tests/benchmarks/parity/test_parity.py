@@ -93,7 +93,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 def test_the_reference_is_diffusers(modules, diffusers, ask, conditions, fields):
     request = ask(*conditions, **fields)
     latents: list[np.ndarray] = []
-    found = modules.pipeline()(request, lambda k, t, x: latents.append(x))
+    found = modules.pipeline()(request, callback_on_step_end=lambda k, t, x: latents.append(x))
     expected = diffusers(request)
     assert len(latents) == len(expected.trajectory) == request.num_inference_steps
     for k, (a, b) in enumerate(zip(latents, expected.trajectory, strict=True)):
@@ -106,7 +106,9 @@ def test_the_reference_of_the_miniature_is_diffusers(miniature):
     checkpoint = Checkpoint("miniature")
     (request,) = make_requests(miniature.pipeline, "depth", [0])
     latents: list[np.ndarray] = []
-    TorchModules(miniature.pipeline.bundle, checkpoint).pipeline()(request, lambda k, t, x: latents.append(x))
+    TorchModules(miniature.pipeline.bundle, checkpoint).pipeline()(
+        request, callback_on_step_end=lambda k, t, x: latents.append(x)
+    )
     for k, (a, b) in enumerate(zip(latents, PyTorch(checkpoint)(request).trajectory, strict=True)):
         assert relative(a, b) <= 1e-5, f"step {k}"
 
@@ -230,7 +232,7 @@ def sabotage(bundle: Path, graph: str) -> None:
     manifest = Manifest.loads((bundle / "manifest.json").read_text("utf-8"))
     spec = manifest.graphs[graph]
     model = onnx.load(bundle / spec.file, load_external_data=False)
-    sizes = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
+    sizes: dict[int, int] = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
     places = [
         ({entry.key: entry.value for entry in tensor.external_data}, sizes[tensor.data_type])
         for tensor in model.graph.initializer

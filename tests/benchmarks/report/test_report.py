@@ -25,6 +25,7 @@ from cnpp_trt.benchmarks.report.sections import make_document
 from cnpp_trt.benchmarks.report.table import Column, make_table
 from cnpp_trt.benchmarks.report.tables import markdown_of
 from cnpp_trt.benchmarks.result import RECORDS
+from cnpp_trt.benchmarks.statistics import summarize
 from hints import hint
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -47,7 +48,7 @@ def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of them, by the installed command."""
     out = tmp_path_factory.mktemp("report")
     script = Path(sys.executable).parent / "cnpp-trt"
-    line = [script, "report", folder, "--out", out]
+    line: list[Any] = [script, "report", folder, "--out", out]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.splitlines() == [str(out / "report.html"), str(out / "report.md")]
@@ -156,6 +157,7 @@ def test_speed_table_is_what_the_samples_say() -> None:
     assert ours["median"] == f"{median:.3g} s"
     assert float(ours["images/s"]) == pytest.approx(1 / median, rel=5e-3)
     assert float(ours["it/s"]) == pytest.approx(20 / median, rel=5e-3)
+    assert "ratio" in base["onnxruntime-cpu"]
     assert ours["faster by (range)"].startswith(f"{base['onnxruntime-cpu']['ratio']['median']:.2f}x (")
     refused = next(row for row in by_header if row["did not run"])
     assert refused["median"] == "–"
@@ -166,6 +168,7 @@ def test_share_of_the_floor_is_the_rooflines() -> None:
     """One stage by hand: 20 launches of max(flop / rate, bytes / bandwidth), over what they took."""
     bench = sample.make_bench()
     floor, took = bench["roofline"], bench["cases"][0]["runs"]["openvino"]["stages"]
+    assert floor is not None
     for stage, bound in (("unet", "compute"), ("update", "memory")):
         work = floor["op_counts"][stage]
         compute, memory = work["flop"] / floor["flop_per_second"]["fp32"], work["bytes"] / floor["bytes_per_second"]
@@ -195,7 +198,8 @@ def test_verdicts_know_which_way_is_better() -> None:
     assert depth["metric"] == "RMSE" and not depth["higher_is_better"]
     same, tuned = depth["differences"]
     assert (fidelity.verdict(same, depth), fidelity.verdict(tuned, depth)) == ("no difference", "better")
-    worse = {**tuned, "value": 0.5, "low": 0.1, "high": 0.9}
+    worse = tuned.copy()
+    worse.update({"value": 0.5, "low": 0.1, "high": 0.9})
     assert fidelity.verdict(worse, depth) == "worse"
 
 
@@ -281,7 +285,7 @@ def test_noisy_runs_are_said_to_be(tmp_path: Path) -> None:
     """A machine that did something else meanwhile: the figures are shown, and not trusted."""
     bench = sample.make_bench()
     whole = bench["cases"][0]["runs"]["pytorch"]["whole"]
-    whole |= sample.summarize([*whole["samples"][:-2], *(20 * s for s in whole["samples"][-2:])])
+    whole |= summarize([*whole["samples"][:-2], *(20 * s for s in whole["samples"][-2:])])
     sample.make_result("bench", bench).write(tmp_path / "a.json")
     loaded = load_results([tmp_path])
     document = make_document(loaded)
@@ -532,7 +536,13 @@ def test_terminal_escapes_in_a_result_are_shown_and_not_obeyed(tmp_path: Path, c
 def test_three_processes_write_one_report(folder: Path, tmp_path: Path) -> None:
     """Each replaces the files whole: none finds its own gone, and what stays is one of theirs."""
     (tmp_path / "umask").touch()
-    line = [Path(sys.executable).parent / "cnpp-trt", "report", folder / "plans-sample.json", "--out", tmp_path / "out"]
+    line: list[Any] = [
+        Path(sys.executable).parent / "cnpp-trt",
+        "report",
+        folder / "plans-sample.json",
+        "--out",
+        tmp_path / "out",
+    ]
     for _ in range(3):
         started = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
         ended = [(*process.communicate(timeout=120), process.returncode) for process in started]
@@ -570,7 +580,7 @@ def test_full_disk(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "report.html").write_text("mine")
     limit = "import resource, signal, sys, cnpp_trt.cli as c; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); c.main()"
-    line = [sys.executable, "-c", limit, "report", folder / "plans-sample.json", "--out", tmp_path / "out"]
+    line: list[Any] = [sys.executable, "-c", limit, "report", folder / "plans-sample.json", "--out", tmp_path / "out"]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert ended.stderr == f"error: cannot write {tmp_path / 'out' / 'report.html'}: File too large\n"
@@ -588,7 +598,7 @@ sys.argv[0] = "cnpp-trt"
 from cnpp_trt.cli import main
 main()
 """
-    line = [sys.executable, "-c", code, "report", str(folder), "--out", str(tmp_path / "out")]
+    line: list[Any] = [sys.executable, "-c", code, "report", str(folder), "--out", str(tmp_path / "out")]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=60, env=dict(os.environ))
     assert ended.returncode == 1
     said = f"error: a report needs {missing}, which is not installed: {hint('bench')}\n"

@@ -161,10 +161,10 @@ def test_record_round_trips_through_a_file(tmp_path: Path) -> None:
     with Image.open(tmp_path / "x.png") as image:  # as other readers see it
         assert isinstance(image, PngImageFile)
         written = json.loads(image.text["cnpp_trt"])
-        later = {name: written["request"].pop(name) for name in LATER}
+        later = {name: written["request"].pop(name) for name in (*LATER, "guess_mode")}
         assert written == source
         # diffusers' defaults: no clip skip, and image-to-image's strength.
-        flags = dict.fromkeys(("clip_skip_negative", "long_prompt", "prompt_weights"), False)
+        flags = dict.fromkeys(("clip_skip_negative", "long_prompt", "prompt_weights", "guess_mode"), False)
         assert later == {"strength": 0.8, "clip_skip": 0, "init_image": None, **flags}
         assert image.text["parameters"].startswith("Zoë and 猫")
         assert hashlib.sha256(image.tobytes()).hexdigest() == back.pixels_sha256
@@ -291,7 +291,7 @@ UNKNOWN: list[tuple[tuple[Any, ...], Any, str]] = [
     (("request", "seed"), 2**64 - 3, r"seed must be at most 2\*\*64 - 4"),
     (("image_index",), 4, "image_index must be below 4"),
     (("request", "__class__"), 1, "unknown field `__class__`"),
-    (("request", "guess_mode"), True, "unknown field `guess_mode`"),
+    (("request", "guess"), True, "unknown field `guess`"),
     (("path",), "x", "unknown field `path`"),
 ]
 
@@ -340,6 +340,7 @@ def test_closed_sets(path: tuple[Any, ...], value: Any, words: str) -> None:
         ("clip_skip", -1),
         ("clip_skip", 1.0),
         ("long_prompt", 1),
+        ("guess_mode", 1),
         ("init_image", 3),
         ("init_image", "x" * (64 * 1024 * 1024 + 1)),
     ],
