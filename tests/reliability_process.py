@@ -39,7 +39,7 @@ def commands(bundle: Path, half: Path, checkpoint: Path, folder: Path) -> dict[s
         "build": ["build", "--bundle", half, "--cond", "seg", "--flavor", "tensorrt-rtx", "--plans", folder / "plans"],
         "bench": [
             "bench", "--bundle", bundle, "--model", checkpoint, "--contender", "pytorch", "--contender",
-            "onnxruntime-cpu", "--rounds", 1, "--seconds", 1, "--steps", 99, "--num-images", 16,
+            "onnxruntime-cpu", "--rounds", 1, "--seconds", 1, "--steps", 30, "--num-images", 4,
             "--no-waterfall", "--out", folder / "results",
         ],
     }  # fmt: skip

@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,14 @@ def main() -> int:
         print(f"{name}: measured on {known[name]['measured']}; again with --only {name} or --fresh", flush=True)
     with tempfile.TemporaryDirectory(prefix="cnpp-trt-reliability-") as folder:
         os.environ["CNPP_TRT_HOME"] = f"{folder}/home"
-        place = _place(Path(folder), options.share)
+        place = _place(Path(folder), options)
         for name in todo:
-            known[name] = _measure(name, place, options.share)
-            data = Reliability(parts=[known[part] for part in PARTS if part in known])
-            result = BenchmarkResult.of("reliability", "tiny, random weights", "make reliability", data)
-            result.write(options.result)
-            replace_file(options.page, page_of(read_result(options.result)))
+            for part in _measure(name, place, known.get(name)):
+                known[name] = part
+                data = Reliability(parts=[known[part] for part in PARTS if part in known])
+                result = BenchmarkResult.of("reliability", "tiny, random weights", "make reliability", data)
+                result.write(options.result)
+                replace_file(options.page, page_of(read_result(options.result)))
     wrong = [
         f"{row['what']}: {count} {way}"
         for name in chosen
@@ -58,6 +60,9 @@ def _options() -> Any:
     parser.add_argument(
         "--only", action="append", choices=PARTS, help="This part, also where it was measured; repeatable."
     )
+    parser.add_argument(
+        "--command", action="append", default=[], help="Of the parts that stop commands, only this one; repeatable."
+    )
     parser.add_argument("--fresh", action="store_true", help="Every part anew.")
     parser.add_argument("--share", type=float, default=1.0, help="Of the usual counts, as in 0.01 for a try.")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -70,24 +75,27 @@ def _whole(part: ReliabilityPart | None) -> bool:
     return part is not None and not any(row["reason"] for row in part["rows"])
 
 
-def _place(folder: Path, share: float) -> Place:
+def _place(folder: Path, options: Any) -> Place:
     checkpoint = make_checkpoint(folder / "checkpoint" / "tiny", tiny=True, conditions=("seg", "depth"))
     bundle = folder / "bundle"
     exported("tiny", bundle, lambda out: export_bundle(Checkpoint(str(checkpoint)), ["seg", "depth"], out))
-    return Place(folder, bundle, checkpoint, share)
+    return Place(folder, bundle, checkpoint, options.share, tuple(options.command))
 
 
-def _measure(name: str, place: Place, share: float) -> ReliabilityPart:
+def _measure(name: str, place: Place, before: ReliabilityPart | None) -> Iterator[ReliabilityPart]:
+    """The part after each of its rows, which takes the place of an earlier one of the same attempts."""
     start = time.perf_counter()
-    rows = []
+    rows = {row["what"]: row for row in before["rows"]} if before is not None and place.commands else {}
+    command = f'make reliability FLAGS="--only {name}' + (f' --share {place.share:g}"' if place.share != 1 else '"')
     for row in PARTS[name].measure(place):
-        rows.append(row)
+        rows[row["what"]] = row
         said = row["reason"] or ", ".join(f"{n} {way}" for way, n in {**row["outcomes"], **row["wrong"]}.items())
         print(f"{name}: {row['what']}: {row['tried']} in {row['seconds']:.0f} s: {said}", flush=True)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        yield ReliabilityPart(
+            name=name, title=PARTS[name].title, command=command, measured=now, rows=list(rows.values())
+        )
     print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    command = f'make reliability FLAGS="--only {name}' + (f' --share {share:g}"' if share != 1 else '"')
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return ReliabilityPart(name=name, title=PARTS[name].title, command=command, measured=now, rows=rows)
 
 
 if __name__ == "__main__":

@@ -33,12 +33,17 @@ class Place:
     folder: for what a part writes.
     bundle, checkpoint: of the tiny model, with `seg` and `depth`; only read.
     share: of the usual counts.
+    commands: of those that are killed or interrupted, the ones to try; empty is all.
     """
 
     folder: Path
     bundle: Path
     checkpoint: Path
     share: float = 1.0
+    commands: tuple[str, ...] = ()
+
+    def takes(self, command: str) -> bool:
+        return not self.commands or command in self.commands
 
     def count(self, usual: int) -> int:
         return max(1, round(usual * self.share))
@@ -110,13 +115,15 @@ def kills(place: Place) -> Iterator[Attempts]:
         ("export", reliability_bundle.kill_exports, place.checkpoint),
         ("build", reliability_bundle.kill_builds, _half(place)),
     ):
+        if not place.takes(command):
+            continue
         start = time.perf_counter()
         found = kill(source, place.count(100), place.folder / command)
         yield _ways(f"SIGKILL at a random moment of `{command}`", found, reliability_bundle.WRONG, start)
 
 
 def signals(place: Place) -> Iterator[Attempts]:
-    for command in ("run", "export", "build", "bench"):
+    for command in filter(place.takes, ("run", "export", "build", "bench")):
         folder = place.folder / f"signals-{command}"
         line = reliability_process.commands(place.bundle, _half(place), place.checkpoint, folder)[command]
         start = time.perf_counter()
