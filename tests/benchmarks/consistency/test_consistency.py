@@ -326,8 +326,8 @@ def test_pictures_are_kept_for_fid_and_checked(study):
 
 def test_a_sheet_of_the_largest_pictures_is_small():
     noise = list(np.random.default_rng(0).integers(0, 256, (4, 512, 768, 3), np.uint8))
-    request = Request("noise", controls=[Control("depth", noise[0])], seed=3).resolve(SamplingDefaults())
-    encoded = consistency.encode_sheet(request, noise, noise, ["RMSE 0.00"] * 4)
+    request = Request("noise", "", Control("depth", noise[0]), seed=3, num_images_per_prompt=4)
+    encoded = consistency.encode_sheet(request.resolve(SamplingDefaults()), noise, noise, ["RMSE 0.00"] * 4)
     assert len(encoded) <= consistency.SHEET_BYTES
     width, height = Image.open(io.BytesIO(encoded)).size
     assert 2 * 256 < width < height
