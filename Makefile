@@ -66,10 +66,11 @@ reliability: $(VENV)/test.stamp  ## fuzz, flip bits, kill, signal; writes docs/r
 test-gpu: $(VENV)/test.stamp  ## tests on an NVIDIA GPU; without one they skip and say so
 	@$(BIN)/python -m pytest tests/gpu -rs
 
-lint: $(VENV)/test.stamp  ## ruff and mypy
+lint: $(VENV)/test.stamp  ## ruff, mypy and basedpyright, of the package and its tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 engines: $(VENV)/engines.stamp  ## fp16 bundle and TensorRT plans of MODEL with COND (and SIZE), on any machine
 	$(BIN)/cnpp-trt build --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)
