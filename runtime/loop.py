@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundles.bundle import Bundle, Manifest, TensorSpec
-from ..errors import BackendError
+from ..errors import BackendError, BundleError
 from .backends.interface import ALIGNMENT, Allocate, Backend, Buffer, Launch, Step, Stopwatch, aligned
 from .encoding_cache import EncodingCache
 from .sampling.schedulers import SamplerTable
@@ -97,6 +97,10 @@ class Workspace:
         # One control image at a time is encoded, and its hint copied to the rows of the batch that it belongs to.
         self.control_image = self._new("uint8", 1, m.height, m.width, 3) if s.controls else None
         hint_shapes = [self._output(bundle, f"hint_{name}", "hint").shape[1:] for name, _ in s.controls]
+        if len(set(hint_shapes)) > 1:
+            raise BundleError(
+                f"the hints of {', '.join(c for c, _ in s.controls)} differ in size: export the bundle again"
+            )
         self.hint = self._new(float_type, 1, *hint_shapes[0]) if s.controls else None
         self.hints = [self._new(float_type, n * b, *shape) for shape in hint_shapes]
 
@@ -145,12 +149,11 @@ class Workspace:
     def residuals(self) -> Residuals:
         """New buffers for a ControlNet's residuals."""
         float_type, batch = self._residual_batch
-        return {
-            name: self._new(float_type, batch, *(int(d) for d in shape[1:]))
-            for name, shape in self._residual_shapes.items()
-        }
+        return {name: self._new(float_type, batch, *shape[1:]) for name, shape in self._residual_shapes.items()}
 
     def _new(self, dtype: str, *shape: int | str) -> Buffer:
+        if not all(isinstance(d, int) for d in shape):
+            raise BundleError(f"a graph has {list(shape)} where its sizes must be fixed: export the bundle again")
         return self._allocate([int(d) for d in shape], dtype)
 
     def _output(self, bundle: Bundle, graph: str, output: str) -> TensorSpec:

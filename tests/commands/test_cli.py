@@ -190,6 +190,7 @@ def test_options_reach_the_request(command: Any, run: list[Any], seg: Path, tmp_
         "negative_prompt": "rain",
         "num_inference_steps": 2,
         "guidance_scale": 1.5,
+        "guess_mode": False,
         "scheduler": "lcm",
         "seed": 7,
         "num_images_per_prompt": 2,

@@ -457,7 +457,7 @@ def test_grades() -> None:
 
 def test_typical_scores_are_the_measured_ones() -> None:
     """Half of the measured images are at the median or better, nine of ten at the low mark or better."""
-    measured = json.loads((MINIATURE.parent / "typical_scores.json").read_text())
+    measured = json.loads((MINIATURE.parents[1] / "developer" / "miniature" / "typical_scores.json").read_text())
     examples = json.loads((MINIATURE / "examples" / "examples.json").read_text())["examples"]
     for condition, example in examples.items():
         values, typical = np.array(measured[condition]), example["typical_score"]

@@ -241,21 +241,20 @@ def test_numbers_that_are_none(folder):
 
 @pytest.mark.parametrize("having", [("unet",), ("unet", "vae"), ("text_encoder",)])
 @pytest.mark.parametrize("variant", ["fp16", "non_ema"])
-def test_components_without_the_variant_come_without(folder, variant, having, caplog):
+def test_components_without_the_variant_come_without(folder, variant, having, logged):
     for component in having:
         file = folder / component / f"{STEMS[component]}.safetensors"
         save_file(other(load_file(file)), file.with_suffix(f".{variant}.safetensors"), {"format": "pt"})
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         folder, variant=variant, safety_checker=None, feature_extractor=None, torch_dtype=torch.float32
     )
-    caplog.set_level("INFO", "cnpp_trt")
     checkpoint = Checkpoint(str(folder), variant=variant)
     for component in ("unet", "vae", "text_encoder"):
         state = getattr(checkpoint, component)(torch.float32).state_dict()
         assert_same(state, getattr(pipeline, component).state_dict())
     checkpoint.fingerprint()
     without = [c for c in ("unet", "vae", "text_encoder") if c not in having]
-    assert caplog.messages == [f"{' and '.join(without)} of {folder} have no {variant} weights: others are taken"]
+    assert logged() == [f"{' and '.join(without)} of {folder} have no {variant} weights: others are taken"]
 
 
 # Weights that nothing reads

@@ -14,7 +14,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-ROOM = MINIATURE.parent
+ROOM, RESULTS = MINIATURE.parent, MINIATURE.parents[1] / "developer" / "miniature"
 
 
 def test_size_in_git() -> None:
@@ -52,13 +52,13 @@ def test_every_condition_has_an_example(condition: str) -> None:
 
 @pytest.mark.parametrize(("file", "table"), [("results.json", evaluate.table), ("few_steps.json", few_steps.table)])
 def test_readme_shows_the_results_files(file: str, table: Callable[[dict[str, Any]], str]) -> None:
-    results = json.loads((ROOM / file).read_text())
+    results = json.loads((RESULTS / file).read_text())
     assert table(results) in (ROOM / "README.md").read_text("utf-8")
 
 
 def test_reward_helps() -> None:
     """What the README claims of the shipped training, from the figures as measured."""
-    results = json.loads((ROOM / "results.json").read_text())
+    results = json.loads((RESULTS / "results.json").read_text())
 
     def values(condition: str, stage: str) -> list[float]:
         metric = CONDITIONS[condition].metric

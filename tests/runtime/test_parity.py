@@ -291,7 +291,7 @@ def test_a_condition_of_another_size_is_resized_as_diffusers_does(tiny, tiny_ref
     request = Request(PROMPT, "", [Control("depth", odd)], 6, seed=1)
     resized = Image.fromarray(odd).resize((width, height), Image.Resampling.LANCZOS)
     result = tiny.pipeline(request)
-    np.testing.assert_array_equal(result.controls[0], np.asarray(resized))
+    np.testing.assert_array_equal(result.control_images[0], np.asarray(resized))
     assert f"the depth image was resized from {size[0]}x{size[1]} to {width}x{height} (lanczos)" in result.notes
 
     # diffusers brings the image to the height and width that it is asked for, by its own resize.
@@ -323,7 +323,7 @@ def test_seg_is_resized_without_new_colours(tiny, control_image):
     odd = control_image(37, 53)
     result = tiny.pipeline(Request(PROMPT, "", [Control("seg", odd)], 1, seed=1))
     colours = {tuple(c) for c in odd.reshape(-1, 3)}
-    assert {tuple(c) for c in result.controls[0].reshape(-1, 3)} <= colours
+    assert {tuple(c) for c in result.control_images[0].reshape(-1, 3)} <= colours
     assert any(note.endswith("(nearest)") for note in result.notes)
 
 

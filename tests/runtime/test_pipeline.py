@@ -243,7 +243,7 @@ def test_a_graph_that_fails_while_running(tiny, bundle_copy, request_):
     path = bundle_copy / "update.onnx"
     graph = onnx.load(path)
     guidance = next(i for i in graph.graph.input if i.name == "guidance")
-    shape = onnx.helper.make_tensor("impossible", onnx.TensorProto.INT64, [1], [12345])
+    shape = onnx.helper.make_tensor("impossible", onnx.TensorProto.INT64, [2], [12345, 1])
     graph.graph.initializer.append(shape)
     graph.graph.node.insert(0, onnx.helper.make_node("Reshape", ["guidance", "impossible"], ["broken"]))
     for node in graph.graph.node[1:]:

@@ -126,7 +126,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.conditions import CONDITIONS
 from cnpp_trt.errors import DeviceMemoryError
 

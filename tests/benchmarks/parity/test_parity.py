@@ -30,12 +30,14 @@ from cnpp_trt.benchmarks.records import NOT_FINITE
 from cnpp_trt.benchmarks.requests import make_requests
 from cnpp_trt.benchmarks.result import read_result
 from cnpp_trt.bundles.bundle import Bundle, Manifest
+from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.onnx_graph import compare as compare_as_exported
 from cnpp_trt.files import sha256_of
 from cnpp_trt.runtime.backends.host_memory import view
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from cnpp_trt.runtime.settings.request import ResolvedRequest
 from fixture_cache import exported
 from scipy.spatial.distance import cosine
 
@@ -64,12 +66,13 @@ def diffusers(tiny: Any) -> PyTorch:
 
 
 @pytest.fixture
-def ask(tiny: Any, control_image: Callable[..., np.ndarray]) -> Callable[..., Request]:
+def ask(tiny: Any, control_image: Callable[..., np.ndarray]) -> Callable[..., ResolvedRequest]:
     """`ask("seg", "depth", scheduler="lcm")`"""
 
-    def make(*conditions: str, **fields: Any) -> Request:
+    def make(*conditions: str, **fields: Any) -> ResolvedRequest:
         controls = [Control(c, control_image(*tiny.size, i), 0.8) for i, c in enumerate(conditions or ("seg",))]
-        return Request("a red house", controls=controls, **{"num_inference_steps": STEPS, "seed": 3, **fields})
+        fields = {"num_inference_steps": STEPS, "seed": 3, **fields}
+        return Request("a red house", controls=controls, **fields).resolve(SamplingDefaults())
 
     return make
 
@@ -118,7 +121,7 @@ def test_the_reference_of_an_fp16_bundle_is_in_fp32(tiny, modules):
 
     def rounded(tensors: Any) -> Any:
         # The sampler's own tensors are float32 in every bundle.
-        kept = ("timestep", "scale", "latents", "state", "new_state", "magnitude", "guidance", "coefficients", "noise",
+        kept = ("timestep", "scales", "latents", "state", "new_state", "magnitude", "guidance", "coefficients", "noise",
                 "x0_limit")  # fmt: skip
         return tuple(replace(t, dtype="float16") if t.dtype == "float32" and t.name not in kept else t for t in tensors)
 
@@ -480,7 +483,7 @@ def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_build_checks_what_it_built(half_bundle, tiny_checkpoint, command, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'cnpp-trt[rtx]'")
-    build = ["build", "--cond", "seg", "--flavor", "tensorrt-rtx", "--check", "--out", tmp_path / "plans", "--json"]
+    build = ["build", "--cond", "seg", "--flavor", "tensorrt-rtx", "--check", "--plans", tmp_path / "plans", "--json"]
     outcome = command(*build, "--bundle", half_bundle, "--model", tiny_checkpoint)
     assert outcome.status == 0, outcome.err
     (found,) = json.loads(outcome.out)
@@ -505,6 +508,6 @@ def test_build_checks_what_it_built(half_bundle, tiny_checkpoint, command, tmp_p
 
 def test_build_needs_the_checkpoint_to_check(half_bundle, refused, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'cnpp-trt[rtx]'")
-    build = ["build", "--cond", "seg", "--flavor", "tensorrt-rtx", "--check", "--out", tmp_path]
+    build = ["build", "--cond", "seg", "--flavor", "tensorrt-rtx", "--check", "--plans", tmp_path]
     assert "--model PATH" in refused(*build, "--bundle", half_bundle)
     assert list(tmp_path.iterdir()) == []

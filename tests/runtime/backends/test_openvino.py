@@ -283,7 +283,7 @@ def test_a_launch_that_fails(tiny):
     bundle = tiny.pipeline.bundle
     backend = OpenVino(bundle, 1)
     buffers = bound(bundle, backend, "update", {"images": 1, "guidance": 1})
-    launch = backend.load("update").bind({**buffers, "guidance": backend.arena(0)((1,), "float16")})
+    launch = backend.load("update").bind({**buffers, "guidance": backend.arena(0)((1, 1), "float16")})
     with pytest.raises(BackendError, match="OpenVINO failed in update: ") as error:
         launch()
     assert "\n" not in str(error.value)

@@ -165,8 +165,8 @@ def test_auto_takes_the_first_that_works(tiny, fake_gpu, monkeypatch, tmp_path, 
     monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCuda", maker("onnxruntime-cuda"))
     backend, said = open_backend(tiny.pipeline.bundle, RuntimeOptions(plans=tmp_path))
     assert (backend.name, said) == (expected, reason)
-    assert given[0] == ("tensorrt", tiny.pipeline.bundle, tmp_path, None)
-    assert given[1:] in ([], [("onnxruntime-cuda", tiny.pipeline.bundle)])
+    assert given[0] == ("tensorrt", tiny.pipeline.bundle, tmp_path, None, 0)
+    assert given[1:] in ([], [("onnxruntime-cuda", tiny.pipeline.bundle, 0)])
 
 
 def test_auto_does_not_hide_what_the_user_must_mend(tiny, fake_gpu, monkeypatch):
@@ -214,8 +214,8 @@ class FakeOnnxRuntime(SimpleNamespace):
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA part of a backend without CUDA."""
 
-    def start(self: Any) -> None:
-        self.gpu, self.stream = GPU, 4321
+    def start(self: Any, *arguments: Any, device: int = 0) -> None:
+        self.gpu, self.stream, self._index = GPU, 4321, device
 
     monkeypatch.setattr(cuda.Cuda, "__init__", start)
     monkeypatch.setattr(choose, "find_gpu", lambda device=0: GpuSearch(GPU))

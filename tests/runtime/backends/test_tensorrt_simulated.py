@@ -19,9 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundle import Bundle
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import BackendError
-from cnpp_trt.runtime.residents import MAX_PROGRAMS
+from cnpp_trt.runtime.program_cache import MAX_PROGRAMS
 
 bundle, plans = Bundle.open(sys.argv[1]), Path(sys.argv[2])
 fake_tensorrt.make_plans(bundle, plans)

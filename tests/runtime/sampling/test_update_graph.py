@@ -34,7 +34,9 @@ def run(session: ort.InferenceSession, feeds: Feeds, **changes: np.ndarray) -> F
 def formula(feeds: Feeds, limit: float) -> np.ndarray:
     """The five rows, float64. Row by row and not as one product, so that nothing is shared with the graph."""
     f = {name: array.astype(np.float64) for name, array in feeds.items()}
-    guided = f["guidance"][0] * f["noise_pred"][0] + f["guidance"][1] * f["noise_pred"][1]
+    guided = np.empty_like(f["noise"])
+    for image in range(len(guided)):  # each has its own weights
+        guided[image] = sum(f["guidance"][side, image] * f["noise_pred"][side, image] for side in range(2))
     given = [*f["state"], guided, f["noise"]]
     linear = [sum(f["coefficients"][row, i] * given[i] for i in range(6)) for row in range(5)]
     over = np.where(linear[2] > limit, limit - linear[2], np.where(linear[2] < -limit, -limit - linear[2], 0))
