@@ -22,6 +22,7 @@ def main() -> NoReturn:
     """Exit status: 0, 1 for a failure, 2 for what the user can mend, 130 and 143 when interrupted or terminated."""
     watch = Watch()
     try:
+        watch.begin()
         status = _run(sys.argv[1:], watch)
     except KeyboardInterrupt:  # before anything began, or while an error was reported
         status = 1

@@ -28,7 +28,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Watch:
-    """From when it is made to `close`, SIGINT and SIGTERM are handled as this module says.
+    """From `begin` to `close`, SIGINT and SIGTERM are handled as this module says.
 
     A signal that was ignored when the process started, as `nohup` and a shell's background jobs have it, stays ignored.
     Made in a thread other than the main one, where Python has no signals, it does nothing.
@@ -44,6 +44,8 @@ class Watch:
         self._ours = threading.current_thread() is threading.main_thread()
         if not self._ours:
             return
+        # Blocked until `begin`: an exception in here would have nobody to report it.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WORDS) if hasattr(signal, "pthread_sigmask") else None
         self._told, self._tell = socket.socketpair()
         self._tell.setblocking(False)
         signal.set_wakeup_fd(self._tell.fileno(), warn_on_full_buffer=False)
@@ -51,6 +53,11 @@ class Watch:
         for kind in _WORDS:
             if signal.getsignal(kind) is not signal.SIG_IGN:
                 signal.signal(kind, self._stop)
+
+    def begin(self) -> None:
+        """From now on a signal raises `Stopped`."""
+        if self._ours and self._mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def close(self) -> None:
         """From now on signals change nothing: the work is done, and the process about to end."""

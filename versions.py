@@ -1,8 +1,6 @@
 """The version of this package, and of the packages that are installed beside it."""
 
 from collections.abc import Iterable
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
 
@@ -33,8 +31,13 @@ PACKAGES = (
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
     """The versions of those of `packages` that are installed, by name."""
+    # Not at the top: every command imports this module before it watches for signals, and this takes 60 ms.
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for package in packages:
-        with suppress(PackageNotFoundError):
+        try:
             found[package] = version(package)
+        except PackageNotFoundError:
+            continue
     return found
