@@ -133,7 +133,7 @@ class PyTorch:
 
 
 def _one_or_list(values: list[Any]) -> Any:
-    """diffusers runs a list of one ControlNet as several, which adds their residuals up in vain."""
+    """One value without its list: diffusers runs a list of one ControlNet as several, and adds residuals up in vain."""
     return values[0] if len(values) == 1 else values
 
 

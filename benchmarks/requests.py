@@ -26,6 +26,9 @@ def make_requests(
     which have no meaning but do for latency and parity.
 
     Args:
+        pipeline: that takes them.
+        condition: of the control image.
+        indices: one for each request.
         fields: of `ResolvedRequest`, over the model's defaults.
     """
     for index in indices:
@@ -45,7 +48,7 @@ def control(pipeline: Pipeline, condition: str, index: int) -> tuple[NDArray[np.
 
 
 def blocks(width: int, height: int, seed: int) -> NDArray[np.uint8]:
-    """16 by 16 random colours, uint8 [H,W,3]."""
+    """16 by 16 random colors, uint8 [H,W,3]."""
     cells = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     rows, columns = np.arange(height) * 16 // height, np.arange(width) * 16 // width
     return np.ascontiguousarray(cells[rows][:, columns])

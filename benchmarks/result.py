@@ -64,7 +64,11 @@ class BenchmarkResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(kind, title, command, data, environment(threads), now)
 
     def write(self, path: Path) -> None:
-        """Replaces the file whole, or leaves it as it was. Raises: UserError where it cannot be written."""
+        """Replaces the file whole, or leaves it as it was.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, to_json(self))

@@ -1,4 +1,4 @@
-"""Who draws the same requests to be compared: the deployed pipeline, other bundles, and PyTorch."""
+"""What generates images of the same requests, to be compared: the deployed pipeline, other bundles, and PyTorch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,8 +65,11 @@ def other_systems(
     """Of `pytorch`, `pytorch-fp16`, a bundle's folder, or a model whose bundle is under CNPP_TRT_HOME.
 
     Args:
+        names: of the systems.
+        deployed: the pipeline that they are compared with.
         open_pipeline: opens a bundle's folder as the deployed one was.
-        model, controlnets: where PyTorch finds the checkpoint of the deployed bundle; None for the embedded models.
+        model: where PyTorch finds the checkpoint of the deployed bundle; None for the embedded models.
+        controlnets: the same of ControlNets, by condition.
         threads: of PyTorch on a CPU; None leaves them as they are.
 
     Raises:
@@ -92,8 +95,8 @@ def _bundle(given: str, deployed: Pipeline, open_pipeline: Callable[[Path], Pipe
     folder = Path(given) if is_bundle else find_bundle(given, None, size, (m.precision,))
     other = Bundle.open(folder).manifest
     if (other.width, other.height) != size:
-        raise UserError(f"{folder} draws {other.width}x{other.height}, the deployed bundle {m.width}x{m.height}")
-    # Opened for its backend's name only: no graph is loaded before it draws.
+        raise UserError(f"{folder} generates {other.width}x{other.height}, the deployed bundle {m.width}x{m.height}")
+    # Opened for its backend's name only: no graph is loaded before it generates.
     name = folder.resolve().name if is_bundle else model_name(given)
     return _of_pipeline(name, open_pipeline(folder), lambda: open_pipeline(folder))
 

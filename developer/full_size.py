@@ -138,7 +138,7 @@ def extractors(
 
 @app.command("diffusers")
 def repeat_with_diffusers(picture: Path) -> None:
-    """Draws a picture again with diffusers' own pipeline and loaders, from its metadata; JSON on stdout."""
+    """Generates a picture again with diffusers' own pipeline and loaders, from its metadata; JSON on stdout."""
     import diffusers
 
     from ..export.models import BASE, MODELS
@@ -181,6 +181,7 @@ def reference(condition: str, path: Path) -> Reference:
     """The official demo's own steps from a photo, whose sides are multiples of 64, to its map.
 
     Args:
+        condition: whose extractor it is.
         path: as `random_models.extractors.make_extractor` returns it.
 
     Raises:
@@ -231,12 +232,12 @@ def _detector(condition: str, file: Path) -> Reference:
     module = importlib.import_module(f"controlnet_aux.{condition}")
     detector = getattr(module, _DETECTORS[condition]).from_pretrained(file.parent)
 
-    def draw(image: Map) -> Map:
+    def extract(image: Map) -> Map:
         side = min(image.shape[:2])
-        drawn = detector(image, detect_resolution=side, image_resolution=side, output_type="np")
-        return np.asarray(drawn[:, :, 0], np.uint8)
+        lines = detector(image, detect_resolution=side, image_resolution=side, output_type="np")
+        return np.asarray(lines[:, :, 0], np.uint8)
 
-    return draw
+    return extract
 
 
 def _controlnet(repository: str, folder: str) -> Any:
@@ -299,7 +300,7 @@ def _build(bundle: Path, store: Path) -> list[object]:
 
 
 def _pictures(stages: _Stages, work: Path, bundle: Path) -> list[PictureRow]:
-    """One of each condition, extracted from a photo, and what diffusers draws from the same control image."""
+    """One of each condition, extracted from a photo, and what diffusers generates from the same control image."""
     stages.run("export, fp32", *_export(MODEL, bundle, "fp32"))
     photo = _photo(work / "photo.png")
     rows = []

@@ -23,7 +23,14 @@ _CLOSE = "<!-- /results -->"
 
 
 def write_readme(path: Path, results: Path = RESULTS) -> bool:
-    """Whether the file changed. Raises: UserError where it, a marker, a result or a table cannot be used."""
+    """Fills the tables of a file from results.
+
+    Returns:
+        Whether the file changed.
+
+    Raises:
+        UserError: the file, a marker, a result or a table cannot be used.
+    """
     try:
         text = read_bounded(path).decode("utf-8")
     except (OSError, ValueError) as e:

@@ -64,7 +64,7 @@ class ConsistencySettings:
 
     def __post_init__(self) -> None:
         if self.fresh and self.shard.of > 1:
-            raise UserError("--fresh would remove what other shards draw: choose a new folder with --out instead")
+            raise UserError("--fresh would remove what other shards generate: choose a new folder with --out instead")
 
 
 def measure_consistency(

@@ -39,7 +39,7 @@ from ..requests import FIRST_SCENE, control
 PROMPTS = "prompts.jsonl"
 MAX_LINES = 1_000_000
 MAX_LINE_BYTES = 1 << 20
-# A share of pixels in none of ADE20K's colours above which a picture is no segmentation map.
+# A share of pixels in none of ADE20K's colors above which a picture is no segmentation map.
 MAX_INEXACT = 0.01
 
 
@@ -223,7 +223,7 @@ class Folder:
 
 
 def read_segmentation(path: Path) -> NDArray[np.uint8]:
-    """A segmentation map in ADE20K's colours, uint8 [H,W,3], from a picture of that, or from a label map.
+    """A segmentation map in ADE20K's colors, uint8 [H,W,3], from a picture of that, or from a label map.
 
     Raises:
         UserError: it is not a PNG, or neither of the two.
@@ -246,7 +246,7 @@ def read_segmentation(path: Path) -> NDArray[np.uint8]:
         raise UserError(f"{name} has samples of mode {mode!r}: save labels as a PNG with one channel of 8 bits")
     inexact = labels_from_colors(pixels)[1]
     if inexact > MAX_INEXACT:
-        raise UserError(f"{inexact:.0%} of {name} is in none of ADE20K's colours: it is no segmentation map")
+        raise UserError(f"{inexact:.0%} of {name} is in none of ADE20K's colors: it is no segmentation map")
     return pixels
 
 

@@ -72,7 +72,7 @@ def measure_quality(study: Study, fid: "Fid | None", clip_score: "ClipScore | No
 
 
 def _condition(study: Study, condition: str) -> ConditionScores | None:
-    """None where nothing was drawn yet. Sides are compared on the prompts that all of them have drawn."""
+    """None where no image was generated yet. Systems are compared on the prompts that all of them have images of."""
     found = {s.name: study.records(s, condition) for s in study.systems if condition in s.conditions}
     total = len(study.data.ids)
     for name, of_system in found.items():

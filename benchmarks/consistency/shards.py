@@ -1,4 +1,4 @@
-"""Records as JSON lines: one file for each process that draws, appended to, resumed, and merged.
+"""Records as JSON lines: one file for each process that generates, appended to, resumed, and merged.
 
 The first line of a file says everything that its records depend on; each other line is a record with an `id`. Every
 line carries its own checksum. A process that is killed leaves at most a last line without its end, which nobody reads
@@ -54,6 +54,7 @@ def read_records(folder: Path, header: Mapping[str, Any], kind: Any = dict[str, 
     """Every record of every file in `folder`, by id; one that was made twice counts once.
 
     Args:
+        folder: of the record files.
         header: what they must depend on; JSON-able.
         kind: what each of them is: a TypedDict with an `id`.
 

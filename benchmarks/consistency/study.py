@@ -53,7 +53,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How every prompt is drawn. Image i of prompt k has the seed k * images + i: no two images share their noise."""
+    """How images are generated. Image i of prompt k has the seed k * images + i: no two images share their noise."""
 
     images: int
     negative_prompt: str
@@ -200,6 +200,7 @@ def command_of(study: Study, data: Path | None) -> str:
     """What would measure it again; folders by their names alone.
 
     Args:
+        study: that was measured.
         data: the user's own folder.
     """
     m, p, (_, *others) = study.deployed.bundle.manifest, study.sampling, study.systems
@@ -225,12 +226,12 @@ def start_again(study: Study) -> None:
 
 
 def generate(study: Study, shard: Shard) -> None:
-    """ImageGenerator and judges every prompt of this shard that has no record yet.
+    """Generates and judges the images of every prompt of this shard that has no record yet.
 
     Raises:
         UserError: earlier records are of another study.
     """
-    # All of them before the first is drawn: a refusal must not come after hours.
+    # All of them before the first image is generated: a refusal must not come after hours.
     work = {
         (system.name, condition): [index for index in study.pending(system, condition) if shard.takes(index)]
         for system, condition in study.parts()
@@ -321,7 +322,7 @@ def _is_whole(record: Mapping[str, Any], images: int, metric: str) -> bool:
 
 
 def read_sheets(study: Study) -> list[records.Sheet]:
-    """Those that have been drawn."""
+    """The sheets that have been written, one for each condition."""
     paths = {condition: study.sheet(condition) for condition in study.conditions}
     return [
         records.Sheet(condition=condition, png=base64.b64encode(read_bytes(path)).decode("ascii"))
@@ -336,6 +337,9 @@ def read_pictures(
     """(index, its images) of every prompt that was kept.
 
     Args:
+        study: that keeps images.
+        system: that generated them.
+        condition: of the control images.
         which: of a prompt's images.
 
     Raises:

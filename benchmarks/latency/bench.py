@@ -41,7 +41,7 @@ class BenchSettings:
         scheduler: None takes the model's, and LCM without guidance for few steps.
         contenders: names of `COMPETITORS`; empty takes all of the device.
         threads: of the CPU; None is every physical core.
-        rounds, seconds: as in `latency.TimingPlan`.
+        rounds, seconds: as in `timing.TimingPlan`.
     """
 
     condition: str = "seg"
@@ -72,7 +72,10 @@ def run_bench(
     """Measures, and writes what it finds. Bundles that are missing are exported first and, on a GPU, plans built.
 
     Args:
+        model: name or source of the checkpoint; None is the miniature where `bundle` is None.
         bundle: measure this one, of the one size that it has; PyTorch takes part where `model` is its checkpoint.
+        controlnets: the source of each condition's ControlNet, where it is not the model's own.
+        settings: what to measure.
         out: the folder of the results; None is the default one.
         optimizations: whether to measure the waterfall too.
 

@@ -1,4 +1,4 @@
-"""What competes in `cnpp-trt bench`: each draws the same requests with the same weights, in a process of its own."""
+"""What competes in `cnpp-trt bench`: each runs the same requests with the same weights, in a process of its own."""
 
 import time
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """How much a graph computes and moves at least, counted in its ONNX file: for the floor that no implementation beats.
 
 Counted are the operations that multiply matrices (convolutions, products, attention), where a multiply-add is two.
-Elementwise operations and normalisations are left out: they are a few percent, and a fused kernel hides them.
+Elementwise operations and normalizations are left out: they are a few percent, and a fused kernel hides them.
 """
 
 import math
@@ -35,6 +35,8 @@ def count_ops(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> OpCount:
     read. What lies between its nodes is not counted, nor whether weights are still in a cache from the last launch.
 
     Args:
+        bundle: that has the graph.
+        graph: its name.
         sizes: of the free dimensions that the graph has: `batch`, `tokens`, `prompts`, `images`, `guidance`.
 
     Raises:

@@ -45,6 +45,10 @@ def measure_roofline(
     """What a request of this structure asks for, and what this machine can do.
 
     Args:
+        bundle: whose graphs are counted.
+        structure: of the request.
+        device: that is measured.
+        threads: of the CPU; None is the libraries' default.
         precisions: that are measured; none are all of the device's.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How fast: contenders draw the same requests in turn, each in its own process; and each once from a cold start."""
+"""How fast: contenders run the same requests in turn, each in its own process; and each once from a cold start."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from .worker import request_to_json
 
 logger = logging.getLogger(__name__)
 
-# The index-th request of a case: every round has one of its own, so that nobody draws from a cache.
+# The index-th request of a case: every round has one of its own, so that no contender takes it from a cache.
 Requests = Callable[[Case, int], ResolvedRequest]
 
 # Weights, activations and what the warm-up leaves: processes that together need more are not held at once.
@@ -56,7 +56,11 @@ class TimingPlan:
 
 
 class Process:
-    """A contender's process. Raises: BackendError from everything that it answers with an error."""
+    """A contender's process.
+
+    Raises:
+        BackendError: the process answers with an error, to its start or a question.
+    """
 
     def __init__(self, config: WorkerConfig) -> None:
         self.name = config.name
@@ -127,6 +131,7 @@ def time_competitors(
     Args:
         configs: each contender with what opens it, or the reason why it cannot take part. The first that works is the
             baseline.
+        plan: the cases and how long each is measured.
         requests: makes the index-th request of a case.
 
     Raises:
@@ -215,7 +220,7 @@ def _processes(configs: Iterable[WorkerConfig]) -> Iterator[list[Process]]:
 
 
 def _time_case(processes: Sequence[Process], case: Case, plan: TimingPlan, requests: Requests) -> dict[str, Timed]:
-    """Rounds in which each draws the round's request, after a warm-up whose pictures are compared."""
+    """Rounds in which each contender runs the round's request, after a warm-up whose pictures are compared."""
     logger.info(f"{describe(case)}: {', '.join(p.name for p in processes)}")
     baseline = processes[0].name
     pictures: dict[str, NDArray[np.uint8]] = {}
@@ -296,6 +301,9 @@ def cases(
     The base has the first of each.
 
     Args:
+        sizes: (width, height) of images.
+        images: how many a request has.
+        steps: of the sampler.
         request: whose scheduler and guidance scale they have.
         few_step: up to `FEW_STEPS` steps are sampled as few-step models are, with LCM and without guidance.
     """

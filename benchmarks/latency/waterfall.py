@@ -45,7 +45,7 @@ class Optimization:
     """One technique of the runtime, measured with and without it.
 
     Attributes:
-        open: makes what runs, given the bench that it is measured on. Raises: BackendError where it cannot work here.
+        open: makes what runs, given the bench that it is measured on; a BackendError where it cannot work here.
         device: the only one that it works on.
         half: whether it computes in half precision whatever the bundle's.
     """
@@ -98,9 +98,13 @@ def waterfall(
     Runtime, and one for each optimization of OpenVINO's.
 
     Args:
+        bundle: whose graphs run.
+        condition: of the control image.
+        device: whose optimizations are measured.
         threads: of the CPU; None is every physical core.
         plans: the plan store; None is the default one.
         optimizations: names of `OPTIMIZATIONS` to measure; none are all.
+        rounds: that count.
         fields: of `ResolvedRequest`, over the model's defaults.
 
     Raises:

@@ -195,7 +195,11 @@ def check_graphs(
     """Every graph that these conditions launch, on inputs of a few steps; several controls included.
 
     Args:
+        deployed: the runtime's own pipeline.
+        checkpoint: that its bundle was exported from.
+        conditions: whose graphs are launched.
         sizes: (images, guided) of each request that is made of a condition.
+        device: PyTorch's.
     """
     exact_float32()
     m = deployed.bundle.manifest

@@ -27,7 +27,7 @@ from .thresholds import violations
 
 logger = logging.getLogger(__name__)
 
-# A UNet above this draws no image in PyTorch's fp16 on a CPU unless it is asked to: one step of SD 1.5 takes minutes.
+# A UNet above this runs in PyTorch's fp16 on a CPU only where it is asked for: one step of SD 1.5 takes minutes.
 _SMALL = 200 << 20
 
 
@@ -41,13 +41,15 @@ def compare_with_pytorch(
     half: int | None = None,
     steps: int | None = None,
 ) -> Parity:
-    """Everything there is to compare.
+    """Compares graphs, steps and images with PyTorch's.
 
     Args:
+        deployed: the runtime's own pipeline.
         checkpoint: that the bundle was exported from.
-        thresholds: of `verdict.read_thresholds`.
+        conditions: to compare.
+        thresholds: of `thresholds.read_thresholds`.
         images: of each condition.
-        half: how many of them PyTorch draws in fp16 too; None: all on a GPU, one of a small model on a CPU, else none.
+        half: how many of them PyTorch makes in fp16 too; None: all on a GPU, one of a small model on a CPU, else none.
         steps: None takes the model's own.
     """
     exact_float32()

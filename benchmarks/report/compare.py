@@ -55,7 +55,8 @@ def compare_samples(of: tuple[str, str, str], before: Sequence[float], after: Se
 
     Args:
         of: what was timed.
-        before, after: seconds above 0, at least one each.
+        before: seconds above 0, at least one.
+        after: the same of the later result.
     """
     middle = [float(np.median(samples)) for samples in (before, after)]
     low, high = percentile_interval(resampled_medians(after, 1) / resampled_medians(before, 0))
@@ -138,7 +139,8 @@ def make_comparison(before: Loaded, after: Loaded, found: Sequence[Change]) -> D
     """The document of a comparison.
 
     Args:
-        before, after: the two results.
+        before: the earlier result.
+        after: the later result.
         found: their `changes`.
     """
     one, two = before.result, after.result

@@ -16,7 +16,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Figure:
-    """`svg` is a whole document in the colours of `figures`; `name` becomes a file's."""
+    """`svg` is a whole document in the colors of `figures`; `name` becomes a file's."""
 
     block: ClassVar[str] = "figure"
     name: str

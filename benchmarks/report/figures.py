@@ -1,6 +1,6 @@
 """Plots as SVG: narrow and with large type, so that they can be read on a phone.
 
-They are drawn in the colours of a light page. On the HTML page `themed` puts CSS variables in their place, which the
+They are drawn in the colors of a light page. On the HTML page `themed` puts CSS variables in their place, which the
 page sets for light and dark; a file by itself keeps them.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; the first is for what the others are compared with.
+# Okabe and Ito's colors, which the color-blind can tell apart; the first is for what the others are compared with.
 COLORS = ("#6f7378", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 INK, FAINT, RULE, PAPER = "#202326", "#63686e", "#dcdcd6", "#fdfdfb"
@@ -69,7 +69,8 @@ def _plot(name: str, x: str, y: str, height: float = 3.4) -> Iterator[_Plot]:
 
     Args:
         name: makes the ids inside the SVG unique on a page that holds several.
-        x, y: titles of the axes.
+        x: title of the axis.
+        y: title of the axis.
         height: in inches.
     """
     try:
@@ -102,7 +103,7 @@ def _tidied(svg: str, name: str) -> str:
 
 
 def themed(svg: str) -> str:
-    """For the HTML page, whose variables `--ink`, `--c0` and so on are the colours."""
+    """For the HTML page, whose variables `--ink`, `--c0` and so on are the colors."""
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace("<svg", '<svg role="img"', 1)

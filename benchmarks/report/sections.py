@@ -57,7 +57,7 @@ def _rank(one: Loaded) -> tuple[int, bool]:
 
 
 def contender_colors(loaded: Sequence[Loaded]) -> dict[str, int]:
-    """The same contender has one colour on the whole page; baselines have the first."""
+    """The same contender has one color on the whole page; baselines have the first."""
     benches = [one.result.data for one in loaded if one.result.kind == "bench"]
     colors = {bench["contenders"][0]["name"]: 0 for bench in benches}
     ran = [c["name"] for bench in benches for c in bench["contenders"] if c["available"] and c["name"] not in colors]

@@ -68,7 +68,7 @@ def code(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """EndToEnd, on one line, printable: names of models and conditions come from other people's files."""
+    """The whole text, on one line, printable: names of models and conditions come from other people's files."""
     return printable(text, 12 * len(text) + 1)
 
 

@@ -15,7 +15,9 @@ def write_document(document: Document, out: Path | None, name: str) -> tuple[Pat
     """DIR/NAME.html and DIR/NAME.md, with the latter's figures in DIR/figures; replaces those that are there.
 
     Args:
+        document: to write.
         out: DIR; None for the default one.
+        name: NAME.
 
     Raises:
         UserError: DIR cannot be written.
@@ -32,7 +34,11 @@ def write_document(document: Document, out: Path | None, name: str) -> tuple[Pat
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replaces the file, or leaves it as it was. Raises: UserError where it cannot be written."""
+    """Replaces the file, or leaves it as it was.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)

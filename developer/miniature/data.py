@@ -64,7 +64,7 @@ def load_scenes(work: Path, seeds: range) -> Scenes:
 
 
 class Conditions(nn.Module):
-    """Control images of a batch of scenes, float [B,3,128,128] in [0,1], as whole grey levels like a PNG's."""
+    """Control images of a batch of scenes, float [B,3,128,128] in [0,1], as whole gray levels like a PNG's."""
 
     palette: Tensor
 

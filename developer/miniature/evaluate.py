@@ -89,7 +89,7 @@ class Sampler:
         with torch.no_grad():
             self.embeds = text_encoder(ids)[0]
 
-    def draw(self, controlnet: Any, control: Tensor | None, seed: int) -> Tensor:
+    def generate(self, controlnet: Any, control: Tensor | None, seed: int) -> Tensor:
         """One image uint8 [N,3,128,128] for each scene; the same noise for every ControlNet."""
         noise = torch.randn(len(self.scenes), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
         images = []
@@ -156,7 +156,7 @@ def evaluate(work: Path, condition: str) -> dict[str, Any]:
         for i, seed in enumerate(SEEDS):
             # Training seed i is sampled with sampling seed i; a stage with one training serves every sampling seed.
             controlnet = rounded(ControlNetModel.from_pretrained(trained[i % len(trained)]))
-            scores = judge.score(condition, sampler.draw(controlnet, control, seed), scenes)
+            scores = judge.score(condition, sampler.generate(controlnet, control, seed), scenes)
             results[stage].append(scores)
             print(f"{condition} {stage} seed {seed}: {scores}, {time.perf_counter() - start:.0f} s", flush=True)
         results[f"trainings of {stage}"] = len(trained)
@@ -167,11 +167,11 @@ def evaluate(work: Path, condition: str) -> dict[str, Any]:
 
 
 def uncontrolled(work: Path, sampler: Sampler, seed: int) -> Tensor:
-    """The UNet alone; the same images serve every condition, so they are drawn once."""
+    """The UNet alone; the same images serve every condition, so they are generated once."""
     path = work / f"uncontrolled-{seed}.pt"
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}")
-        torch.save(sampler.draw(None, None, seed), partial)
+        torch.save(sampler.generate(None, None, seed), partial)
         partial.replace(path)
     images: Tensor = torch.load(path, weights_only=True)
     return images

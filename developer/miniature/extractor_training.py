@@ -23,6 +23,7 @@ def train_extractor(work: Path, condition: str, role: str) -> Path:
     """Trains one network into `work/extractors/<role>/<condition>`.
 
     Args:
+        work: the folder of the training.
         condition: `seg` or `depth`.
         role: `reward` or `scoring`; each sees its own half of the scenes.
     """

@@ -84,7 +84,7 @@ def extract_lora(work: Path) -> Path:
 
 
 def compare(work: Path) -> dict[str, Any]:
-    """seg mIoU of ControlNet++ by sampler and steps, over seeds; written to `work/results/few_steps.json`."""
+    """The mIoU of ControlNet++ for `seg` by sampler and steps, over seeds; written to `work/results/few_steps.json`."""
     from diffusers import ControlNetModel, LCMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
 
     sampler, judge = Sampler(work), Judge(work)
@@ -104,9 +104,9 @@ def compare(work: Path) -> dict[str, Any]:
     ):
         sampler.unet, sampler.steps, sampler.guidance = unet, steps, guidance
         sampler.scheduler = scheduler.from_config(SCHEDULER_CONFIG)
-        images = [sampler.draw(controlnet, control, seed) for seed in SEEDS]
+        images = [sampler.generate(controlnet, control, seed) for seed in SEEDS]
         scores = [judge.score("seg", x, sampler.scenes)["mIoU"] for x in images]
-        # How far the colours are from the scene's own: a washed-out picture can still have the right segmentation.
+        # How far the colors are from the scene's own: a washed-out picture can still have the right segmentation.
         off = [(x.float() - sampler.scenes.image.float()).abs().mean().item() for x in images]
         results[title] = {"mIoU": scores, "mean colour error": off}
         print(f"{title}: {results[title]}", flush=True)

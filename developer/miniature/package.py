@@ -13,7 +13,7 @@ from .data import FILTERS, Conditions, make_scenes
 from .diffusion import write_json
 from .evaluate import GUIDANCE, STEPS
 
-# Fresh scenes whose conditions ship as examples, and the prompt drawn from each: not always the scene's own caption.
+# Fresh scenes whose conditions ship as examples, with their seeds, and a prompt where it is not the scene's caption.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "seg": {"scene": 1_000_005, "seed": 1},
     "depth": {"scene": 1_000_012, "seed": 2},
@@ -29,6 +29,8 @@ def package(work: Path, out: Path, plus: str = "controlnet-reward-0") -> Path:
     """Writes the model folder `out`, replacing it whole.
 
     Args:
+        work: the folder of the training.
+        out: the folder to write.
         plus: the folder in `work` with the ControlNet++ of each condition; a condition it lacks takes the plain one.
     """
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel

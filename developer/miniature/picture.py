@@ -1,4 +1,4 @@
-"""The README's picture: for each condition what the model draws without it, with a ControlNet and with ControlNet++."""
+"""The README's picture: for each condition the images without it, with a ControlNet and with ControlNet++."""
 
 from pathlib import Path
 from typing import Any

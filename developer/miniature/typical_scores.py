@@ -2,8 +2,8 @@
 
     python -m cnpp_trt.developer.miniature.typical_scores BUNDLE
 
-draws one image of each of 64 fresh scenes for every condition, at the model's defaults and through the runtime, scores
-it as `cnpp-trt run` does, and writes `typical_scores.json` here and the medians into the model's `examples.json`.
+generates one image of each of 64 fresh scenes for every condition, at the model's defaults and through the runtime,
+scores it as `cnpp-trt run` does, and writes `typical_scores.json` here and the medians into `examples.json`.
 """
 
 import json
@@ -27,7 +27,7 @@ SCENES = 64
 
 
 def measure(pipeline: Pipeline) -> dict[str, list[float]]:
-    """The score of each image, by condition; scene i is drawn with seed i from its own caption."""
+    """The score of each image, by condition; the image of scene i has seed i and its own caption."""
     scenes = make_scenes(range(TEST.start, TEST.start + SCENES))
     conditions = Conditions()
     measured: dict[str, list[float]] = {}

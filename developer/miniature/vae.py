@@ -81,7 +81,7 @@ def refine_decoder(work: Path) -> Path:
 
 
 def reconstruction_loss(decoded: Tensor, image: Tensor, weight: Tensor) -> Tensor:
-    """L1 + squared error + half the L1 of the differences between neighbours; all [B,3,H,W] in [-1,1], weighted."""
+    """L1 + squared error + half the L1 of the differences between neighbors; all [B,3,H,W] in [-1,1], weighted."""
     off = decoded - image
     across, down = off[..., 1:] - off[..., :-1], off[..., 1:, :] - off[..., :-1, :]
     return (

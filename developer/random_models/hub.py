@@ -122,9 +122,12 @@ def make_hub(
     """Writes `home/hub/models--<owner>--<name>/` with `refs/main` and one snapshot for every repository.
 
     Args:
+        home: the folder of the hub's cache.
+        tiny: small networks in place of SD 1.5's sizes.
         conditions: those to make a ControlNet and an extractor for.
         variants: also the base model's copies of the same weights: `.fp16`, pickles, and the whole model in one file
             (17 GB more at full size). None does for tiny ones.
+        seed: of the random weights.
 
     Returns:
         `home`, for the environment variable HF_HOME.

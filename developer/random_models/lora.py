@@ -1,6 +1,6 @@
 """Makes LoRA and textual inversion files with random weights in the layouts that are published.
 
-For tests of what reads them: names, shapes and types are the real ones, what they would draw means nothing.
+For tests of what reads them: names, shapes and types are the real ones, what a model makes of them means nothing.
 """
 
 import re
@@ -42,11 +42,16 @@ def make_lora(
 
     Args:
         file: `.safetensors`, or any other name for a pickle.
+        unet: adapted in the layers that the layout names.
+        text_encoder: the same; None leaves it out.
         layout: `kohya` (`lora_unet_….lora_down.weight`, with alphas), `lcm` (the same, with the layers of the
             published LCM-LoRA, whose rank is 64; no text encoder), `diffusers` (`unet.….lora_A.weight`),
             `lora_linear_layer` (`unet.….lora.down.weight`, and the text encoder's `….lora_linear_layer.down.weight`:
             diffusers until PEFT) or `old` (`unet.….processor.to_q_lora.down.weight`: before that).
+        rank: of every pair of matrices.
         alpha: of `kohya`, `lcm` and `diffusers`; None is half the rank in the first two and no alpha in the third.
+        seed: of the random weights.
+        dtype: of the weights.
 
     Returns:
         `file`.
@@ -79,8 +84,13 @@ def make_embedding(
     """Writes a textual inversion for a text encoder with `width` features.
 
     Args:
+        file: to write.
+        width: features of the text encoder, D.
         layout: `diffusers` (a table from the token to [D] or [n,D]; `.bin` or `.safetensors`), `a1111` (`.pt`), or
             `emb_params` (`.safetensors` that name no token).
+        token: the word that it stands for.
+        vectors: of the word, n.
+        seed: of the random vectors.
 
     Returns:
         `file`.

@@ -71,7 +71,7 @@ def maps(condition: str, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
 def test_miou_pools_every_pixel_of_the_data():
     given, found = zip(*(maps("seg", seed) for seed in range(8)), strict=True)
     records = [record_of("seg", g, f) for g, f in zip(given, found, strict=True)]
-    # Whatever names the classes: colours do.
+    # Whatever names the classes: colors do.
     truth = np.concatenate([np.repeat(g[None], 3, 0).reshape(-1, 3) for g in given]) @ [65536, 256, 1]
     guess = np.concatenate([np.stack(f).reshape(-1, 3) for f in found]) @ [65536, 256, 1]
     expected = 100 * jaccard_score(truth, guess, average="macro")
@@ -418,7 +418,9 @@ def test_killed_and_resumed_is_the_same(command, arguments, canny, photos, tmp_p
 
 def test_the_command_refuses(refused, arguments, photos, tmp_path):
     data = photos(1)
-    assert "--fresh would remove what other shards draw" in refused(*arguments(data, "o", "--fresh", "--shard", "1/2"))
+    assert "--fresh would remove what other shards generate" in refused(
+        *arguments(data, "o", "--fresh", "--shard", "1/2")
+    )
     assert "cannot read --shard '3/2'" in refused(*arguments(data, "o", "--shard", "3/2"))
     assert "no condition 'seg'" in refused(*arguments(data, "o", "--cond", "seg"))
     assert "there is no " in refused(*arguments(tmp_path, "o"))

@@ -52,7 +52,7 @@ def opened(folder: Path, model: Any, *conditions: str, count: int | None = None)
 
 
 @pytest.mark.parametrize("file", ["colors.png", "labels.png", "palette.png"])
-def test_segmentation_is_read_from_colours_and_labels(folder, file):
+def test_segmentation_is_read_from_colors_and_labels(folder, file):
     np.testing.assert_array_equal(read_segmentation(folder() / file), colors_from_labels(LABELS))
 
 
@@ -63,7 +63,7 @@ def test_a_folder(tiny, folder):
     assert data.title == f"2 prompts of {path.name}"
     assert [data.prompt(i) for i in range(2)] == ["a", ""]
     width, height = tiny.size
-    for i in range(2):  # resized without a colour of its own
+    for i in range(2):  # resized without a color of its own
         np.testing.assert_array_equal(
             data.control(i, "seg"), resize(colors_from_labels(LABELS), width, height, "nearest")
         )
@@ -138,7 +138,7 @@ def test_a_broken_line_is_named(tiny, folder, line, message):
         ("lossy.webp", "is a WEBP: give a PNG"),
         ("deep.png", "has samples of mode 'I;16': save labels as a PNG with one channel of 8 bits"),
         ("beyond.png", "label 150 .*ADE20K's own files count from 1"),
-        ("noise.png", r"\d+% of .* in none of ADE20K's colours"),
+        ("noise.png", r"\d+% of .* in none of ADE20K's colors"),
         ("small.png", "3x3|3×3|small"),
         ("torn.png", "truncated"),
         ("empty.png", "is empty"),

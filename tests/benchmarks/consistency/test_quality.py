@@ -125,7 +125,7 @@ def test_clip_score_is_the_cosine(clip):
         for prompt, of_prompt in zip(prompts, images, strict=True):
             pixels = Processor()(images=[torch.from_numpy(i).permute(2, 0, 1) for i in of_prompt])
             tokens = Processor()(text=[prompt])
-            out = clip(**pixels, **tokens)  # transformers' own whole model, which normalises its embeddings
+            out = clip(**pixels, **tokens)  # transformers' own whole model, which normalizes its embeddings
             cosines += (out.image_embeds @ out.text_embeds.T).flatten().tolist()
     score = ClipScore(lambda: (clip, Processor()))
     for _ in range(2):
