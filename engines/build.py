@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from ..bundles.bundle import Bundle, GraphSpec
+from ..bundles.defaults import SamplingDefaults
 from ..errors import UserError
 from .builder import Progress, build_plan
 from .flavor import Flavor
@@ -208,11 +209,10 @@ def _of_graph(progress: Progress | None, graph: str) -> Progress | None:
 
 
 def guided_by_default(bundle: Bundle) -> bool:
-    """Whether the model's own guidance scale, where it has one, asks for classifier-free guidance."""
+    """Whether a request that says nothing of guidance runs with classifier-free guidance."""
     if bundle.guidance_width is not None:
         return False  # a distilled UNet takes its scale as an input
-    scale = bundle.manifest.defaults.get("guidance_scale")
-    return scale is None or scale > 1
+    return SamplingDefaults.of(bundle.manifest).guidance_scale > 1
 
 
 def required_graphs(bundle: Bundle, conditions: Sequence[str]) -> list[str]:

@@ -17,11 +17,11 @@ from ..errors import CnppError, UserError
 from ..messages import one_line
 from ..schema import convert
 from ..versions import RUNTIME_PACKAGES, __version__, installed
-from .control.consistency import Score, graded, score
+from .control.consistency import Score, graded_score
 from .control.extraction import can_extract
 from .control.plausibility import control_image_note
 from .images.fitting import ResizeMode, aspect_note, fit
-from .images.image_files import Pixels, read_image
+from .images.image_files import WHITE, Pixels, read_image
 from .images.png_files import save_png
 from .init_image import fit_init_image
 from .output import metadata
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from .result import Result
 
 logger = logging.getLogger(__name__)
-
-_WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def make_request(
             examples.append(_example(pipeline.bundle, option.condition))
             image = read_image(examples[-1]["path"]).pixels
         elif extract:
-            photo = read_image(option.image, background=_WHITE).pixels
+            photo = read_image(option.image, background=WHITE).pixels
             image = pipeline.extract(option.condition, _fitted(photo, option.image, size, resize_mode, notes))
         else:
             image = _control_image(pipeline.bundle, option, resize_mode, notes)
@@ -153,7 +151,7 @@ def make_request(
         made.append(Control(option.condition, image, option.scale, option.start, option.end))
     begin = None
     if init_image is not None:
-        begin = _fitted(read_image(init_image, background=_WHITE).pixels, init_image, size, resize_mode, notes)
+        begin = _fitted(read_image(init_image, background=WHITE).pixels, init_image, size, resize_mode, notes)
     example: Mapping[str, Any] = examples[0] if examples else {}
     request = Request(
         prompt=example.get("prompt", "") if prompt is None else prompt,
@@ -316,8 +314,7 @@ def _row(
         blank, images = np.full_like(given, 255), len(result.images)
         return SheetControl(title, given, [blank] * images, ["no extractor"] * images, photo), ()
     extracted = [pipeline.extract(control.condition, image) for image in result.images]
-    typical = pipeline.bundle.manifest.conditions[control.condition].get("typical_score")
-    scores = tuple(graded(score(control.condition, given, found), typical) for found in extracted)
+    scores = tuple(graded_score(pipeline.bundle, control.condition, given, found) for found in extracted)
     return SheetControl(title, given, extracted, [_caption(s) for s in scores], photo), scores
 
 

@@ -225,12 +225,9 @@ class Program:
         text = {"input_ids": prompts.input_ids, "clip_skip": prompts.clip_skip}
         encodings.encode(self.text, text, clock, weights=prompts.weights)
         for step, images, hints in zip(self.hints, values.control_images, w.hints, strict=True):
-            rows: dict[int, list[int]] = {}
-            for i, image in enumerate(images):
-                rows.setdefault(id(image), []).extend(range(i, hints.shape[0], b))
-            distinct = {id(image): image for image in images}
-            for key, image in distinct.items():
-                targets = [hints.part(row) for row in rows[key]]
+            for image in {id(image): image for image in images}.values():
+                # A row of the batch is an image's on one side of the guidance.
+                targets = [hints.part(row) for row in range(hints.shape[0]) if images[row % b] is image]
                 encodings.encode(step, {"control_image": image[None]}, clock, targets)
 
     def latents_after(self, k: int) -> NDArray[np.float32]:

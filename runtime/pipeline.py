@@ -17,17 +17,17 @@ from ..bundles.defaults import SamplingDefaults
 from ..errors import BackendError, Cancelled, UserError
 from .backends.interface import Backend
 from .backends.registry import open_backend
-from .control.consistency import Score, graded, score
+from .control.consistency import Score, graded_score
 from .control.extraction import extract
 from .finiteness import check_finite
-from .images.image_files import ImageLike, Pixels, to_pixels
+from .images.image_files import WHITE, ImageLike, Pixels, to_pixels
 from .init_image import ENCODER, encoder_bytes
 from .loop import graphs_of, run, workspace_bytes
 from .planning import Plan, launch_lists, open_tokenizer, plan_request
 from .preparing import Preparation, Prepared, fit_control
 from .result import Result
 from .settings.options import OptionFields, RuntimeOptions
-from .settings.request import MAX_IMAGES, Control, Request, ResolvedRequest
+from .settings.request import MAX_IMAGES, Control, Request, ResolvedRequest, whole_number
 
 OnStepEnd = Callable[[int, float, NDArray[np.float32]], None]
 OnProgress = Callable[[int, int], None]
@@ -114,8 +114,6 @@ class Pipeline:
         """
         if isinstance(request, str):
             request = _request_of(request, controls, fields)
-        elif not isinstance(request, Request):
-            raise UserError(f"give a Request, or a prompt and its controls, not {type(request).__name__}")
         elif controls or fields:
             raise UserError("a Request has its own controls and settings: give them there")
         plan = self._plan(self.resolve(request))
@@ -150,8 +148,7 @@ class Pipeline:
             UserError, Cancelled, BackendError, DeviceMemoryError: as in `__call__`. All requests are checked before the
                 first one runs.
         """
-        if not 1 <= max_images <= MAX_IMAGES:
-            raise UserError(f"max_images must be a whole number from 1 to {MAX_IMAGES}, not {max_images!r}")
+        max_images = whole_number("max_images", max_images, 1, MAX_IMAGES)
         plans = [self._plan(self.resolve(request)) for request in requests]
         launches = launch_lists(plans, max_images)
         total = sum(plans[indices[0]].structure.steps for indices in launches)
@@ -159,7 +156,6 @@ class Pipeline:
         done = 0
         for indices in launches:
             group = [plans[i] for i in indices]
-
             progress = None if on_progress is None else partial(_advance, on_progress, done, total)
             found = self._locked(partial(self._generate, group, None, progress, cancel))
             results |= dict(zip(indices, found, strict=True))
@@ -167,7 +163,13 @@ class Pipeline:
         return [results[i] for i in range(len(plans))]
 
     def resolve(self, request: Request) -> ResolvedRequest:
-        """The request with every setting decided, as `__call__` runs it: the model's own where it says nothing."""
+        """The request with every setting decided, as `__call__` runs it: the model's own where it says nothing.
+
+        Raises:
+            UserError: it is no request.
+        """
+        if not isinstance(request, Request):
+            raise UserError(f"give a Request, or a prompt and its controls, not {type(request).__name__}")
         return request.resolve(self.defaults)
 
     def prepare(self, request: Request) -> Prepared:
@@ -200,7 +202,7 @@ class Pipeline:
             UserError: the bundle has no extractor for the condition.
         """
         self.bundle.require_condition(condition)
-        pixels = to_pixels(image, "the photo", background=(255, 255, 255))
+        pixels = to_pixels(image, "the photo", background=WHITE)
         graph = f"extractor_{condition}"
         with self._lock:
             self._require_open()
@@ -224,8 +226,7 @@ class Pipeline:
         """
         extracted = self.extract(condition, image)
         given = fit_control(self.bundle, Control(condition, control_image))[0]
-        typical = self.bundle.manifest.conditions[condition].get("typical_score")
-        return graded(score(condition, given, extracted), typical)
+        return graded_score(self.bundle, condition, given, extracted)
 
     def close(self) -> None:
         """Frees programs, recordings, engines and buffers. A closed pipeline runs nothing."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from cnpp_trt import Pipeline, cli
 from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
@@ -109,6 +110,20 @@ def model(request: pytest.FixtureRequest) -> Model:
     present = (MINIATURE / "unet" / "config.json").is_file()
     found: Model = request.getfixturevalue("miniature" if present else "tiny")
     return found
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The graphs that ONNX Runtime loads from now on, in their order."""
+    loaded: list[str] = []
+
+    class Counted(onnxruntime.InferenceSession):
+        def __init__(self, path: Any, *arguments: Any, **options: Any) -> None:
+            loaded.append(Path(path).stem)
+            super().__init__(path, *arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Counted)
+    return loaded
 
 
 @pytest.fixture

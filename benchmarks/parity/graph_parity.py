@@ -202,9 +202,8 @@ def check_graphs(
         device: PyTorch's.
     """
     exact_float32()
-    m = deployed.bundle.manifest
-    guidance = {True: max(m.defaults.get("guidance_scale", 7.5), 1.5), False: 1.0}
-    steps = min(FEW_STEPS, m.defaults.get("num_inference_steps", FEW_STEPS))
+    guidance = {True: max(deployed.defaults.guidance_scale, 1.5), False: 1.0}
+    steps = min(FEW_STEPS, deployed.defaults.num_inference_steps)
     requests: list[ResolvedRequest] = []
     for images, guided in sizes:
         fields = {"num_images_per_prompt": images, "guidance_scale": guidance[guided], "num_inference_steps": steps}

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...bundles.bundle import Bundle
 from ...bundles.manifest import TypicalScore
 from ...conditions import CONDITIONS
 from ...errors import UserError
@@ -99,6 +100,11 @@ def graded(score: Score, typical: TypicalScore | None) -> Score:
     value = sign * score.value
     grade = "good" if value >= sign * typical["median"] else "usual" if value >= sign * typical["low"] else "weak"
     return replace(score, grade=grade)
+
+
+def graded_score(bundle: Bundle, condition: str, given: NDArray[np.uint8], extracted: NDArray[np.uint8]) -> Score:
+    """`score` with its grade beside the scores that the bundle's model typically has."""
+    return graded(score(condition, given, extracted), bundle.manifest.conditions[condition].get("typical_score"))
 
 
 class MeanIoU:

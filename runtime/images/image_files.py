@@ -27,6 +27,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = Pixels | Image.Image | str | os.PathLike[str]
 """An image in memory, uint8 [H, W, 3] in RGB or Pillow's, or the path of an image file."""
 Color: TypeAlias = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
+"""What transparent pixels of a photo are composited on; those of a control image become black."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 MAX_FILE_BYTES = 256 * 1024 * 1024

@@ -69,9 +69,8 @@ def new_folder(parent: str | os.PathLike[str], stem: str = "run") -> Path:
     Raises:
         CnppError: the folder cannot be created.
     """
-    folder = Path(parent)
+    folder = existing_folder(Path(parent))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         taken = (entry.name.removeprefix(f"{stem}-") for entry in folder.glob(f"{stem}-*"))
         number = max((int(end) for end in taken if end.isascii() and end.isdigit()), default=0)
         while True:
@@ -81,8 +80,6 @@ def new_folder(parent: str | os.PathLike[str], stem: str = "run") -> Path:
             except FileExistsError:
                 continue
             return new
-    except FileExistsError:
-        raise UserError(f"{os.fspath(parent)!r} is a file; give a folder") from None
     except OSError as error:
         raise _write_error(repr(os.fspath(parent)), error) from None
 

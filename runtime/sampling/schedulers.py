@@ -371,4 +371,3 @@ _SAMPLERS: Mapping[str, _Sampler] = {
 }
 
 SCHEDULERS: tuple[str, ...] = tuple(_SAMPLERS)
-DEFAULT_SCHEDULER = "unipc"

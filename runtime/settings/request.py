@@ -11,7 +11,7 @@ from ...bundles.defaults import SamplingDefaults
 from ...conditions import CONDITIONS
 from ...errors import UserError
 from ...messages import printable, unknown_choice
-from ..images.image_files import ImageLike, Pixels, to_pixels
+from ..images.image_files import WHITE, ImageLike, Pixels, to_pixels
 from ..sampling.schedulers import SCHEDULERS
 
 MAX_IMAGES = 16
@@ -21,7 +21,6 @@ MAX_PROMPT = 100_000
 MAX_SEED = 2**64 - 1
 # Scales beyond this overflow float16, and long before that every picture is noise.
 MAX_SCALE = 1e4
-_WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,8 +126,10 @@ class Request:
                 raise UserError(f"{name} has more than {MAX_PROMPT} characters: shorten it")
         self._set("controls", _controls(self.controls))
         if self.num_inference_steps is not None:
-            self._set("num_inference_steps", _integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS))
-        images = _integer("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
+            self._set(
+                "num_inference_steps", whole_number("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+            )
+        images = whole_number("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_IMAGES)
         self._set("num_images_per_prompt", images)
         if self.guidance_scale is not None:
             self._set("guidance_scale", _number("guidance_scale", self.guidance_scale))
@@ -136,11 +137,11 @@ class Request:
             raise unknown_choice("scheduler", self.scheduler, SCHEDULERS)
         self._set("seed", _seed(self.seed, images))
         if self.init_image is not None:
-            self._set("init_image", to_pixels(self.init_image, "the initial image", background=_WHITE))
+            self._set("init_image", to_pixels(self.init_image, "the initial image", background=WHITE))
         self._set("strength", _number("strength", self.strength))
         if not 0 < self.strength <= 1:
             raise UserError(f"strength must be above 0 and at most 1, not {self.strength:g}")
-        self._set("clip_skip", _integer("clip_skip", self.clip_skip, 0, 1000))
+        self._set("clip_skip", whole_number("clip_skip", self.clip_skip, 0, 1000))
         for name in ("clip_skip_negative", "long_prompt", "prompt_weights", "guess_mode"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be True or False, not {printable(repr(getattr(self, name)), 80)}")
@@ -172,6 +173,10 @@ class ResolvedRequest(Request):
     scheduler: str = "unipc"
     seed: int | tuple[int, ...] = 0
     init_image: Pixels | None = None
+
+    def resolve(self, defaults: SamplingDefaults) -> "ResolvedRequest":
+        """The request itself."""
+        return self
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -211,13 +216,13 @@ def _seed(seed: Any, images: int) -> int | tuple[int, ...] | None:
     if seed is None:
         return None
     if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
-        return _integer("seed", seed, 0, MAX_SEED + 1 - images)
+        return whole_number("seed", seed, 0, MAX_SEED + 1 - images)
     if len(seed) != images:
         raise UserError(f"{len(seed)} seeds for {images} images: give one for each, or a single one")
-    return tuple(_integer("seed", one, 0, MAX_SEED) for one in seed)
+    return tuple(whole_number("seed", one, 0, MAX_SEED) for one in seed)
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> int:
+def whole_number(name: str, value: Any, low: int, high: int) -> int:
     """`value` as Python's own int: NumPy's overflow in sums and cannot be written as JSON."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= int(value) <= high:
         raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")

@@ -58,8 +58,11 @@ def test_a_batch_is_cut_to_a_number_of_images(tiny: Any, requests: list[Request]
     tiny.pipeline.batch(requests[:4], max_images=2, on_progress=lambda done, total: launched.append(total))
     assert set(launched) == {9}  # 1 + 1, 1, and the one of 2
     assert tiny.pipeline.batch([]) == []
-    with pytest.raises(UserError, match="max_images must be a whole number from 1 to 16"):
-        tiny.pipeline.batch(requests, max_images=17)
+    for wrong in (17, 0, "4", 2.5):
+        with pytest.raises(UserError, match="max_images must be a whole number from 1 to 16"):
+            tiny.pipeline.batch(requests, max_images=wrong)
+    with pytest.raises(UserError, match="give a Request, or a prompt and its controls, not str"):
+        tiny.pipeline.batch([requests[0], "a house"])
 
 
 def test_a_batch_is_checked_before_anything_runs(tiny: Any, requests: list[Request]) -> None:

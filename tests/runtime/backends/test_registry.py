@@ -350,20 +350,6 @@ def test_sizes_are_never_chosen_by_preference(bundles):
 
 
 @pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The graphs that ONNX Runtime loaded, in their order."""
-    loaded: list[str] = []
-
-    class Counted(onnxruntime.InferenceSession):
-        def __init__(self, path: Any, *arguments: Any, **options: Any) -> None:
-            loaded.append(Path(path).stem)
-            super().__init__(path, *arguments, **options)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Counted)
-    return loaded
-
-
-@pytest.fixture
 def request_(tiny: Any, control_image: Any) -> Callable[..., Request]:
     def make(condition: str = "seg", seed: int = 3, **fields: Any) -> Request:
         control = Control(condition, control_image(*tiny.size))

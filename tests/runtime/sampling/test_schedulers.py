@@ -9,9 +9,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.sampling.scheduler_config import DEFAULTS
-from cnpp_trt.runtime.sampling.schedulers import DEFAULT_SCHEDULER, SCHEDULERS, UNLIMITED, build_table
+from cnpp_trt.runtime.sampling.schedulers import SCHEDULERS, UNLIMITED, build_table
 from diffusers_schedulers import TARGETS, ieee_roots, reference, rows
 
 MULTISTEP = ("dpmpp_2m", "dpmpp_2m_karras", "unipc")
@@ -498,7 +499,7 @@ def test_unknown_scheduler(wrong, right):
 
 def test_names():
     assert tuple(TARGETS) == SCHEDULERS
-    assert DEFAULT_SCHEDULER == "unipc"
+    assert SamplingDefaults().scheduler == "unipc"
     assert_refused("", SD15, 4, *SCHEDULERS)
 
 
