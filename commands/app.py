@@ -9,7 +9,7 @@ import typer
 from ..bundles.bundle import Bundle
 from ..versions import __version__
 from . import build, engines, measure, run
-from .options import Json, show, user_path
+from .options import Json, add_command, show, user_path
 
 app = typer.Typer(
     help="ControlNet++ as ONNX graphs and TensorRT engines, and a runtime without PyTorch.",
@@ -32,11 +32,6 @@ def _root(
         raise typer.Exit(2)
 
 
-for commands in (build, engines, run, measure):
-    commands.register(app)
-
-
-@app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", callback=user_path)], as_json: Json = False
 ) -> None:
@@ -52,10 +47,16 @@ def verify(
         )
 
 
-@app.command()
 def doctor(as_json: Json = False) -> None:
-    """Versions, providers, GPU, folders; what works here and what to install. Made to be pasted into an issue."""
+    """Show versions, providers, GPU and folders, what works here and what to install. For bug reports."""
     from ..doctor import describe, examine
 
     findings = examine()
     print(json.dumps(findings)) if as_json else show(describe(findings))
+
+
+for commands in (build, engines, run, measure):
+    commands.register(app)
+_OUTPUT = {"Output": ("as_json",)}
+add_command(app, "verify", verify, _OUTPUT, "Example:\n\ncnpp-trt verify ./bundle")
+add_command(app, "doctor", doctor, _OUTPUT, "Example:\n\ncnpp-trt doctor --json")

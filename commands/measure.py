@@ -23,6 +23,7 @@ from .options import (
     SourceControlNets,
     SourceModel,
     Threads,
+    add_command,
     echo,
     read_conditions,
     read_counts,
@@ -33,13 +34,63 @@ from .options import (
     user_path,
 )
 
+_BUNDLE = ("model", "bundle", "controlnet", "size", "precision")
+_BENCH_PANELS = {
+    "Model": ("model", "bundle", "controlnet", "size"),
+    "Sampling": ("images", "steps", "scheduler"),
+    "Control": ("cond",),
+    "Runtime": ("contender", "threads"),
+    "Measurement": ("rounds", "seconds", "waterfall"),
+    "Output": ("out", "as_json"),
+}
+_BENCH_EXAMPLES = """Examples:
+
+cnpp-trt bench --cond seg --rounds 10
+
+cnpp-trt bench --model sd15 --cond seg --size 512 --steps 20 --num-images 1 --contender tensorrt"""
+_PARITY_PANELS = {
+    "Model": _BUNDLE,
+    "Sampling": ("images", "half", "steps"),
+    "Control": ("cond",),
+    "Runtime": ("backend", "plans", "threads"),
+    "Measurement": ("thresholds",),
+    "Output": ("out", "as_json"),
+}
+_PARITY_EXAMPLES = """Examples:
+
+cnpp-trt parity --cond seg --num-images 2
+
+cnpp-trt parity --model sd15 --precision fp16 --backend tensorrt --thresholds ./thresholds.toml"""
+_CONSISTENCY_PANELS = {
+    "Model": _BUNDLE,
+    "Prompt": ("data", "prompts", "negative_prompt"),
+    "Sampling": ("images", "steps", "guidance_scale", "scheduler"),
+    "Control": ("cond",),
+    "Runtime": ("backend", "plans", "threads"),
+    "Measurement": ("against", "fid", "clip_score", "shard", "fresh"),
+    "Output": ("out", "as_json"),
+}
+_CONSISTENCY_EXAMPLES = """Examples:
+
+cnpp-trt consistency --cond seg --prompts 8 --num-images 1
+
+cnpp-trt consistency --cond all --against pytorch
+
+cnpp-trt consistency --model sd15 --cond depth --data ./coco --shard 2/4"""
+_REPORT_PANELS = {"Output": ("out", "compare", "as_json")}
+_REPORT_EXAMPLES = """Examples:
+
+cnpp-trt report
+
+cnpp-trt report ./before ./after --compare --out ./page"""
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `cnpp-trt`. Nothing heavy is imported until one of them runs."""
-    app.command("bench")(bench_command)
-    app.command("parity")(parity_command)
-    app.command("consistency")(consistency_command)
-    app.command("report")(report_command)
+    add_command(app, "bench", bench_command, _BENCH_PANELS, _BENCH_EXAMPLES)
+    add_command(app, "parity", parity_command, _PARITY_PANELS, _PARITY_EXAMPLES)
+    add_command(app, "consistency", consistency_command, _CONSISTENCY_PANELS, _CONSISTENCY_EXAMPLES)
+    add_command(app, "report", report_command, _REPORT_PANELS, _REPORT_EXAMPLES)
 
 
 def bench_command(
@@ -64,15 +115,20 @@ def bench_command(
         typer.Option("--steps", "-s", "--num-inference-steps", help="As in 20,4; up to 8 are LCM without guidance."),
     ] = "20,4,50",
     scheduler: Annotated[str | None, typer.Option(help="For any number of steps. Default: the model's.")] = None,
-    contender: Annotated[list[str] | None, typer.Option(help="Who takes part; repeatable. Default: all.")] = None,
+    contender: Annotated[
+        list[str] | None, typer.Option(help="A system to measure; repeatable. Default: all that run here.")
+    ] = None,
     threads: Threads = None,
-    rounds: Annotated[int, typer.Option(help="Of the base case; the others have a quarter of it.")] = 20,
-    seconds: Annotated[float, typer.Option(help="After which a case has no further round, once it has 3.")] = 60.0,
+    rounds: Annotated[int, typer.Option(help="Rounds of the base case; other cases have a quarter.")] = 20,
+    seconds: Annotated[float, typer.Option(help="Time limit of a case, which has 3 rounds at least.")] = 60.0,
     waterfall: Annotated[bool, typer.Option(help="Measure each of the runtime's optimizations too.")] = True,
     out: ResultsFolder = None,
     as_json: Json = False,
 ) -> None:
-    """How fast, beside PyTorch: the first of sizes, images and steps is the base case, each other one varies it."""
+    """Measure latency beside PyTorch.
+
+    The first value of --size, --num-images and --steps is the base case; the others are varied one at a time.
+    """
     from ..benchmarks.latency import bench
     from ..benchmarks.report.tables import markdown_of
     from ..export.allocator import return_large_blocks
@@ -115,7 +171,9 @@ def parity_command(
     images: Annotated[int, typer.Option("--num-images", "-n", "--images", min=1, help="Images of each condition.")] = 8,
     half: Annotated[
         int | None,
-        typer.Option(min=0, help="So many of them in PyTorch's fp16 too. Default: all on a GPU; on a CPU 1, if small."),
+        typer.Option(
+            min=0, help="Images also computed in PyTorch's fp16. Default: all on a GPU; on a CPU 1, if small."
+        ),
     ] = None,
     steps: Annotated[
         int | None,
@@ -133,7 +191,7 @@ def parity_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """How close to PyTorch: every graph, every step, and the images. Exit status 1 where a threshold is missed."""
+    """Compare every graph, every step and the images with PyTorch. Exit status 1 where a threshold is missed."""
     from ..benchmarks.report.fidelity import conclusion
     from ..benchmarks.report.tables import markdown_of
 
@@ -186,7 +244,9 @@ def consistency_command(
             help="A folder with prompts.jsonl. Default: fresh scenes of the embedded models.", callback=user_path
         ),
     ] = None,
-    prompts: Annotated[int | None, typer.Option(min=1, help="So many. Default: all of --data, or 64 scenes.")] = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Number of prompts. Default: all of --data, or 64 scenes.")
+    ] = None,
     images: Annotated[
         int, typer.Option("--num-images", "-n", "--images", min=1, max=16, help="Images per prompt.")
     ] = 4,
@@ -209,10 +269,8 @@ def consistency_command(
         typer.Option("--guidance-scale", "--cfg-scale", help="Default: an embedded model's, or the paper's 7.5."),
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Default: the model's, or unipc.")] = None,
-    shard: Annotated[str, typer.Option(help="As in 2/4: this process draws every fourth prompt, from the 2nd.")] = (
-        "1/1"
-    ),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier records instead of going on.")] = False,
+    shard: Annotated[str, typer.Option(help="i/n: process every n-th prompt, starting at the i-th.")] = ("1/1"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier records instead of resuming.")] = False,
     fid: Annotated[
         Path | None, typer.Option(help="A folder of real images: compute the FID to them.", callback=user_path)
     ] = None,
@@ -222,7 +280,7 @@ def consistency_command(
     out: ResultsFolder = None,
     as_json: Json = False,
 ) -> None:
-    """How well images follow their condition, over many prompts, beside PyTorch's. Interrupted, it goes on."""
+    """Measure how well images follow their condition, over many prompts, beside PyTorch's. Can be resumed."""
     from ..benchmarks.consistency.command import ConsistencySettings, measure_consistency
     from ..benchmarks.consistency.shards import Shard
     from ..benchmarks.report.tables import markdown_of
@@ -264,11 +322,14 @@ def report_command(
     out: ResultsFolder = None,
     compare: Annotated[
         bool | None,
-        typer.Option("--compare/--no-compare", help="What moved from the first to the second. Default: for two alike."),
+        typer.Option(
+            "--compare/--no-compare",
+            help="Show what changed from the first to the second. Default: for two of one kind.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Results → one HTML page and its Markdown twin; of two results of one kind and title, what moved beyond noise."""
+    """Write results as one HTML page and as Markdown. Two results of one kind and title are compared."""
     from ..benchmarks.report.command import run_report
 
     require_writable(out or results_folder())

@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from cnpp_trt.commands.app import app
 from cnpp_trt.commands.logs import logs_on_stderr
 from cnpp_trt.commands.options import read_bytes
 from cnpp_trt.errors import UserError
+
+PANELS = ("Model", "Prompt", "Control", "Sampling", "Runtime", "Measurement", "Output")
 
 
 @pytest.mark.parametrize(
@@ -28,15 +31,15 @@ def test_sizes_that_cannot_be_read(text):
         read_bytes(text)
 
 
-@pytest.mark.parametrize("name", ["export", "build", "run"])
+@pytest.mark.parametrize("name", [command.name for command in app.registered_commands])
 def test_every_option_is_in_a_panel_and_examples_follow(name, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = command(name, "--help").out
     panels = re.split(r"^╭─ (\w+) ─.*$", text, flags=re.MULTILINE)
     options = dict(zip(panels[1::2], panels[2::2], strict=True))
     assert re.findall(r"--[\w-]+", options["Options"]) == ["--help"]
-    assert {"Model", "Control", "Runtime", "Output"} - options.keys() <= {"Runtime"}
-    assert f" cnpp-trt {name} --" in options["Output"].partition("Example")[2]
+    assert options.keys() <= {"Arguments", "Options", *PANELS}
+    assert f" cnpp-trt {name}" in options["Output"].partition("Example")[2]
 
 
 def test_completion_is_quick_and_light():

@@ -11,6 +11,10 @@ import cnpp_trt
 import numpy as np
 import pytest
 from cnpp_trt import Cancelled, Control, Pipeline, Request, RuntimeOptions, UserError, read_image
+from cnpp_trt.export.checkpoint import Checkpoint
+from cnpp_trt.export.exporter import export_bundle
+from cnpp_trt.export.recipe import EMBEDDED
+from fixture_cache import exported
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from requested import controls_of
@@ -75,16 +79,22 @@ def test_a_batch_is_checked_before_anything_runs(tiny: Any, requests: list[Reque
     assert not launched
 
 
-def test_api_and_command_give_the_same_bytes(miniature: Any, command: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_api_and_command_give_the_same_bytes(model: str, command: Any, tmp_path: Path) -> None:
     """Whatever the model's own settings are: neither is told any."""
-    example = miniature.pipeline.bundle.manifest.conditions["seg"]
-    image = miniature.bundle / example["image"]
-    result = miniature.pipeline(example["prompt"], Control("seg", image), seed=example["seed"])
-    outcome = command("run", "--bundle", miniature.bundle, "--cond", "seg", "--out", tmp_path, "--json")
-    assert outcome.status == 0, outcome.err
-    written = read_image(json.loads(outcome.out)["images"][0]).pixels
-    np.testing.assert_array_equal(result.images[0], written)
-    assert result.request.guidance_scale == miniature.pipeline.bundle.manifest.defaults["guidance_scale"] != 7.5
+    folder = exported(model, tmp_path / "bundle", lambda out: export_bundle(Checkpoint(model), ["seg", "depth"], out))
+    pipeline = Pipeline.open(folder, RuntimeOptions("onnxruntime-cpu"))
+    for condition, example in pipeline.bundle.manifest.conditions.items():
+        result = pipeline(example["prompt"], Control(condition, folder / example["image"]), seed=example["seed"])
+        line = ("run", "--bundle", folder, "--cond", condition, "--backend", "onnxruntime-cpu", "--out", tmp_path)
+        outcome = command(*line, "--json")
+        assert outcome.status == 0, outcome.err
+        written = read_image(json.loads(outcome.out)["images"][0]).pixels
+        np.testing.assert_array_equal(result.images[0], written)
+        defaults = pipeline.bundle.manifest.defaults
+        assert result.request.guidance_scale == defaults["guidance_scale"] != 7.5
+        assert result.request.num_inference_steps == defaults["num_inference_steps"]
 
 
 def test_a_prompt_in_place_of_a_request(tiny: Any, control_image: Any) -> None:
