@@ -31,9 +31,12 @@ def load_tokenizer(place: Source, model: str) -> Any:
         if place.has(name):
             read_object(folder / name)  # bounded, which transformers' reading is not
     try:
-        return CLIPTokenizer.from_pretrained(folder)
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
     except Exception as e:  # whatever transformers and tokenizers raise, the user needs one line
         raise UserError(f"the tokenizer {place.uri} cannot be used: {one_line(e)}") from e
+    # It would be saved with the tokenizer, and says nothing of it: the same export would differ with HF_HUB_OFFLINE.
+    tokenizer.init_kwargs.pop("local_files_only", None)
+    return tokenizer
 
 
 def check_tokenizer(tokenizer: Any, rows: int, what: str) -> None:

@@ -231,6 +231,7 @@ def _write(source: ExportSpec, path: Path, opset: int) -> None:
     weights = list(program.model.graph.initializers.values())
     program.optimize()
     _name_free_dimensions(program.model, source)
+    _clear_metadata(program.model)
     program.save(str(path), external_data=True)
     # The exporter's caches keep these alive, before and after optimizing; the module's weights shall not be with them.
     for value in (*weights, *program.model.graph.initializers.values()):
@@ -250,6 +251,19 @@ def _name_free_dimensions(model: Any, source: ExportSpec) -> None:
     for value in values:
         if value.shape is not None:
             value.shape = ir.Shape([d if isinstance(d, int) else names.get(str(d.value), d.value) for d in value.shape])
+
+
+def _clear_metadata(model: Any) -> None:
+    """Removes the exporter's record of where each node came from: it has paths of this machine and most of the bytes."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(model)
+    for value in (
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(o for n in model.graph for o in n.outputs),
+    ):
+        value.metadata_props.clear()
 
 
 def _spec(name: str, tensor: Tensor, free: Mapping[int, str]) -> TensorSpec:

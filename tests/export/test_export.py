@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cnpp_trt
 import numpy as np
 import onnx
 import pytest
@@ -158,6 +159,15 @@ def test_what_a_bundle_holds(tiny):
     assert m.exported_with["torch"] == torch.__version__
     Bundle.open(tiny.bundle).verify()
     assert tiny.bundle.stat().st_mode & 0o055 == 0o055, "others may read it"
+
+
+def test_a_bundle_says_nothing_of_the_machine(tiny):
+    """Graphs neither: PyTorch's exporter writes stack traces with paths into every node."""
+    places = [str(tiny.checkpoint), str(SCRIPT.parent.parent), str(Path(cnpp_trt.__file__).parent), "site-packages"]
+    for path in tiny.bundle.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [place for place in places if place.encode() in content], path
 
 
 def test_every_graph_was_compared_and_is_what_the_manifest_says(tiny):
