@@ -39,7 +39,10 @@ WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 .PHONY: run bundle test test-fast fuzz reliability test-gpu lint engines bench parity consistency report readme clean help
 
-run: bundle  ## export the bundle where it is missing, then draw MODEL's example of each COND
+# The embedded model runs without an export, and so without PyTorch; any other model is exported first.
+EMBEDDED := $(and $(filter miniature miniature-lcm miniature-controlnet,$(MODEL)),$(if $(SIZE),,yes))
+
+run: $(if $(EMBEDDED),$(VENV)/run.stamp,bundle)  ## draw MODEL's example of each COND; what is missing is exported first
 	@conditions="$(COND)"; \
 	if [ "$$conditions" = all ]; then \
 		conditions=$$($(BIN)/python -c "from cnpp_trt.conditions import CONDITIONS; print(*CONDITIONS)"); \
@@ -48,7 +51,7 @@ run: bundle  ## export the bundle where it is missing, then draw MODEL's example
 		$(BIN)/cnpp-trt run --model "$(MODEL)" --cond "$$condition" --precision fp32 $(SIZED) $(STEPPED) || exit $$?; \
 	done
 
-bundle: $(VENV)/run.stamp  ## export MODEL with each COND (and SIZE) into CNPP_TRT_HOME, or the user's cache folder
+bundle: $(VENV)/export.stamp  ## export MODEL with each COND (and SIZE) into CNPP_TRT_HOME, or the user's cache folder
 	$(BIN)/cnpp-trt export --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)
 
 test: $(VENV)/test.stamp  ## every test that needs no GPU, on all cores
@@ -100,28 +103,33 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 	@echo "Variables: MODEL=$(MODEL) COND=\"$(COND)\" SIZE=$(SIZE) STEPS=$(STEPS) FLAGS=$(FLAGS) PYTHON=$(PYTHON)"
 
-# What running needs comes first and alone: the tests' packages would make a first `make run` wait for nothing.
+# What running needs comes first and alone: a first `make run` waits for nothing else.
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing cnpp-trt[$(DEVICE),export] into $(VENV)"
+	@echo "installing cnpp-trt[$(DEVICE)] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE)]' $(NAMED)
+	@touch $@
+
+$(VENV)/export.stamp: $(VENV)/run.stamp
+	@echo "installing cnpp-trt[export] into $(VENV)"
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH) $(NAMED)
 	@$(PIP) --editable '.[$(DEVICE),export]' $(NAMED)
 	@touch $@
 
 # TensorRT-RTX builds plans on any machine. TensorRT itself is in the extra of GPU machines.
-$(VENV)/engines.stamp: $(VENV)/run.stamp
+$(VENV)/engines.stamp: $(VENV)/export.stamp
 	@echo "installing cnpp-trt[rtx] into $(VENV)"
 	@$(PIP) --editable '.[$(DEVICE),export,rtx]' $(NAMED)
 	@touch $@
 
-$(VENV)/bench.stamp: $(VENV)/run.stamp
+$(VENV)/bench.stamp: $(VENV)/export.stamp
 	@echo "installing cnpp-trt[openvino,bench] into $(VENV)"
 	@$(PIP) --editable '.[$(DEVICE),export,openvino,bench]' $(NAMED)
 	@touch $@
 
 # Compared with are two extractors of controlnet-aux and the tokenizer of open_clip_torch, which get by without their
 # dependencies: their torchvision would have to be of the very build of torch that is here.
-$(VENV)/test.stamp: $(VENV)/run.stamp
+$(VENV)/test.stamp: $(VENV)/export.stamp
 	@echo "installing cnpp-trt[rtx,test,lint] into $(VENV)"
 	@$(PIP) --editable '.[$(DEVICE),export,rtx,test,lint]' $(NAMED)
 	@$(PIP) --no-deps controlnet-aux open_clip_torch ftfy wcwidth $(NAMED)

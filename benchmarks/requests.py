@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.recipe import EMBEDDED
+from ..miniature import EMBEDDED
 from ..miniature.scenes import draw_scene
 from ..runtime.control.palette import colors_from_labels
 from ..runtime.images.image_files import resize
@@ -40,7 +40,7 @@ def control(pipeline: Pipeline, condition: str, index: int) -> tuple[NDArray[np.
     """The index-th control image, uint8 [H,W,3] of the bundle's size, and its prompt."""
     m = pipeline.bundle.manifest
     if m.model not in EMBEDDED:
-        return blocks(m.width, m.height, index), f"a photo of {index} coloured blocks"
+        return blocks(m.width, m.height, index), f"a photo of {index} colored blocks"
     scene = draw_scene(FIRST_SCENE + index)
     if condition == "seg":  # scenes have one size; the labels of each pixel are known
         return resize(colors_from_labels(scene.labels), m.width, m.height, "nearest"), scene.caption

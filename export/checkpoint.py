@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from ..files import sha256_of
 from ..messages import one_line, printable
+from ..miniature import EMBEDDED
 from ..schema import read_object
 from .architecture import require_fitting, require_sd1_configs, require_sd1_file
 from .configs import checked
-from .recipe import COMPONENTS, EMBEDDED, Recipe
+from .recipe import COMPONENTS, Recipe
 from .resolved_sources import CONFIG, ResolvedSources
 from .sources import LocalTree, Source
 

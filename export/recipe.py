@@ -10,26 +10,11 @@ from ..bundles.library import fitting, local_path, recipe_identity, short_name, 
 from ..bundles.manifest import RecipeRecord
 from ..conditions import CONDITIONS
 from ..errors import UserError
-from ..miniature import MODEL_FOLDER
+from ..miniature import EMBEDDED
 from .models import LORAS, MODELS, VAES
 from .sources import mode_of
 
 COMPONENTS = ("unet", "vae", "text_encoder")
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A variant of the embedded model: the folder of its ControlNets, and the LoRA that is fused into its UNet."""
-
-    controlnets: str = "controlnet"
-    lora: Path | None = None
-
-
-EMBEDDED = {
-    "miniature": Embedded(),
-    "miniature-lcm": Embedded(lora=MODEL_FOLDER / "lora" / "lcm" / "pytorch_lora_weights.safetensors"),
-    "miniature-controlnet": Embedded(controlnets="controlnet-plain"),
-}
 
 
 @dataclass(frozen=True)

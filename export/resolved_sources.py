@@ -9,9 +9,9 @@ from typing import Any
 from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..messages import printable
-from ..miniature import MODEL_FOLDER
+from ..miniature import EMBEDDED, MODEL_FOLDER
 from .models import BASE, LORAS, MODELS, VAES, NamedModel
-from .recipe import COMPONENTS, EMBEDDED, Recipe, parse_embedding, parse_lora, require_condition
+from .recipe import COMPONENTS, Recipe, parse_embedding, parse_lora, require_condition
 from .sources import Finder, LocalTree, Source
 from .weight_files import SUFFIXES, Library, variants_of
 

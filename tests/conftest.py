@@ -21,6 +21,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from cnpp_trt import Pipeline, cli
+from cnpp_trt.bundles.embedded import assemble
 from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
@@ -100,7 +101,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Model:
     if not (MINIATURE / "unet" / "config.json").is_file():
         pytest.skip("the miniature's weights are not in this checkout (miniature/model)")
     bundle = tmp_path_factory.mktemp("bundles") / "miniature"
-    exported("miniature", bundle, lambda out: export_bundle(Checkpoint("miniature"), ["seg", "depth"], out))
+    assemble("miniature", bundle)
     return Model("miniature", MINIATURE, bundle, Pipeline.open(bundle))
 
 

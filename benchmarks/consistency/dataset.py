@@ -6,7 +6,7 @@ A folder of the user's own has a file `prompts.jsonl`, a JSON object a line:
     {"prompt": "a house by a lake", "image": "18.jpg"}
 
 `condition` is a control image; for `seg` also a label map: a PNG with one channel of 8 bits, 0 = wall … 149 = flag, and
-255 where unlabelled. Without it the condition is extracted from the photo `image`. Paths are relative to the folder;
+255 where unlabeled. Without it the condition is extracted from the photo `image`. Paths are relative to the folder;
 without an `id` the line's number is one. Pictures of another size are resized as `cnpp-trt run` does it.
 """
 
@@ -25,9 +25,9 @@ from PIL import Image
 
 from ...conditions import CONDITIONS
 from ...errors import UserError
-from ...export.recipe import EMBEDDED
 from ...files import sha256_of
 from ...messages import one_line, printable
+from ...miniature import EMBEDDED
 from ...miniature.scenes import draw_scene
 from ...runtime.control.palette import colors_from_labels, labels_from_colors
 from ...runtime.images.image_files import MAX_FILE_BYTES, decode_image, read_bytes, read_image, resize
@@ -241,7 +241,7 @@ def read_segmentation(path: Path) -> NDArray[np.uint8]:
         try:
             return colors_from_labels(pixels[..., 0])
         except UserError as e:
-            raise UserError(f"{name}: {e} (0 = wall, 255 = unlabelled; ADE20K's own files count from 1)") from None
+            raise UserError(f"{name}: {e} (0 = wall, 255 = unlabeled; ADE20K's own files count from 1)") from None
     if mode in ("1", "I", "I;16", "LA"):
         raise UserError(f"{name} has samples of mode {mode!r}: save labels as a PNG with one channel of 8 bits")
     inexact = labels_from_colors(pixels)[1]

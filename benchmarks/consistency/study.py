@@ -23,9 +23,9 @@ from ...bundles.bundle import Manifest
 from ...bundles.defaults import SamplingDefaults
 from ...conditions import CONDITIONS
 from ...errors import CnppError, UserError
-from ...export.recipe import EMBEDDED
 from ...files import replace_file
 from ...messages import printable
+from ...miniature import EMBEDDED
 from ...runtime.control.consistency import MeanIoU, edges, f1_counts, score
 from ...runtime.control.extraction import can_extract
 from ...runtime.control.palette import labels_from_colors

@@ -13,7 +13,7 @@ from .published import load_published, read_config
 
 
 def open_extractor(condition: str, source: Source, width: int, height: int) -> nn.Module:
-    """image uint8 [B,H,W,3] → map uint8 [B,H,W]: ADE20K labels for `seg`, else grey levels.
+    """image uint8 [B,H,W,3] → map uint8 [B,H,W]: ADE20K labels for `seg`, else gray levels.
 
     Args:
         source: a folder of the miniature's kind (its `config.json` has a `type`), or as `load_published` takes it.

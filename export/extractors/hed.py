@@ -29,7 +29,7 @@ class HED(nn.Module):
         edges = self.block1.projection(x)
         for block in (self.block2, self.block3, self.block4, self.block5):
             x = block.features(F.max_pool2d(x, 2))
-            # As cv2.resize does by default: bilinear, the pixels' centres aligned.
+            # As cv2.resize does by default: bilinear, the pixels' centers aligned.
             edges = edges + F.interpolate(block.projection(x), size=size, mode="bilinear", align_corners=False)
         return (torch.sigmoid(edges / 5) * 255).floor().squeeze(1).to(torch.uint8)
 

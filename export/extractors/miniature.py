@@ -106,7 +106,7 @@ class LineArt(nn.Module):
     """image → white lines on black [B,H,W]: where a channel is darker than around it, by a difference of Gaussians.
 
     Winnemöller et al., "XDoG", 2012, equation 1, without its sharpening; the strongest of the three channels counts, so
-    that a border between colours of one brightness shows too. `low` and `high` as in `SoftEdges`.
+    that a border between colors of one brightness shows too. `low` and `high` as in `SoftEdges`.
     """
 
     narrow: Tensor
@@ -127,7 +127,7 @@ class LineArt(nn.Module):
 
 
 class MapExtractor(nn.Module):
-    """image uint8 [B,H,W,3] → map uint8 [B,H,W], by one of the modules here: labels, or grey levels (1.0 is 255)."""
+    """image uint8 [B,H,W,3] → map uint8 [B,H,W], by one of the modules here: labels, or gray levels (1.0 is 255)."""
 
     def __init__(self, extractor: nn.Module, labels: bool) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class MapExtractor(nn.Module):
 
 
 def gaussian(sigma: float) -> Tensor:
-    """Normalised kernel [2r+1] with r = ceil(3·sigma)."""
+    """Normalized kernel [2r+1] with r = ceil(3·sigma)."""
     radius = int(-(-3 * sigma // 1))
     x = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-x.square() / (2 * sigma**2))
@@ -165,7 +165,7 @@ _TYPES: dict[str, type[nn.Module]] = {
 
 
 class _Network(Record):
-    """Four groups of channels are normalised."""
+    """Four groups of channels are normalized."""
 
     width: Annotated[int, Meta(ge=4, le=512, multiple_of=4)]
 

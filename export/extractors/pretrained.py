@@ -12,7 +12,7 @@ from .pillow_resize import PillowResize
 
 
 class Preprocess(nn.Module):
-    """image uint8 [B,H,W,3] → pixel_values float32 [B,3,h,w]: resized, rescaled and normalised as `processor` does it.
+    """image uint8 [B,H,W,3] → pixel_values float32 [B,3,h,w]: resized, rescaled and normalized as `processor` does it.
 
     Args:
         processor: an image processor of transformers, of its `pil` backend.
@@ -39,7 +39,7 @@ class Preprocess(nn.Module):
         found = self(torch.from_numpy(noise)[None]).numpy()
         if not np.allclose(found, expected, atol=1e-4):
             raise UserError(
-                f"the preprocessor_config.json of {what} asks for more than to resize, rescale and normalise: "
+                f"the preprocessor_config.json of {what} asks for more than to resize, rescale and normalize: "
                 "that cannot be a part of the graph"
             )
 

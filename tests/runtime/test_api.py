@@ -11,10 +11,8 @@ import cnpp_trt
 import numpy as np
 import pytest
 from cnpp_trt import Cancelled, Control, Pipeline, Request, RuntimeOptions, UserError, read_image
-from cnpp_trt.export.checkpoint import Checkpoint
-from cnpp_trt.export.exporter import export_bundle
-from cnpp_trt.export.recipe import EMBEDDED
-from fixture_cache import exported
+from cnpp_trt.bundles.embedded import assemble
+from cnpp_trt.miniature import EMBEDDED
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from requested import controls_of
@@ -79,11 +77,11 @@ def test_a_batch_is_checked_before_anything_runs(tiny: Any, requests: list[Reque
     assert not launched
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", EMBEDDED)
 def test_api_and_command_give_the_same_bytes(model: str, command: Any, tmp_path: Path) -> None:
     """Whatever the model's own settings are: neither is told any."""
-    folder = exported(model, tmp_path / "bundle", lambda out: export_bundle(Checkpoint(model), ["seg", "depth"], out))
+    folder = tmp_path / "bundle"
+    assemble(model, folder)
     pipeline = Pipeline.open(folder, RuntimeOptions("onnxruntime-cpu"))
     for condition, example in pipeline.bundle.manifest.conditions.items():
         result = pipeline(example["prompt"], Control(condition, folder / example["image"]), seed=example["seed"])

@@ -18,7 +18,6 @@ HEAVY = (
     "transformers",
     "onnx",
     "onnxscript",
-    "safetensors",
     "huggingface_hub",
     "kornia",
     "scipy",
