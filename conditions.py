@@ -17,7 +17,7 @@ class Condition:
         metric: consistency metric of the ControlNet++ paper (arXiv 2404.07987, section 4.1).
         higher_is_better: direction of the metric.
         resample: how a control image of another size is brought to the bundle's: as diffusers' `VaeImageProcessor`
-            does by default (Lanczos), or `nearest` where blending two colours would invent a third class.
+            does by default (Lanczos), or `nearest` where blending two colors would invent a third class.
         extractor_graph: whether the condition is extracted by a graph of the bundle; canny is an algorithm instead.
         checkpoint: subfolder of the hub repository `limingcv/reward_controlnet` that holds the ControlNet++ weights.
     """
@@ -52,8 +52,8 @@ CONDITIONS: dict[str, Condition] = {
 
 REWARD_CONTROLNET_REPOSITORY = "limingcv/reward_controlnet"
 
-# ADE20K's colours by label, 0 = wall … 149 = flag, as transformers' UPerNet examples and the official ControlNet++
-# demo paint them. Labels 6 (road) and 48 (skyscraper) share one colour: read back, it counts as road.
+# ADE20K's colors by label, 0 = wall … 149 = flag, as transformers' UPerNet examples and the official ControlNet++
+# demo paint them. Labels 6 (road) and 48 (skyscraper) share one color: read back, it counts as road.
 # fmt: off
 ADE20K_PALETTE: tuple[tuple[int, int, int], ...] = (
     (120, 120, 120), (180, 120, 120), (6, 230, 230), (80, 50, 50), (4, 200, 3), (120, 120, 80),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 SIZE = 128
 _S = 2 * SIZE  # painted at this size
@@ -33,32 +33,32 @@ LABELS: dict[str, int] = {
 }
 
 # time of day -> sky at the zenith, sky at the horizon, light that every surface is multiplied with
-_TIMES: dict[str, tuple[Colour, Colour, Colour]] = {
+_TIMES: dict[str, tuple[Color, Color, Color]] = {
     "at dawn": ((0.55, 0.62, 0.86), (0.98, 0.80, 0.74), (0.95, 0.86, 0.88)),
     "at noon": ((0.25, 0.52, 0.90), (0.72, 0.88, 0.98), (1.00, 1.00, 0.98)),
     "at dusk": ((0.36, 0.26, 0.52), (0.99, 0.58, 0.28), (0.90, 0.68, 0.58)),
     "at night": ((0.04, 0.06, 0.18), (0.14, 0.20, 0.40), (0.36, 0.42, 0.62)),
     "on a cloudy day": ((0.60, 0.63, 0.67), (0.82, 0.84, 0.86), (0.80, 0.82, 0.84)),
 }
-_MOUNTAINS: dict[str, Colour] = {
+_MOUNTAINS: dict[str, Color] = {
     "snowy mountains": (0.44, 0.48, 0.58),
     "brown mountains": (0.52, 0.38, 0.28),
     "blue mountains": (0.34, 0.42, 0.62),
 }
-_GROUNDS: dict[str, tuple[str, Colour]] = {
+_GROUNDS: dict[str, tuple[str, Color]] = {
     "in a green meadow": ("grass", (0.40, 0.66, 0.24)),
     "in a golden field": ("grass", (0.78, 0.68, 0.26)),
     "in the desert": ("sand", (0.90, 0.76, 0.52)),
 }
-_HOUSES: dict[str, Colour] = {
+_HOUSES: dict[str, Color] = {
     "red": (0.80, 0.18, 0.16),
     "white": (0.95, 0.94, 0.90),
     "blue": (0.24, 0.42, 0.78),
     "yellow": (0.96, 0.80, 0.28),
 }
-_ROOFS: tuple[Colour, ...] = ((0.40, 0.20, 0.16), (0.30, 0.30, 0.36), (0.62, 0.32, 0.20))
-_TREES: dict[str, Colour] = {"pine": (0.10, 0.36, 0.22), "oak": (0.18, 0.48, 0.14), "autumn": (0.88, 0.42, 0.10)}
-_ROADS: tuple[Colour, ...] = ((0.46, 0.46, 0.48), (0.58, 0.46, 0.36))
+_ROOFS: tuple[Color, ...] = ((0.40, 0.20, 0.16), (0.30, 0.30, 0.36), (0.62, 0.32, 0.20))
+_TREES: dict[str, Color] = {"pine": (0.10, 0.36, 0.22), "oak": (0.18, 0.48, 0.14), "autumn": (0.88, 0.42, 0.10)}
+_ROADS: tuple[Color, ...] = ((0.46, 0.46, 0.48), (0.58, 0.46, 0.36))
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,15 @@ class Scene:
 class _Canvas:
     """Image, labels and depth that are painted together, so they cannot disagree."""
 
-    def __init__(self, light: Colour) -> None:
+    def __init__(self, light: Color) -> None:
         self.image: Array = np.zeros((_S, _S, 3), np.float32)
         self.labels: NDArray[np.uint8] = np.zeros((_S, _S), np.uint8)
         self.depth: Array = np.zeros((_S, _S), np.float32)
         self.light = np.asarray(light, np.float32)
 
-    def fill(self, mask: Mask, label: str, colour: Colour | Array, depth: float | Array, lit: bool = True) -> None:
-        """Paint where mask [S, S] is set; colour is one RGB or a field [S, S, 3], depth one value or a field [S, S]."""
-        field = np.asarray(colour, np.float32)
+    def fill(self, mask: Mask, label: str, color: Color | Array, depth: float | Array, lit: bool = True) -> None:
+        """Paint where mask [S, S] is set; color is one RGB or a field [S, S, 3], depth one value or a field [S, S]."""
+        field = np.asarray(color, np.float32)
         values = field[mask] if field.ndim == 3 else field
         self.image[mask] = values * self.light if lit else values
         self.labels[mask] = LABELS[label]
@@ -106,8 +106,8 @@ def _polygon(points: list[tuple[float, float]]) -> Mask:
 
 def _ellipse(x: float, y: float, rx: float, ry: float) -> Mask:
     mask = np.zeros((_S, _S), np.uint8)
-    centre, axes = (round(x * 16), round(y * 16)), (round(rx * 16), round(ry * 16))
-    cv2.ellipse(mask, centre, axes, 0, 0, 360, 1, -1, shift=4)
+    center, axes = (round(x * 16), round(y * 16)), (round(rx * 16), round(ry * 16))
+    cv2.ellipse(mask, center, axes, 0, 0, 360, 1, -1, shift=4)
     return mask.astype(bool)
 
 
@@ -137,14 +137,14 @@ def _paint_sky(canvas: _Canvas, rng: np.random.Generator, time: str, horizon: fl
     canvas.fill(np.ones((_S, _S), bool), "sky", sky.astype(np.float32), 0.0, lit=False)
     x = rng.uniform(0.15, 0.85) * _S
     if time in ("at dusk", "at dawn"):
-        disc, colour = _ellipse(x, horizon * rng.uniform(0.5, 0.8), 17, 17), (1.0, 0.90, 0.55)
+        disc, color = _ellipse(x, horizon * rng.uniform(0.5, 0.8), 17, 17), (1.0, 0.90, 0.55)
     elif time == "at noon":
-        disc, colour = _ellipse(x, horizon * rng.uniform(0.15, 0.45), 14, 14), (1.0, 0.97, 0.75)
+        disc, color = _ellipse(x, horizon * rng.uniform(0.15, 0.45), 14, 14), (1.0, 0.97, 0.75)
     elif time == "at night":
-        disc, colour = _ellipse(x, horizon * rng.uniform(0.15, 0.5), 13, 13), (0.93, 0.94, 0.86)
+        disc, color = _ellipse(x, horizon * rng.uniform(0.15, 0.5), 13, 13), (0.93, 0.94, 0.86)
     else:
         return
-    canvas.fill(disc, "sky", colour, 0.0, lit=False)
+    canvas.fill(disc, "sky", color, 0.0, lit=False)
 
 
 def _paint_mountains(canvas: _Canvas, rng: np.random.Generator, kind: str, horizon: float) -> None:
@@ -155,9 +155,9 @@ def _paint_mountains(canvas: _Canvas, rng: np.random.Generator, kind: str, horiz
     for depth, distance, height in layers:
         top = horizon - _ridge(rng, height * rng.uniform(0.45, 0.72) * horizon, int(rng.integers(2, 4)))
         mask = rows >= top[None, :]
-        colour = (1 - distance) * base + distance * haze
+        color = (1 - distance) * base + distance * haze
         shade = 1.06 - 0.22 * np.clip((rows - top[None, :]) / (0.5 * horizon), 0, 1)
-        canvas.fill(mask, "mountain", (shade[..., None] * colour).astype(np.float32), depth)
+        canvas.fill(mask, "mountain", (shade[..., None] * color).astype(np.float32), depth)
         if kind == "snowy mountains":
             # snow lies above a line that wavers with the slope
             line = horizon - 0.55 * (horizon - top.min()) + 7 * np.sin(np.arange(_S) / rng.uniform(7, 11))
@@ -165,10 +165,10 @@ def _paint_mountains(canvas: _Canvas, rng: np.random.Generator, kind: str, horiz
 
 
 def _paint_ground(canvas: _Canvas, rng: np.random.Generator, kind: str, horizon: float, depth: Array) -> None:
-    label, colour = _GROUNDS[kind]
+    label, color = _GROUNDS[kind]
     rows = np.arange(_S, dtype=np.float32)[:, None]
     shade = 1.05 - 0.15 * np.clip((rows - horizon) / (_S - horizon), 0, 1) + 0.04 * _blobs(rng, 6)
-    field = shade[..., None] * np.asarray(colour, np.float32)
+    field = shade[..., None] * np.asarray(color, np.float32)
     canvas.fill(np.broadcast_to(rows >= horizon, (_S, _S)), label, field.astype(np.float32), depth)
 
 
@@ -199,7 +199,7 @@ def _paint_water(canvas: _Canvas, rng: np.random.Generator, kind: str, time: str
 
 
 def _paint_road(canvas: _Canvas, rng: np.random.Generator, horizon: float, depth: Array) -> None:
-    colour = _ROADS[int(rng.integers(len(_ROADS)))]
+    color = _ROADS[int(rng.integers(len(_ROADS)))]
     start, end = rng.uniform(0.3, 0.7) * _S, rng.uniform(0.2, 0.8) * _S
     wide, bend, turns = rng.uniform(0.30, 0.46) * _S, rng.uniform(-0.16, 0.16) * _S, rng.uniform(0.6, 1.2)
     s = np.linspace(0, 1, 30)  # 0 at the horizon, 1 at the feet of the viewer
@@ -207,13 +207,13 @@ def _paint_road(canvas: _Canvas, rng: np.random.Generator, horizon: float, depth
     x = end + (start - end) * s + bend * np.sin(np.pi * turns * s) * (0.4 + 0.6 * s)
     half = 0.5 * (0.05 * _S + (wide - 0.05 * _S) * s)
     left, right = list(zip(x - half, y, strict=True)), list(zip(x + half, y, strict=True))
-    canvas.fill(_polygon(left + right[::-1]), "road", colour, depth)
+    canvas.fill(_polygon(left + right[::-1]), "road", color, depth)
 
 
-def _paint_house(canvas: _Canvas, rng: np.random.Generator, colour: str, x: float, y: float, size: float) -> None:
-    """A gabled house seen from a corner: its front is centred at x, stands at y and is `size` wide."""
+def _paint_house(canvas: _Canvas, rng: np.random.Generator, color: str, x: float, y: float, size: float) -> None:
+    """A gabled house seen from a corner: its front is centered at x, stands at y and is `size` wide."""
     depth = float(canvas.depth[min(int(y), _S - 1), int(np.clip(x, 0, _S - 1))])
-    wall = np.asarray(_HOUSES[colour], np.float32)
+    wall = np.asarray(_HOUSES[color], np.float32)
     roof = np.asarray(_ROOFS[int(rng.integers(len(_ROOFS)))], np.float32)
     side = rng.choice([-1.0, 1.0])
     w, h, long = size / 2, size * rng.uniform(0.62, 0.8), size * rng.uniform(0.7, 1.1)
@@ -239,24 +239,24 @@ def _paint_house(canvas: _Canvas, rng: np.random.Generator, colour: str, x: floa
 def _paint_tree(canvas: _Canvas, rng: np.random.Generator, kind: str, x: float, y: float, size: float) -> None:
     """A tree that stands at (x, y), `size` high."""
     depth = float(canvas.depth[min(int(y), _S - 1), int(np.clip(x, 0, _S - 1))])
-    colour = np.asarray(_TREES[kind], np.float32) * rng.uniform(0.9, 1.15)
+    color = np.asarray(_TREES[kind], np.float32) * rng.uniform(0.9, 1.15)
     trunk = 0.055 * size
     corners = [(x - trunk, y), (x + trunk, y), (x + trunk, y - 0.45 * size), (x - trunk, y - 0.45 * size)]
     canvas.fill(_polygon(corners), "tree", (0.36, 0.24, 0.15), depth)
     if kind == "pine":
         for low, high, half in ((0.16, 0.62, 0.27), (0.40, 0.82, 0.21), (0.62, 1.0, 0.14)):
             tier = [(x - half * size, y - low * size), (x + half * size, y - low * size), (x, y - high * size)]
-            canvas.fill(_polygon(tier), "tree", colour * (0.85 + 0.35 * low), depth)
+            canvas.fill(_polygon(tier), "tree", color * (0.85 + 0.35 * low), depth)
     else:
         r = 0.33 * size
-        canvas.fill(_ellipse(x, y - 0.64 * size, r * rng.uniform(0.9, 1.15), r), "tree", colour, depth)
-        canvas.fill(_ellipse(x - 0.28 * r, y - 0.72 * size, 0.52 * r, 0.5 * r), "tree", 1.22 * colour, depth)
+        canvas.fill(_ellipse(x, y - 0.64 * size, r * rng.uniform(0.9, 1.15), r), "tree", color, depth)
+        canvas.fill(_ellipse(x - 0.28 * r, y - 0.72 * size, 0.52 * r, 0.5 * r), "tree", 1.22 * color, depth)
 
 
 def _place(
     rng: np.random.Generator, canvas: _Canvas, taken: list[tuple[float, float]], rows: tuple[float, float], half: float
 ) -> tuple[float, float] | None:
-    """A spot (x, y) on dry ground whose neighbourhood x ± half is still free, or None after a few attempts."""
+    """A spot (x, y) on dry ground whose neighborhood x ± half is still free, or None after a few attempts."""
     for _ in range(12):
         x, y = rng.uniform(0.08, 0.92) * _S, rng.uniform(*rows)
         label = canvas.labels[int(y), int(x)]

@@ -108,7 +108,7 @@ def compare(work: Path) -> dict[str, Any]:
         scores = [judge.score("seg", x, sampler.scenes)["mIoU"] for x in images]
         # How far the colors are from the scene's own: a washed-out picture can still have the right segmentation.
         off = [(x.float() - sampler.scenes.image.float()).abs().mean().item() for x in images]
-        results[title] = {"mIoU": scores, "mean colour error": off}
+        results[title] = {"mIoU": scores, "mean color error": off}
         print(f"{title}: {results[title]}", flush=True)
     (work / "results" / "few_steps.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     return results
@@ -116,9 +116,9 @@ def compare(work: Path) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """`miniature/README.md`'s table of `compare`'s results: mean and, in brackets, the range."""
-    lines = ["| sampler | mIoU ↑ | colour error ↓ |", "|---|---|---|"]
+    lines = ["| sampler | mIoU ↑ | color error ↓ |", "|---|---|---|"]
     for title, found in results.items():
-        cells = [cell(found[metric], metric) for metric in ("mIoU", "mean colour error")]
+        cells = [cell(found[metric], metric) for metric in ("mIoU", "mean color error")]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

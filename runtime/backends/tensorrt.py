@@ -1,4 +1,4 @@
-"""The backend `tensorrt`: plans of either flavour, all on one stream, recorded as one CUDA graph."""
+"""The backend `tensorrt`: plans of either flavor, all on one stream, recorded as one CUDA graph."""
 
 import os
 import shlex
@@ -183,7 +183,7 @@ class _Graph:
 
 
 class _Engine:
-    """A deserialised plan with its execution contexts, one for each combination of sizes."""
+    """A deserialized plan with its execution contexts, one for each combination of sizes."""
 
     def __init__(self, backend: TensorRt, plan: Plan) -> None:
         self.plan = plan

@@ -2,10 +2,10 @@
 
 ControlNet++ trains and scores canny with `kornia.filters.canny`, so an edge map from OpenCV is not what its ControlNet
 has seen. This is kornia 0.9's algorithm (its `filters/canny.py`) in float32: BT.601 gray, 5×5 Gaussian of sigma 1
-with reflected border, unnormalised Sobel with replicated border, non-maximum suppression along eight directions,
-strict thresholds on √(gx² + gy² + eps), hysteresis over 8-neighbours.
+with reflected border, unnormalized Sobel with replicated border, non-maximum suppression along eight directions,
+strict thresholds on √(gx² + gy² + eps), hysteresis over 8-neighbors.
 
-On photographs the result equals kornia's pixel for pixel (`test_canny.py`). Only where neighbouring
+On photographs the result equals kornia's pixel for pixel (`test_canny.py`). Only where neighboring
 magnitudes tie to the last bit, as along symmetric synthetic shapes, single pixels may differ (measured: at most 0.6 %
 of a chessboard, 6 pixels of a disc): PyTorch's square root is off by one unit in the last place on some processors,
 which breaks such ties its own way.
@@ -25,8 +25,8 @@ _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
 _EPS = np.float32(1e-6)
 _GAUSSIAN = np.exp(-np.square(np.arange(-2, 3, dtype=np.float32)) / 2)
 _GAUSSIAN = (_GAUSSIAN / _GAUSSIAN.sum()).astype(np.float32)
-# (dy, dx) of the neighbour in direction k, counted from +x (right) towards +y (down) in steps of 45 degrees.
-_NEIGHBOURS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
+# (dy, dx) of the neighbor in direction k, counted from +x (right) towards +y (down) in steps of 45 degrees.
+_NEIGHBORS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 # PyTorch gives a convolution of more elements than this to oneDNN, which fuses multiply and add; below it, it rounds
 # the product first.
 _FUSED_ABOVE = 20_480
@@ -37,7 +37,7 @@ def canny(pixels: NDArray[np.uint8], low: float = 0.1, high: float = 0.2) -> NDA
 
     Args:
         pixels: uint8 [H, W, 3] (RGB) or [H, W] (gray), each side at least 3.
-        low, high: thresholds on the magnitude of the unnormalised Sobel gradient of the image scaled to [0, 1] (a
+        low, high: thresholds on the magnitude of the unnormalized Sobel gradient of the image scaled to [0, 1] (a
             sharp black-white step has about 2.6), 0 < low ≤ high. Unlike `cv2.Canny`'s, they are not on 0–255.
 
     Returns:
@@ -82,7 +82,7 @@ def _blur(gray: _Plane) -> _Plane:
 
 
 def _sobel(gray: _Plane) -> tuple[_Plane, _Plane]:
-    """Unnormalised 3×3 Sobel derivatives along x and y, summed in the order of the kernel's taps."""
+    """Unnormalized 3×3 Sobel derivatives along x and y, summed in the order of the kernel's taps."""
     height, width = gray.shape
     padded = np.pad(gray, 1, mode="edge")
 
@@ -103,10 +103,10 @@ def _suppress(gx: _Plane, gy: _Plane) -> _Plane:
     direction = np.round(np.arctan2(gy, gx) * np.float32(4 / math.pi)).astype(np.int8) % 8
 
     kept = magnitude > padded[0, 0]
-    for k, (dy, dx) in enumerate(_NEIGHBOURS):
-        neighbour = padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+    for k, (dy, dx) in enumerate(_NEIGHBORS):
+        neighbor = padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
         # Of two equal pixels across a step the left (upper) one is kept, so a tie with the right (lower) one is won.
-        beats = magnitude >= neighbour if k in (0, 2) else magnitude > neighbour
+        beats = magnitude >= neighbor if k in (0, 2) else magnitude > neighbor
         kept &= beats | (direction % 4 != k % 4)
     suppressed: _Plane = magnitude * kept
     return suppressed

@@ -5,7 +5,7 @@ scales:
 
 | condition    | metric | scale         | computed on                                              |
 |--------------|--------|---------------|----------------------------------------------------------|
-| seg          | mIoU ↑ | 0–100 percent | label maps; as mmsegmentation, unlabelled pixels ignored  |
+| seg          | mIoU ↑ | 0–100 percent | label maps; as mmsegmentation, unlabeled pixels ignored  |
 | canny        | F1 ↑   | 0–100 percent | edge / no edge per pixel; an edge is a value above 127    |
 | hed, lineart | SSIM ↑ | 0–1           | multi-scale SSIM of gray maps scaled to [0, 1]            |
 | depth        | RMSE ↓ | 0–255         | gray maps: the given one stretched from its minimum and   |
@@ -13,7 +13,7 @@ scales:
 
 Over a data set mIoU is pooled over all images; F1 is pooled over the images of a prompt and averaged over prompts; SSIM
 and RMSE are averaged over images.
-Where there is nothing to find and nothing is found (no labelled pixel, no edge in either map), the maps agree: 100.
+Where there is nothing to find and nothing is found (no labeled pixel, no edge in either map), the maps agree: 100.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from ...bundles.manifest import TypicalScore
 from ...conditions import CONDITIONS
 from ...errors import UserError
 from ...messages import unknown_choice
-from .palette import CLASSES, UNLABELLED, labels_from_colors
+from .palette import CLASSES, UNLABELED, labels_from_colors
 
 _Floats = NDArray[np.float64]
 
@@ -110,8 +110,8 @@ def graded_score(bundle: Bundle, condition: str, given: NDArray[np.uint8], extra
 class MeanIoU:
     """Mean intersection over union, with the confusion pooled over all images seen.
 
-    As mmsegmentation's `IoUMetric`: pixels that are unlabelled (255) in the given map are ignored; a class that
-    appears in neither map is left out of the mean. A labelled pixel that the extractor leaves unlabelled is a miss.
+    As mmsegmentation's `IoUMetric`: pixels that are unlabeled (255) in the given map are ignored; a class that
+    appears in neither map is left out of the mean. A labeled pixel that the extractor leaves unlabeled is a miss.
     """
 
     def __init__(self, classes: int = CLASSES) -> None:
@@ -120,14 +120,14 @@ class MeanIoU:
         self._union = np.zeros(classes, np.int64)
 
     def update(self, given: NDArray[np.integer], extracted: NDArray[np.integer]) -> None:
-        """Add a pair of label maps of equal shape, each label below `classes`, or 255 for unlabelled."""
+        """Add a pair of label maps of equal shape, each label below `classes`, or 255 for unlabeled."""
         if given.shape != extracted.shape:
             raise UserError(f"cannot compare label maps of shapes {given.shape} and {extracted.shape}; resize one")
-        labelled = given != UNLABELLED
-        truth, guess = given[labelled], extracted[labelled]
+        labeled = given != UNLABELED
+        truth, guess = given[labeled], extracted[labeled]
         matched = self._areas(truth[truth == guess])
         self._intersection += matched
-        self._union += self._areas(truth) + self._areas(guess[guess != UNLABELLED]) - matched
+        self._union += self._areas(truth) + self._areas(guess[guess != UNLABELED]) - matched
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pixels in the intersection and in the union of each class, [classes] each: sums over all images seen."""
@@ -138,7 +138,7 @@ class MeanIoU:
         return _ious(self._intersection, self._union)
 
     def value(self) -> float:
-        """mIoU in percent; 100 when nothing labelled has been seen."""
+        """mIoU in percent; 100 when nothing labeled has been seen."""
         return float(mean_iou_of_counts(self._intersection, self._union))
 
     def _areas(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -156,7 +156,7 @@ def mean_iou(given: NDArray[np.integer], extracted: NDArray[np.integer]) -> floa
     """
     metric = MeanIoU()
     metric.update(given, extracted)
-    classes = np.unique(given[given != UNLABELLED])
+    classes = np.unique(given[given != UNLABELED])
     return float(metric.per_class()[classes].mean()) if classes.size else 100.0
 
 

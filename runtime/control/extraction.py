@@ -26,7 +26,7 @@ def extract(bundle: Bundle, backend: Backend, condition: str, image: NDArray[np.
     if not CONDITIONS[condition].extractor_graph:
         from .canny import canny
 
-        return _grey(canny(image))
+        return _gray(canny(image))
     graph = f"extractor_{condition}"
     if graph not in m.graphs:
         raise UserError(
@@ -47,7 +47,7 @@ def extract(bundle: Bundle, backend: Backend, condition: str, image: NDArray[np.
         from .palette import colors_from_labels
 
         return colors_from_labels(values)
-    return _grey(values)
+    return _gray(values)
 
 
 def can_extract(bundle: Bundle, condition: str) -> bool:
@@ -65,5 +65,5 @@ def _fitted(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
 
 
-def _grey(values: NDArray[Any]) -> NDArray[np.uint8]:
+def _gray(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.repeat(values[:, :, None], 3, axis=2)

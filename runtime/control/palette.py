@@ -1,4 +1,4 @@
-"""Segmentation maps as pictures: ADE20K labels to colours and back."""
+"""Segmentation maps as pictures: ADE20K labels to colors and back."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,28 +8,28 @@ from ...errors import UserError
 
 CLASSES = len(ADE20K_PALETTE)
 # ADE20K pixels that belong to no class: label 255 once labels are shifted to 0 = wall, painted black.
-UNLABELLED = 255
+UNLABELED = 255
 
 _COLORS = np.zeros((256, 3), np.uint8)
 _COLORS[:CLASSES] = ADE20K_PALETTE
-# What a pixel may be read as: the palette's colours in order, then black.
+# What a pixel may be read as: the palette's colors in order, then black.
 _READABLE = np.array([*ADE20K_PALETTE, (0, 0, 0)], np.int32)
-_LABELS = np.array([*range(CLASSES), UNLABELLED], np.uint8)
+_LABELS = np.array([*range(CLASSES), UNLABELED], np.uint8)
 
 
 def colors_from_labels(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Paint a label map.
 
     Args:
-        labels: integers [H, W], 0–149, or 255 where unlabelled.
+        labels: integers [H, W], 0–149, or 255 where unlabeled.
 
     Returns:
-        uint8 [H, W, 3]; unlabelled pixels are black.
+        uint8 [H, W, 3]; unlabeled pixels are black.
 
     Raises:
         UserError: a label is neither.
     """
-    known = ((labels >= 0) & (labels < CLASSES)) | (labels == UNLABELLED)
+    known = ((labels >= 0) & (labels < CLASSES)) | (labels == UNLABELED)
     if not known.all():
         raise UserError(f"label {labels[~known].flat[0]} is not one of ADE20K's 0–{CLASSES - 1}; remap the labels")
     painted: NDArray[np.uint8] = _COLORS[labels]
@@ -37,17 +37,17 @@ def colors_from_labels(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 
 def labels_from_colors(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
-    """Read a painted label map: each pixel gets the label of the nearest palette colour (Euclidean, in RGB).
+    """Read a painted label map: each pixel gets the label of the nearest palette color (Euclidean, in RGB).
 
-    Exact colours are read back exactly, except that 48 (skyscraper) shares its colour with 6 (road) and counts as 6.
-    Equally near colours go to the lowest label.
+    Exact colors are read back exactly, except that 48 (skyscraper) shares its color with 6 (road) and counts as 6.
+    Equally near colors go to the lowest label.
 
     Args:
         pixels: uint8 [H, W, 3].
 
     Returns:
-        labels: uint8 [H, W], 0–149, or 255 (unlabelled) where the pixel is nearest to black.
-        inexact_fraction: share of the pixels, 0–1, whose colour is none of these; above 0 the map was resampled,
+        labels: uint8 [H, W], 0–149, or 255 (unlabeled) where the pixel is nearest to black.
+        inexact_fraction: share of the pixels, 0–1, whose color is none of these; above 0 the map was resampled,
             stored lossily or painted with another palette.
     """
     nearest, distance, inverse, counts = _nearest(pixels)
@@ -56,7 +56,7 @@ def labels_from_colors(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], fl
 
 
 def palette_distance(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """How far each pixel of uint8 [H, W, 3] is from the nearest palette colour or black: Euclidean, in RGB, [H, W]."""
+    """How far each pixel of uint8 [H, W, 3] is from the nearest palette color or black: Euclidean, in RGB, [H, W]."""
     _, distance, inverse, _ = _nearest(pixels)
     return np.sqrt(distance.astype(np.float64))[inverse]
 
@@ -70,7 +70,7 @@ def _nearest(
     its color's number [H, W], and for each color its number of pixels.
     """
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    # Distances are taken once per distinct colour: a clean map of 512×512 has a few dozen.
+    # Distances are taken once per distinct color: a clean map of 512×512 has a few dozen.
     colors, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
     rgb = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], -1).astype(np.int32)
     nearest = np.empty(len(rgb), np.intp)

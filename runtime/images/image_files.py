@@ -73,7 +73,7 @@ def read_image(path: str | os.PathLike[str], *, background: Color = (0, 0, 0)) -
     """Read an image file as 8-bit RGB.
 
     The EXIF orientation is applied; of an animation the first frame is taken; transparent pixels are composited on
-    `background`, so that colours hidden under alpha 0 never show. 16-bit samples are divided by 257 and rounded, so
+    `background`, so that colors hidden under alpha 0 never show. 16-bit samples are divided by 257 and rounded, so
     that 0 and 65535 become 0 and 255. 32-bit integers are taken for 16-bit samples, floats for [0, 1] or else for
     [0, 255]; what fits neither is refused.
 
@@ -198,7 +198,7 @@ def resize(pixels: Pixels, width: int, height: int, resample: Literal["nearest",
     Args:
         pixels: uint8 [H, W, 3].
         width, height: the new size, in pixels; the aspect ratio is not kept.
-        resample: 'lanczos' is diffusers' default; 'nearest' invents no new colours.
+        resample: 'lanczos' is diffusers' default; 'nearest' invents no new colors.
 
     Returns:
         uint8 [height, width, 3].
@@ -312,7 +312,7 @@ def _to_rgb(image: Image.Image, data: bytes, name: str, background: Color) -> Pi
 
 
 def _deep_png(data: bytes) -> NDArray[np.uint16] | None:
-    """The samples, uint16 [H, W, 3 or 4], of a PNG of 16 bits per channel in colour or with alpha, else None.
+    """The samples, uint16 [H, W, 3 or 4], of a PNG of 16 bits per channel in color or with alpha, else None.
 
     Pillow keeps only the high byte of such files, which is up to one level below the rounded value. Grayscale without
     alpha it keeps whole.
@@ -333,7 +333,7 @@ def _deep_png(data: bytes) -> NDArray[np.uint16] | None:
 def _flatten(samples: NDArray[np.unsignedinteger], transparent: object, background: Color) -> Pixels:
     """Composite [H, W, 3 or 4] samples of 8 or 16 bits on the background and scale them to 8 bits, rounding once.
 
-    `transparent` is the one fully transparent colour of a PNG's tRNS chunk, for samples without an alpha channel.
+    `transparent` is the one fully transparent color of a PNG's tRNS chunk, for samples without an alpha channel.
     """
     top = int(np.iinfo(samples.dtype).max)
     step = top // 255  # 1 or 257

@@ -9,7 +9,7 @@ The pieces, with the places in PyTorch's sources that they follow:
 - fewer than 16: `normal_distribution<double>` in `ATen/core/DistributionsHelper.h`, one Box–Muller pair at a time in
   float64, whose second value waits in the generator for the next short draw.
 
-The stream of raw numbers is PyTorch's to the bit. The values agree to a few float32 ulps, because PyTorch's vectorised
+The stream of raw numbers is PyTorch's to the bit. The values agree to a few float32 ulps, because PyTorch's vectorized
 `log`, `sin` and `cos` differ from NumPy's (and from its own on CPUs without AVX2) in the last bits.
 """
 

@@ -1,10 +1,10 @@
 """The settings that a diffusers scheduler class takes from a scheduler config, whichever class wrote the file.
 
 The rules are those of diffusers' `TargetScheduler.from_config(config)` (`ConfigMixin.extract_init_dict` in
-configuration_utils.py): keys that the target class has are honoured, keys that the file lacks take the target class's
+configuration_utils.py): keys that the target class has are honored, keys that the file lacks take the target class's
 own default, keys that the target class does not know are dropped. Values of other classes that the target class
 replaces or never reads (`algorithm_type` "deis", `variance_type` "fixed_small") have no effect, as in diffusers.
-What the target class would honour and the tables of schedulers.py do not is refused by name.
+What the target class would honor and the tables of schedulers.py do not is refused by name.
 """
 
 import math

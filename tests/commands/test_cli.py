@@ -33,7 +33,7 @@ SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 
 @pytest.fixture
 def seg(model: Any, tmp_path: Path) -> Path:
-    """A segmentation map in ADE20K's colours, at the model's size."""
+    """A segmentation map in ADE20K's colors, at the model's size."""
     width, height = model.size
     cells = np.array(ADE20K_PALETTE, np.uint8)[[2, 4, 9, 1]].reshape(2, 2, 3)
     pixels = cells[np.arange(height) * 2 // height][:, np.arange(width) * 2 // width]
@@ -477,7 +477,7 @@ def test_outputs_that_cannot_be_written(refused: Any, run: list[Any], seg: Path)
 
 
 def deep_png(samples: np.ndarray, color_type: int) -> bytes:
-    """A PNG of 16 bits per sample, as Pillow cannot write one in colour."""
+    """A PNG of 16 bits per sample, as Pillow cannot write one in color."""
     height, width = samples.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)

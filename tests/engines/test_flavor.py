@@ -76,7 +76,7 @@ def test_auto(
 
 
 @pytest.mark.parametrize("installed", [(), ("tensorrt",)])
-def test_auto_without_a_gpu_wants_the_flavour_that_needs_none(
+def test_auto_without_a_gpu_wants_the_flavor_that_needs_none(
     machine: Callable[..., None], installed: tuple[str, ...]
 ) -> None:
     machine(*installed)

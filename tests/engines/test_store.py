@@ -362,7 +362,7 @@ RECORD_DAMAGE: dict[str, Callable[[Path], Any]] = {
     "nothing": lambda p: p.write_text("null"),
     "nested without end": lambda p: p.write_text("[" * 100_000),
     "another format": lambda p: edit(p, format=99),
-    "a later field": lambda p: edit(p, colour="red"),
+    "a later field": lambda p: edit(p, color="red"),
     "a field less": lambda p: p.write_text(p.read_text().replace('"sha256"', '"digest"')),
     "no key": lambda p: edit(p, key=None),
     "another key": lambda p: edit(p, key={**json.loads(p.read_text())["key"], "version": "0.1"}),

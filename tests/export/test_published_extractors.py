@@ -82,7 +82,7 @@ def test_resizing_is_pillows_to_the_bit(old: tuple[int, int], new: tuple[int, in
 
 def test_what_a_graph_cannot_preprocess_is_refused(published: dict[str, Path], tmp_path: Path) -> None:
     folder = copy(published["depth"], tmp_path, "preprocessor_config.json", do_pad=True, size_divisor=64)
-    with pytest.raises(UserError, match="more than to resize, rescale and normalise"):
+    with pytest.raises(UserError, match="more than to resize, rescale and normalize"):
         opened("depth", folder)
 
 
@@ -166,7 +166,7 @@ def test_a_bundle_extracts_what_the_demo_does(side: int, bundle: Path, reference
     prepared = demo_resize(image, pipeline.bundle.manifest.width)
     labels, inexact = labels_from_colors(pipeline.extract("seg", image))
     assert inexact == 0
-    # Road (6) and skyscraper (48) have one colour.
+    # Road (6) and skyscraper (48) have one color.
     expected = references["seg"](prepared)
     assert_same("seg", labels, np.where(expected == 48, 6, expected).astype(np.uint8))
     depth = pipeline.extract("depth", image)
@@ -233,7 +233,7 @@ def copy(folder: Path, tmp_path: Path, file: str, **changes: Any) -> Path:
         ("config.json", {"fusion_hidden_size": 24}, "of shape .*, its config.json says"),
         (
             "preprocessor_config.json",
-            {"image_mean": "grey"},
+            {"image_mean": "gray"},
             "preprocessor_config.json of the depth extractor .* cannot",
         ),
     ],

@@ -107,7 +107,7 @@ def reference(fp32: Bundle) -> Remembering:
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of a flavour here.
+    """What became of a flavor here.
 
     Attributes:
         version: empty where it is not installed.
@@ -125,7 +125,7 @@ Try = Callable[[str], Tried]
 
 @pytest.fixture(scope="session")
 def try_flavor(fp16: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Try:
-    """Builds a flavour's plans and loads one, the first time that it is asked for."""
+    """Builds a flavor's plans and loads one, the first time that it is asked for."""
     tried: dict[str, Tried] = {}
 
     def find(name: str) -> Tried:
@@ -169,7 +169,7 @@ Open = Callable[..., Pipeline]
 
 @pytest.fixture(scope="session", params=FLAVORS)
 def open_tensorrt(request: pytest.FixtureRequest, fp16: Bundle, try_flavor: Try) -> Open:
-    """`open_tensorrt(warm=…)`: a new pipeline on a flavour's plans of the fp16 bundle."""
+    """`open_tensorrt(warm=…)`: a new pipeline on a flavor's plans of the fp16 bundle."""
     return _plans_opener(fp16, try_flavor(request.param))
 
 

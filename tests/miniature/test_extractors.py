@@ -62,7 +62,7 @@ def test_line_art_draws_dark_lines_white_on_black() -> None:
     assert lines[:, 30:32].min() == 1 and lines[:, :20].max() == 0
 
 
-def test_gaussian_is_normalised() -> None:
+def test_gaussian_is_normalized() -> None:
     kernel = gaussian(1.0)
     assert kernel.shape == (7,) and kernel.sum().item() == pytest.approx(1)
 

@@ -243,7 +243,7 @@ def test_a_decoder_that_overflows_is_replaced_by_the_fp32_one(half, fp16, reques
     assert replaced.notes == ("the decoder overflowed fp16: the latents were decoded again in fp32",)
     np.testing.assert_array_equal(replaced.latents, healthy.latents)
     exact = decode(fp16, "vae_decoder_fp32", replaced.latents)
-    # This session optimises the graph its own way: a last bit may round to the next level.
+    # This session optimizes the graph its own way: a last bit may round to the next level.
     assert np.abs(replaced.images.astype(int) - exact).max() <= 1
     assert (replaced.images == exact).mean() > 0.99
     # Again, and then healthy again.

@@ -100,7 +100,7 @@ def assert_same(pipeline: Pipeline, request: Request, expected: tuple[np.ndarray
     assert found.images.shape == images.shape
     assert np.linalg.norm(found.latents - latents) <= 1e-4 * np.linalg.norm(latents)
     assert np.abs(found.images.astype(int) - images).max() <= 1
-    assert found.images.std() > 1  # two flat colours would agree whatever went wrong
+    assert found.images.std() > 1  # two flat colors would agree whatever went wrong
 
 
 @pytest.fixture

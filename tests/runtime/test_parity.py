@@ -126,7 +126,7 @@ def assert_same(found: Drawn, expected: Drawn) -> None:
     assert found.images.dtype == np.uint8
     assert found.images.shape == expected.images.shape
     assert np.abs(found.images.astype(int) - expected.images).max() <= 1
-    # Were both one flat colour, they would agree whatever went wrong.
+    # Were both one flat color, they would agree whatever went wrong.
     assert found.images.std() > 1
 
 
@@ -285,7 +285,7 @@ def test_prompts(tiny, tiny_reference, make, prompt):
 
 @pytest.mark.parametrize("size", [(37, 53), (200, 64), (500, 301)])
 def test_a_condition_of_another_size_is_resized_as_diffusers_does(tiny, tiny_reference, control_image, size):
-    """depth: diffusers resizes with Lanczos, and so do we. (seg is resized by nearest neighbour instead.)"""
+    """depth: diffusers resizes with Lanczos, and so do we. (seg is resized by nearest neighbor instead.)"""
     width, height = tiny.size
     odd = control_image(*size)
     request = Request(PROMPT, "", [Control("depth", odd)], 6, seed=1)
@@ -319,11 +319,11 @@ def test_a_condition_of_another_size_is_resized_as_diffusers_does(tiny, tiny_ref
     assert np.abs(result.images.astype(int) - expected).max() <= 1
 
 
-def test_seg_is_resized_without_new_colours(tiny, control_image):
+def test_seg_is_resized_without_new_colors(tiny, control_image):
     odd = control_image(37, 53)
     result = tiny.pipeline(Request(PROMPT, "", [Control("seg", odd)], 1, seed=1))
-    colours = {tuple(c) for c in odd.reshape(-1, 3)}
-    assert {tuple(c) for c in result.control_images[0].reshape(-1, 3)} <= colours
+    colors = {tuple(c) for c in odd.reshape(-1, 3)}
+    assert {tuple(c) for c in result.control_images[0].reshape(-1, 3)} <= colors
     assert any(note.endswith("(nearest)") for note in result.notes)
 
 

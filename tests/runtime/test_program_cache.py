@@ -45,21 +45,21 @@ def five(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
             shutil.copy(folder / f"{role}_{like}.onnx", folder / f"{role}_{condition}.onnx")
             add(f"{role}_{condition}", manifest.graphs[f"{role}_{like}"])
     for channel, condition in enumerate(("hed", "depth")):
-        image, grey = ("images", manifest.height, manifest.width, 3), ("images", manifest.height, manifest.width)
-        onnx.save(one_channel(channel, image, grey), folder / f"extractor_{condition}.onnx")
-        inputs, outputs = (TensorSpec("image", "uint8", image),), (TensorSpec("map", "uint8", grey),)
+        image, gray = ("images", manifest.height, manifest.width, 3), ("images", manifest.height, manifest.width)
+        onnx.save(one_channel(channel, image, gray), folder / f"extractor_{condition}.onnx")
+        inputs, outputs = (TensorSpec("image", "uint8", image),), (TensorSpec("map", "uint8", gray),)
         add(f"extractor_{condition}", replace(manifest.graphs["update"], inputs=inputs, outputs=outputs))
     (folder / "manifest.json").write_text(manifest.dumps())
     return Bundle.open(folder)
 
 
-def one_channel(channel: int, image: tuple[int | str, ...], grey: tuple[int | str, ...]) -> onnx.ModelProto:
+def one_channel(channel: int, image: tuple[int | str, ...], gray: tuple[int | str, ...]) -> onnx.ModelProto:
     uint8 = onnx.TensorProto.UINT8
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Gather", ["image", "channel"], ["map"], axis=3)],
         "one_channel",
         [onnx.helper.make_tensor_value_info("image", uint8, image)],
-        [onnx.helper.make_tensor_value_info("map", uint8, grey)],
+        [onnx.helper.make_tensor_value_info("map", uint8, gray)],
         [onnx.helper.make_tensor("channel", onnx.TensorProto.INT64, [], [channel])],
     )
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)

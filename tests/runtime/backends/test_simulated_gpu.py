@@ -388,7 +388,7 @@ if not lazy:
     child(code.replace("LAZY", str(lazy)), lazy=lazy)
 
 
-def test_lazy_work_waits_for_a_synchronisation(child: Any) -> None:
+def test_lazy_work_waits_for_a_synchronization(child: Any) -> None:
     child(
         """
 stream, other = device.create_stream(), device.create_stream()

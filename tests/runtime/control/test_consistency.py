@@ -63,10 +63,10 @@ def test_miou_corner_cases() -> None:
     zeros, ones, void = (np.full((4, 4), v, np.uint8) for v in (0, 1, 255))
     assert mean_iou(zeros, zeros) == 100
     assert mean_iou(zeros, ones) == 0
-    assert mean_iou(void, zeros) == 100  # nothing labelled, nothing wrong
-    assert mean_iou(zeros, void) == 0  # labelled, but not found
+    assert mean_iou(void, zeros) == 100  # nothing labeled, nothing wrong
+    assert mean_iou(zeros, void) == 0  # labeled, but not found
     half = np.where(np.arange(16).reshape(4, 4) < 8, 0, 255).astype(np.uint8)
-    assert mean_iou(half, zeros) == 100  # unlabelled pixels are ignored …
+    assert mean_iou(half, zeros) == 100  # unlabeled pixels are ignored …
     assert mean_iou(zeros, half) == 50  # … but not unfound ones
     stray = zeros.copy()
     stray[0, 0] = 7
@@ -278,7 +278,7 @@ def test_score_of_each_condition(condition: str) -> None:
     assert different.value == pytest.approx(expected, rel=1e-3)
 
 
-def test_score_of_label_maps_reads_colours() -> None:
+def test_score_of_label_maps_reads_colors() -> None:
     labels, guess = RNG.integers(0, 7, (2, 32, 32))
     expected = metrics.jaccard_score(labels.ravel(), guess.ravel(), average="macro") * 100
     assert score("seg", colors_from_labels(labels), colors_from_labels(guess)).value == pytest.approx(expected)

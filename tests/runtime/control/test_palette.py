@@ -1,4 +1,4 @@
-"""Segmentation colours."""
+"""Segmentation colors."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.control.palette import colors_from_labels, labels_from_colors
 
 
-def test_exact_colours_round_trip() -> None:
+def test_exact_colors_round_trip() -> None:
     labels = np.random.default_rng(0).integers(0, 151, (512, 512)).astype(np.uint8)
     labels[labels == 150] = 255
     colors = colors_from_labels(labels)
@@ -15,13 +15,13 @@ def test_exact_colours_round_trip() -> None:
     for label, color in enumerate(ADE20K_PALETTE):
         assert (colors[labels == label] == color).all()
     assert not colors[labels == 255].any()
-    labels[labels == 48] = 6  # skyscraper shares its colour with road
+    labels[labels == 48] = 6  # skyscraper shares its color with road
     back, inexact = labels_from_colors(colors)
     assert back.dtype == np.uint8 and inexact == 0
     np.testing.assert_array_equal(back, labels)
 
 
-def test_nearest_colour_by_brute_force() -> None:
+def test_nearest_color_by_brute_force() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (100, 100, 3), dtype=np.uint8)
     pixels[0, :50] = ADE20K_PALETTE[:50]
     colors = [*ADE20K_PALETTE, (0, 0, 0)]

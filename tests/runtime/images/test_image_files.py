@@ -97,7 +97,7 @@ def test_alpha_is_composited(tmp_path: Path, color_type: int, dtype: type, backg
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("color_type", [0, 2])
-def test_transparent_colour_of_a_png(tmp_path: Path, color_type: int, dtype: type) -> None:
+def test_transparent_color_of_a_png(tmp_path: Path, color_type: int, dtype: type) -> None:
     samples = random(20, 20, 1 if color_type == 0 else 3, dtype=dtype)
     samples[3, 4] = samples[9, 9] = key = samples[0, 0].copy()
     chunk = b"".join(struct.pack(">H", int(v)) for v in key)
