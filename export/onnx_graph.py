@@ -254,7 +254,7 @@ def _name_free_dimensions(model: Any, source: ExportSpec) -> None:
 
 
 def _clear_metadata(model: Any) -> None:
-    """Removes the exporter's record of where each node came from: it has paths of this machine and most of the bytes."""
+    """Removes the exporter's record of where each node came from: paths of this machine, and most of the bytes."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     ClearMetadataAndDocStringPass()(model)
