@@ -7,10 +7,10 @@ import numpy as np
 from ..bundles.bundle import Bundle
 from ..errors import BackendError
 from .backends.interface import Backend, Step
-from .loop import Program, Values
+from .loop import Program, RequestTensors
 
 
-def check_finite(program: Program, values: Values, backend: Backend, bundle: Bundle) -> list[str]:
+def check_finite(program: Program, tensors: RequestTensors, backend: Backend, bundle: Bundle) -> list[str]:
     """Looks at the magnitudes that the loop and the decoder left: one small download.
 
     A decoder that overflowed fp16 is replaced: the latents are decoded again in fp32.
@@ -22,9 +22,9 @@ def check_finite(program: Program, values: Values, backend: Backend, bundle: Bun
         BackendError: the message names the first step and graph whose output is not finite.
     """
     finite = np.isfinite(backend.download(program.workspace.magnitudes)[:, 0])
-    steps = program.structure.steps
+    steps = program.shape.steps
     if not finite[:steps].all():
-        raise BackendError(_locate_non_finite(program, values, backend, int(np.argmin(finite)), bundle))
+        raise BackendError(_locate_non_finite(program, tensors, backend, int(np.argmin(finite)), bundle))
     if finite[steps]:
         return []
     if "vae_decoder_fp32" in bundle.manifest.graphs:
@@ -39,14 +39,14 @@ def advice(bundle: Bundle) -> str:
     return f"check the weights with `cnpp-trt verify {shlex.quote(str(bundle.folder))}`, or use a fp32 bundle"
 
 
-def _locate_non_finite(program: Program, values: Values, backend: Backend, bad: int, bundle: Bundle) -> str:
+def _locate_non_finite(program: Program, tensors: RequestTensors, backend: Backend, bad: int, bundle: Bundle) -> str:
     """Runs up to the bad step again, launch by launch, and looks at every output of it."""
-    program.fill(values)
+    program.fill(tensors)
     for step in (program.text, *program.hints):
         if tensor := _first_bad(step, backend):
             what = f"{step.graph} gives values that are not finite in {tensor} ({bundle.manifest.precision})"
             return f"{what}: {advice(bundle)}"
-    steps = program.structure.steps
+    steps = program.shape.steps
     for step in program.denoise:
         if step.index is None or step.index > bad:
             break

@@ -1,8 +1,8 @@
 """The denoising loop as a list of launches over named buffers (docs/design.md, "The loop is a list of launches").
 
-What shapes the list is a `Structure`: sizes, steps, guided or not, which controls apply at which step. What only
+What shapes the list is a `LoopShape`: sizes, steps, guided or not, which controls apply at which step. What only
 changes values (prompt, seed, scales, the sampler's coefficients) is data in the buffers, so one list serves every
-request of a structure, and a backend that can record launches records it once.
+request of a loop shape, and a backend that can record launches records it once.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ _TIMESTEP, _COEFFICIENTS = 0, 1
 
 
 @dataclass(frozen=True)
-class Structure:
+class LoopShape:
     """Everything that decides which launches there are.
 
     Attributes:
@@ -49,8 +49,8 @@ class Structure:
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
-    """What one request, or several of one structure, put into the buffers. B counts the images of all.
+class RequestTensors:
+    """What one request, or several of one loop shape, put into the buffers. B counts the images of all.
 
     Attributes:
         prompts: what the text encoder reads.
@@ -79,11 +79,11 @@ class Values:
 
 
 class Workspace:
-    """The named buffers of one structure. They are allocated once and live as long as any launch holds them."""
+    """The named buffers of one loop shape. They are allocated once and live as long as any launch holds them."""
 
-    def __init__(self, allocate: Allocate, bundle: Bundle, structure: Structure) -> None:
+    def __init__(self, allocate: Allocate, bundle: Bundle, shape: LoopShape) -> None:
         self._allocate = allocate
-        s, m = structure, bundle.manifest
+        s, m = shape, bundle.manifest
         b, n = s.images, 2 if s.guided else 1
         float_type = "float16" if m.precision == "fp16" else "float32"
         tokens, width = bundle.graph("text_encoder").outputs[0].shape[1:]
@@ -160,8 +160,8 @@ class Workspace:
         return next(t for t in bundle.graph(graph).outputs if t.name == output)
 
 
-def workspace_bytes(bundle: Bundle, structure: Structure) -> int:
-    """What the buffers of a structure take, each rounded up to the alignment."""
+def workspace_bytes(bundle: Bundle, shape: LoopShape) -> int:
+    """What the buffers of a loop shape take, each rounded up to the alignment."""
     total = 0
 
     def count(shape: Sequence[int], dtype: str) -> Buffer:
@@ -170,18 +170,18 @@ def workspace_bytes(bundle: Bundle, structure: Structure) -> int:
         total += aligned(buffer.nbytes)
         return buffer
 
-    Workspace(count, bundle, structure)
+    Workspace(count, bundle, shape)
     return total
 
 
 class Program:
-    """The launches of one structure, in three phases: `encode` (prompt and conditions), `denoise`, `decode`."""
+    """The launches of one loop shape, in three phases: `encode` (prompt and conditions), `denoise`, `decode`."""
 
-    def __init__(self, backend: Backend, bundle: Bundle, structure: Structure) -> None:
-        self.structure = structure
-        nbytes = workspace_bytes(bundle, structure)
-        backend.reserve(graphs_of(structure), nbytes)
-        self.workspace = w = Workspace(backend.arena(nbytes), bundle, structure)
+    def __init__(self, backend: Backend, bundle: Bundle, shape: LoopShape) -> None:
+        self.shape = shape
+        nbytes = workspace_bytes(bundle, shape)
+        backend.reserve(graphs_of(shape), nbytes)
+        self.workspace = w = Workspace(backend.arena(nbytes), bundle, shape)
         self.recording: Launch | None = None
         self.unrecordable = ""  # why there is no recording, where the backend tried
         self._backend = backend
@@ -191,40 +191,40 @@ class Program:
         )
         self.hints = [
             self._step("hint", f"hint_{condition}", control_image=w.control_image, hint=w.hint)
-            for condition, _ in structure.controls
+            for condition, _ in shape.controls
             if w.control_image is not None and w.hint is not None
         ]
-        self.denoise = [step for k in range(structure.steps) for step in self._denoise_step(k)]
+        self.denoise = [step for k in range(shape.steps) for step in self._denoise_step(k)]
         self.decode = [self.decoder("vae_decoder")]
 
-    def fill(self, values: Values) -> None:
+    def fill(self, tensors: RequestTensors) -> None:
         """Writes a request's values into the buffers, but for prompt and conditions: those are `encode`'s."""
-        w, put, s, table = self.workspace, self._backend.upload, self.structure, values.table
+        w, put, s, table = self.workspace, self._backend.upload, self.shape, tensors.table
         n = 2 if s.guided else 1
-        put(w.guidance, values.guidance(s.guided))
+        put(w.guidance, tensors.guidance(s.guided))
         put(w.x0_limit, np.array([table.x0_limit], np.float32))
         rows = np.zeros(w.rows.shape, np.float32)
         rows[:, _TIMESTEP, 0] = table.timesteps
         rows[:, _COEFFICIENTS, :35] = table.coefficients.reshape(s.steps, 35)
         put(w.rows, rows)
-        for buffer, scales in zip(w.scales, values.residual_scales, strict=True):
+        for buffer, scales in zip(w.scales, tensors.residual_scales, strict=True):
             put(buffer, scales.reshape(buffer.shape))
-        drawn = [noise for noise in values.step_noise if noise is not None]
+        drawn = [noise for noise in tensors.step_noise if noise is not None]
         if drawn:
             put(w.step_noise, np.stack(drawn))
         for buffer in w.distilled.values():
-            assert values.timestep_cond is not None
-            put(buffer, values.timestep_cond.astype(buffer.dtype))
-        x = values.latents
+            assert tensors.timestep_cond is not None
+            put(buffer, tensors.timestep_cond.astype(buffer.dtype))
+        x = tensors.latents
         put(w.states[0], np.stack([x, *[np.zeros_like(x)] * 3]))
         put(w.model_input, np.concatenate([x * np.float32(table.input_scale)] * n))
 
-    def encode(self, values: Values, encodings: EncodingCache, clock: Stopwatch) -> None:
+    def encode(self, tensors: RequestTensors, encodings: EncodingCache, clock: Stopwatch) -> None:
         """Prompt and conditions into their buffers, each computed only where `encodings` does not have it."""
-        prompts, w, b = values.prompts, self.workspace, self.structure.images
+        prompts, w, b = tensors.prompts, self.workspace, self.shape.images
         text = {"input_ids": prompts.input_ids, "clip_skip": prompts.clip_skip}
         encodings.encode(self.text, text, clock, weights=prompts.weights)
-        for step, images, hints in zip(self.hints, values.control_images, w.hints, strict=True):
+        for step, images, hints in zip(self.hints, tensors.control_images, w.hints, strict=True):
             for image in {id(image): image for image in images}.values():
                 # A row of the batch is an image's on one side of the guidance.
                 targets = [hints.part(row) for row in range(hints.shape[0]) if images[row % b] is image]
@@ -247,11 +247,11 @@ class Program:
     def decoder(self, graph: str) -> Step:
         """The decoding of the final latents with this graph."""
         w = self.workspace
-        buffers = {"latents": w.latents, "image": w.image, "magnitude": w.magnitude(self.structure.steps)}
+        buffers = {"latents": w.latents, "image": w.image, "magnitude": w.magnitude(self.shape.steps)}
         return self._step("vae_decoder", graph, **buffers)
 
     def _denoise_step(self, k: int) -> list[Step]:
-        s, w = self.structure, self.workspace
+        s, w = self.shape, self.workspace
         step = {"model_input": w.model_input, "timestep": w.timestep(k), "prompt_embeds": w.prompt_embeds}
         steps: list[Step] = []
         total: Residuals | None = None
@@ -323,16 +323,16 @@ def run(
             on_progress(step.index)
 
 
-def graphs_of(structure: Structure) -> list[str]:
-    """The names of the graphs that a structure launches."""
-    own = [f"{role}_{condition}" for condition, _ in structure.controls for role in ("hint", "controlnet")]
-    adding = ["add_residuals"] if len(structure.controls) > 1 else []
+def graphs_of(shape: LoopShape) -> list[str]:
+    """The names of the graphs that a loop shape launches."""
+    own = [f"{role}_{condition}" for condition, _ in shape.controls for role in ("hint", "controlnet")]
+    adding = ["add_residuals"] if len(shape.controls) > 1 else []
     return ["text_encoder", "unet", "update", "vae_decoder", *adding, *own]
 
 
-def any_active(structure: Structure) -> list[bool]:
+def any_active(shape: LoopShape) -> list[bool]:
     """For each step whether any control applies."""
-    return [any(active[k] for _, active in structure.controls) for k in range(structure.steps)]
+    return [any(active[k] for _, active in shape.controls) for k in range(shape.steps)]
 
 
 def latent_shape(manifest: Manifest) -> tuple[int, int, int]:

@@ -67,7 +67,7 @@ class Pipeline:
         Args:
             bundle: its folder.
             options: where and how graphs run; a string is the name of a backend.
-            warm: runs once, so that later requests of that structure (sizes, steps, guidance, conditions) load nothing:
+            warm: runs once, so that later requests of that shape (sizes, steps, guidance, conditions) load nothing:
                 a request, or True for the model's first condition and defaults.
             **fields: of `RuntimeOptions`, over those of `options`.
 
@@ -128,7 +128,7 @@ class Pipeline:
         on_progress: OnProgress | None = None,
         cancel: threading.Event | None = None,
     ) -> list[Result]:
-        """Generates the images of several requests, together where their structure agrees.
+        """Generates the images of several requests, together where their loop shape agrees.
 
         Requests run in one launch list where they have the same scheduler, number of steps, strength, use of guidance,
         conditions with their steps, and number of prompt chunks. Prompts, control images, seeds, guidance scales and
@@ -151,7 +151,7 @@ class Pipeline:
         max_images = whole_number("max_images", max_images, 1, MAX_IMAGES)
         plans = [self._plan(self.resolve(request)) for request in requests]
         launches = launch_lists(plans, max_images)
-        total = sum(plans[indices[0]].structure.steps for indices in launches)
+        total = sum(plans[indices[0]].shape.steps for indices in launches)
         results: dict[int, Result] = {}
         done = 0
         for indices in launches:
@@ -159,7 +159,7 @@ class Pipeline:
             progress = None if on_progress is None else partial(_advance, on_progress, done, total)
             found = self._locked(partial(self._generate, group, None, progress, cancel))
             results |= dict(zip(indices, found, strict=True))
-            done += group[0].structure.steps
+            done += group[0].shape.steps
         return [results[i] for i in range(len(plans))]
 
     def resolve(self, request: Request) -> ResolvedRequest:
@@ -184,8 +184,8 @@ class Pipeline:
 
         Empty on a CPU. A request that does not fit raises DeviceMemoryError and loads nothing.
         """
-        structure = self._plan(self.resolve(request)).structure
-        graphs, nbytes = graphs_of(structure), workspace_bytes(self.bundle, structure)
+        shape = self._plan(self.resolve(request)).shape
+        graphs, nbytes = graphs_of(shape), workspace_bytes(self.bundle, shape)
         if request.init_image is not None:
             graphs, nbytes = [*graphs, ENCODER], nbytes + encoder_bytes(self.bundle)
         with self._lock:
@@ -277,7 +277,7 @@ class Pipeline:
         _require_not_cancelled(cancel)
         ready = self._preparation.prepare(plans)
         program, clock = ready.program, ready.clock
-        steps = ready.values.table.timesteps
+        steps = ready.tensors.table.timesteps
 
         def progress(k: int) -> None:
             if on_progress is not None:
@@ -295,8 +295,8 @@ class Pipeline:
             run([*program.denoise, *program.decode], clock, on_progress=progress)
         try:
             remarks = self._preparation.programs.retry_with_eviction(  # it may load another decoder
-                [program.structure, *graphs_of(program.structure)],
-                lambda: check_finite(program, ready.values, self.backend, self.bundle),
+                [program.shape, *graphs_of(program.shape)],
+                lambda: check_finite(program, ready.tensors, self.backend, self.bundle),
             )
         except BackendError:
             self._preparation.forget_encodings()  # one of these may hold what is not finite
@@ -305,13 +305,13 @@ class Pipeline:
         latents = self.backend.download(program.workspace.latents)
         timings = clock.seconds()
         if on_step_end is None:
-            program.record()  # everything in it has run now; the next request of this structure replays it
+            program.record()  # everything in it has run now; the next request of this loop shape replays it
         if program.unrecordable:
             remarks = [*remarks, f"the loop runs launch by launch: {program.unrecordable}"]
         timings["total"] = time.perf_counter() - start
         results, first = [], 0
         for plan, controls, notes in zip(plans, ready.control_images, ready.notes, strict=True):
-            own = slice(first, first + plan.structure.images)
+            own = slice(first, first + plan.shape.images)
             first = own.stop
             # Copies, so that a result keeps its own images alive and not those of the whole batch.
             parts = (images, latents) if len(plans) == 1 else (images[own].copy(), latents[own].copy())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ..bundles.bundle import Bundle
 from ..errors import BundleError, UserError
 from .init_image import first_step
-from .loop import Structure
+from .loop import LoopShape
 from .sampling.schedulers import UNLIMITED, SamplerTable, build_table
 from .settings.request import ResolvedRequest
 from .text.prompts import Prompts, read_prompts
@@ -18,20 +18,20 @@ class Plan:
     """A request with all that follows from it before anything is computed.
 
     Attributes:
-        structure: of this request alone.
+        shape: of this request alone.
     """
 
     request: ResolvedRequest
     prompts: Prompts
     table: SamplerTable
-    structure: Structure
+    shape: LoopShape
     notes: tuple[str, ...]
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Requests that share it can run in one launch list: they have one structure and one table."""
+        """Requests that share it can run in one launch list: they have one loop shape and one table."""
         r = self.request
-        return replace(self.structure, images=0), r.scheduler, r.num_inference_steps, first_step(r)
+        return replace(self.shape, images=0), r.scheduler, r.num_inference_steps, first_step(r)
 
 
 def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest) -> Plan:
@@ -53,14 +53,14 @@ def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest)
             "scheduler config, or diffusers' default where it is not there"
         )
     prompts, remarks = read_prompts(tokenizer, request, is_guided(bundle, request))
-    structure = structure_of(bundle, request, table, prompts.chunks)
-    return Plan(request, prompts, table, structure, (*notes, *remarks))
+    shape = loop_shape(bundle, request, table, prompts.chunks)
+    return Plan(request, prompts, table, shape, (*notes, *remarks))
 
 
-def structure_of(bundle: Bundle, request: ResolvedRequest, table: SamplerTable, chunks: int = 1) -> Structure:
+def loop_shape(bundle: Bundle, request: ResolvedRequest, table: SamplerTable, chunks: int = 1) -> LoopShape:
     """What of a request decides which launches there are; `table` is its sampler's."""
     n = len(table.timesteps)
-    return Structure(
+    return LoopShape(
         images=request.num_images_per_prompt,
         guided=is_guided(bundle, request),
         steps=n,
@@ -80,7 +80,7 @@ def launch_lists(plans: Sequence[Plan], max_images: int) -> list[list[int]]:
     groups: dict[tuple[object, ...], list[list[int]]] = {}
     for i, plan in enumerate(plans):
         lists = groups.setdefault(plan.key, [[]])
-        images = sum(plans[j].structure.images for j in lists[-1]) + plan.structure.images
+        images = sum(plans[j].shape.images for j in lists[-1]) + plan.shape.images
         if lists[-1] and images > max_images:
             lists.append([])
         lists[-1].append(i)

@@ -14,7 +14,7 @@ from .encoding_cache import EncodingCache
 from .images.fitting import to_size
 from .images.image_files import Pixels
 from .init_image import draws_noise, encode_init_image, fit_init_image
-from .loop import Program, Structure, Values, graphs_of, latent_shape
+from .loop import LoopShape, Program, RequestTensors, graphs_of, latent_shape
 from .planning import Plan
 from .program_cache import ProgramCache
 from .sampling.guidance import guidance_embedding
@@ -34,7 +34,7 @@ class Prepared:
     """
 
     program: Program
-    values: Values
+    tensors: RequestTensors
     clock: Stopwatch
     plans: tuple[Plan, ...]
     control_images: tuple[tuple[Pixels, ...], ...]
@@ -45,7 +45,7 @@ class Preparation:
     """Makes programs ready, with what it keeps from request to request.
 
     Attributes:
-        programs: by structure.
+        programs: by loop shape.
         encodings: of prompts and control images.
     """
 
@@ -63,38 +63,37 @@ class Preparation:
         """Everything before the first step of requests that run in one launch list."""
         clock = self.backend.stopwatch()
         requests = [plan.request for plan in plans]
-        structure = replace(plans[0].structure, images=sum(plan.structure.images for plan in plans))
-        program = self.programs.program(structure)
+        shape = replace(plans[0].shape, images=sum(plan.shape.images for plan in plans))
+        program = self.programs.program(shape)
         clock.mark("load")
         fitted = [[fit_control(self.bundle, control) for control in request.controls] for request in requests]
-        starts = [self._start(plan, structure) for plan in plans]
+        starts = [self._start(plan, shape) for plan in plans]
         images = [(i, r) for i, r in enumerate(requests) for _ in range(r.num_images_per_prompt)]
-        width, sides = self.bundle.guidance_width, 2 if structure.guided else 1
-        noise = [[step[k] for _, step, _ in starts] for k in range(structure.steps)]
-        values = Values(
+        width, sides = self.bundle.guidance_width, 2 if shape.guided else 1
+        noise = [[step[k] for _, step, _ in starts] for k in range(shape.steps)]
+        tensors = RequestTensors(
             prompts=join([plan.prompts for plan in plans], sides),
-            control_images=[[fitted[i][c][0] for i, _ in images] for c in range(len(structure.controls))],
+            control_images=[[fitted[i][c][0] for i, _ in images] for c in range(len(shape.controls))],
             table=plans[0].table,
             guidance_scales=[r.guidance_scale for _, r in images],
             residual_scales=[
-                np.stack([self._scales(r, c, structure.guided) for _, r in images], -1)
-                for c in range(len(structure.controls))
+                np.stack([self._scales(r, c, shape.guided) for _, r in images], -1) for c in range(len(shape.controls))
             ],
             latents=np.concatenate([latents for latents, _, _ in starts]),
             step_noise=[
                 np.concatenate([part for part in parts if part is not None]) if needed else None
-                for parts, needed in zip(noise, structure.noisy, strict=True)
+                for parts, needed in zip(noise, shape.noisy, strict=True)
             ],
             timestep_cond=None
             if width is None
             else np.concatenate([guidance_embedding(r.guidance_scale, width) for _, r in images]),
         )
-        program.fill(values)
+        program.fill(tensors)
         clock.mark("fill")
-        program.encode(values, self.encodings, clock)
+        program.encode(tensors, self.encodings, clock)
         return Prepared(
             program,
-            values,
+            tensors,
             clock,
             tuple(plans),
             tuple(tuple(pixels for pixels, _ in pairs) for pairs in fitted),
@@ -105,18 +104,18 @@ class Preparation:
         )
 
     def _start(
-        self, plan: Plan, structure: Structure
+        self, plan: Plan, shape: LoopShape
     ) -> tuple[NDArray[np.float32], list[NDArray[np.float32] | None], list[str]]:
         """The first x of a request, the noise of each step, and notes.
 
         All of image i is drawn from its seed's `torch.Generator("cpu")`, in the order that diffusers draws.
         """
         request, table = plan.request, plan.table
-        shape = latent_shape(self.bundle.manifest)
+        size = latent_shape(self.bundle.manifest)
         generators = [TorchGenerator(seed) for seed in request.seeds]
 
         def draw() -> NDArray[np.float32]:
-            return np.stack([g.randn(*shape) for g in generators])
+            return np.stack([g.randn(*size) for g in generators])
 
         notes: list[str] = []
         init_latents = None
@@ -124,7 +123,7 @@ class Preparation:
             image, notes = fit_init_image(self.bundle, request.init_image)
             sample = draw() if draws_noise(self.bundle) else None
             init_latents, more = self.programs.retry_with_eviction(
-                [structure, *graphs_of(structure)],
+                [shape, *graphs_of(shape)],
                 lambda: encode_init_image(self.bundle, self.backend, image, sample, len(generators)),
             )
             notes = [*notes, *more]
@@ -134,7 +133,7 @@ class Preparation:
         else:
             a, b = table.add_noise
             latents = np.float32(a) * init_latents + np.float32(b) * noise
-        return latents, [draw() if needed else None for needed in structure.noisy], notes
+        return latents, [draw() if needed else None for needed in shape.noisy], notes
 
     def _scales(self, request: ResolvedRequest, control: int, guided: bool) -> NDArray[np.float32]:
         return residual_scales(

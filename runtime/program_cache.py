@@ -7,7 +7,7 @@ from typing import TypeVar
 from ..bundles.bundle import Bundle
 from ..errors import DeviceMemoryError
 from .backends.interface import Backend
-from .loop import Program, Structure, graphs_of
+from .loop import LoopShape, Program, graphs_of
 
 # Every condition with room to spare. At full size the buffers of one are some 30 MB for each pair of images in fp16.
 MAX_PROGRAMS = 8
@@ -19,41 +19,39 @@ T = TypeVar("T")
 
 
 class ProgramCache:
-    """Programs by structure, and which graphs of conditions were used when.
+    """Programs by loop shape, and which graphs of conditions were used when.
 
     Where device memory is short, what was used longest ago goes first: a program with its buffers and its recording,
     then the engines of its condition, which nothing holds any more. They are loaded again on demand.
     """
 
     def __init__(self, backend: Backend, bundle: Bundle) -> None:
-        self.programs: OrderedDict[Structure, Program] = OrderedDict()
+        self.programs: OrderedDict[LoopShape, Program] = OrderedDict()
         self._backend = backend
         self._bundle = bundle
-        # Structures and graphs in the order of their last use, a structure before its graphs.
-        self._used: OrderedDict[Structure | str, None] = OrderedDict()
+        # Loop shapes and graphs in the order of their last use, a loop shape before its graphs.
+        self._used: OrderedDict[LoopShape | str, None] = OrderedDict()
 
-    def program(self, structure: Structure) -> Program:
-        """The program of a structure, made where it is not there.
+    def program(self, shape: LoopShape) -> Program:
+        """The program of a loop shape, made where it is not there.
 
         Raises:
             DeviceMemoryError: it does not fit although everything else that can go is gone.
         """
-        graphs = graphs_of(structure)
-        if structure not in self.programs:
+        graphs = graphs_of(shape)
+        if shape not in self.programs:
             while len(self.programs) >= MAX_PROGRAMS:
                 self._used.pop(self.programs.popitem(last=False)[0], None)
-            self.programs[structure] = self.retry_with_eviction(
-                graphs, lambda: Program(self._backend, self._bundle, structure)
-            )
-        self.programs.move_to_end(structure)
-        self._touch(structure, *graphs)
-        return self.programs[structure]
+            self.programs[shape] = self.retry_with_eviction(graphs, lambda: Program(self._backend, self._bundle, shape))
+        self.programs.move_to_end(shape)
+        self._touch(shape, *graphs)
+        return self.programs[shape]
 
-    def retry_with_eviction(self, keep: Collection[Structure | str], work: Callable[[], T]) -> T:
+    def retry_with_eviction(self, keep: Collection[LoopShape | str], work: Callable[[], T]) -> T:
         """What `work` returns; while device memory is too short for it, something that it does not need goes.
 
         Args:
-            keep: the structures and graphs that it needs.
+            keep: the loop shapes and graphs that it needs.
             work: may be called several times.
 
         Raises:
@@ -77,16 +75,16 @@ class ProgramCache:
         self.programs.clear()
         self._used.clear()
 
-    def _touch(self, *used: Structure | str) -> None:
+    def _touch(self, *used: LoopShape | str) -> None:
         for one in used:
-            if isinstance(one, Structure) or one.startswith(_OF_A_CONDITION):
+            if isinstance(one, LoopShape) or one.startswith(_OF_A_CONDITION):
                 self._used[one] = None
                 self._used.move_to_end(one)
 
-    def _drop(self, old: Structure | str | None) -> None:
+    def _drop(self, old: LoopShape | str | None) -> None:
         """A program or a graph, and what no program needs any more."""
         if old is not None:
             del self._used[old]
-        if isinstance(old, Structure):
+        if isinstance(old, LoopShape):
             self.programs.pop(old, None)
         self._backend.release(old if isinstance(old, str) else None)

@@ -14,7 +14,7 @@ from ...export.provenance import find_source_checkpoint
 from ...gpu import find_gpu
 from ...places import home
 from ...runtime.pipeline import Pipeline
-from ...runtime.planning import structure_of
+from ...runtime.planning import loop_shape
 from ...runtime.sampling.schedulers import build_table
 from ...runtime.settings.request import ResolvedRequest
 from ..environment import physical_cores
@@ -159,7 +159,7 @@ def _run_benchmark(
     try:
         config = bundles[0].manifest.scheduler_config
         table = build_table(chosen[0]["scheduler"], config, chosen[0]["steps"])
-        roofline = measure_roofline(bundles[0], structure_of(bundles[0], request(chosen[0], 0), table), device, threads)
+        roofline = measure_roofline(bundles[0], loop_shape(bundles[0], request(chosen[0], 0), table), device, threads)
     except CnppError as e:
         roofline_reason = str(e)
     return Bench(

@@ -12,7 +12,7 @@ from ...bundles.bundle import Bundle
 from ...errors import CnppError
 from ...install import cannot_import
 from ...runtime.backends.interface import Allocate, Backend, Buffer
-from ...runtime.loop import Program, Structure
+from ...runtime.loop import LoopShape, Program
 from ..records import OpCount
 
 Shape = tuple[int, ...]
@@ -60,12 +60,12 @@ def count_ops(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> OpCount:
     return OpCount(flop=float(flop), bytes=float(_bytes(model, shape, types)))
 
 
-def request_op_counts(bundle: Bundle, structure: Structure) -> tuple[dict[str, OpCount], dict[str, int]]:
-    """By stage, what one launch asks for, and how many launches a request of this structure has.
+def request_op_counts(bundle: Bundle, shape: LoopShape) -> tuple[dict[str, OpCount], dict[str, int]]:
+    """By stage, what one launch asks for, and how many launches a request of this loop shape has.
 
     Where a stage launches several graphs (two controls), the work is their mean.
     """
-    program = Program(cast(Backend, _NullBackend()), bundle, structure)
+    program = Program(cast(Backend, _NullBackend()), bundle, shape)
     launched: dict[str, list[OpCount]] = {}
     known: dict[tuple[Any, ...], OpCount] = {}
     for step in (program.text, *program.hints, *program.denoise, *program.decode):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...bundles.bundle import Bundle
 from ...errors import BackendError
-from ...runtime.loop import Values
+from ...runtime.loop import RequestTensors
 
 Array = NDArray[Any]
 
@@ -62,22 +62,28 @@ class HostLoop:
     """
 
     def __init__(
-        self, run: Sessions, condition: str, values: Values, *, hoist_hint: bool = False, update_graph: bool = False
+        self,
+        run: Sessions,
+        condition: str,
+        tensors: RequestTensors,
+        *,
+        hoist_hint: bool = False,
+        update_graph: bool = False,
     ) -> None:
         self._run = run
         self._condition = condition
-        self._values = values
+        self._tensors = tensors
         self._hoist_hint = hoist_hint
         self._update = self._update_in_graph if update_graph else self._update_on_host
         self._float = run.bundle.graph("unet").inputs[0].dtype
-        self._batch, self._images = len(values.prompts.input_ids), len(values.latents)
-        text = {"input_ids": values.prompts.input_ids, "clip_skip": values.prompts.clip_skip}
+        self._batch, self._images = len(tensors.prompts.input_ids), len(tensors.latents)
+        text = {"input_ids": tensors.prompts.input_ids, "clip_skip": tensors.prompts.clip_skip}
         self._prompt_embeds = run("text_encoder", text)["prompt_embeds"]
 
     def __call__(self) -> HostLoopOutput:
         """Runs the loop and decodes."""
-        values, table = self._values, self._values.table
-        x = values.latents
+        tensors, table = self._tensors, self._tensors.table
+        x = tensors.latents
         state = np.stack([x, *[np.zeros_like(x)] * 3])
         model_input = self._batched(x * np.float32(table.input_scale))
         hint: Array | None = None
@@ -89,7 +95,7 @@ class HostLoop:
             }
             if hint is None or not self._hoist_hint:
                 hint = self._hint()
-            scales = values.residual_scales[0].reshape(-1, self._batch)
+            scales = tensors.residual_scales[0].reshape(-1, self._batch)
             residuals = self._run(f"controlnet_{self._condition}", {**step, "hint": hint, "scales": scales})
             noise_pred = self._run("unet", {**step, **residuals})["noise_pred"]
             state, model_input = self._update(k, state, noise_pred)
@@ -97,7 +103,7 @@ class HostLoop:
         return HostLoopOutput(images, state[0])
 
     def _hint(self) -> Array:
-        feeds = {"control_image": self._values.control_images[0][0][None]}
+        feeds = {"control_image": self._tensors.control_images[0][0][None]}
         hints: list[Array] = []
         for _ in range(1 if self._hoist_hint else self._batch):
             hints.append(self._run(f"hint_{self._condition}", feeds)["hint"])
@@ -108,10 +114,10 @@ class HostLoop:
         guided = noise_pred.astype(np.float32)
         if self._batch > self._images:
             unconditional, conditional = np.split(guided, 2)
-            scales = np.array(self._values.guidance_scales, np.float32)[:, None, None, None]
+            scales = np.array(self._tensors.guidance_scales, np.float32)[:, None, None, None]
             guided = unconditional + scales * (conditional - unconditional)
         rows = np.concatenate([state, guided[None], self._noise(k)[None]])
-        coefficients, limit = self._coefficients(k), np.float32(self._values.table.x0_limit)
+        coefficients, limit = self._coefficients(k), np.float32(self._tensors.table.x0_limit)
         new = np.tensordot(coefficients[:, :6], rows, axes=1)
         new += coefficients[:, 6].reshape(5, 1, 1, 1, 1) * (np.clip(new[2], -limit, limit) - new[2])
         return new[:4], self._batched(new[4])
@@ -120,22 +126,22 @@ class HostLoop:
         n = self._batch // self._images
         feeds = {
             "noise_pred": noise_pred.reshape(n, self._images, *noise_pred.shape[1:]),
-            "guidance": self._values.guidance(n == 2),
+            "guidance": self._tensors.guidance(n == 2),
             "state": state,
             "coefficients": self._coefficients(k),
-            "x0_limit": np.array([self._values.table.x0_limit], np.float32),
+            "x0_limit": np.array([self._tensors.table.x0_limit], np.float32),
             "noise": self._noise(k),
         }
         found = self._run("update", feeds)
         return found["new_state"], found["model_input"].reshape(noise_pred.shape)
 
     def _coefficients(self, k: int) -> Array:
-        coefficients: Array = self._values.table.coefficients[k].astype(np.float32)
+        coefficients: Array = self._tensors.table.coefficients[k].astype(np.float32)
         return coefficients
 
     def _noise(self, k: int) -> Array:
-        drawn = self._values.step_noise[k]
-        return np.zeros_like(self._values.latents) if drawn is None else drawn
+        drawn = self._tensors.step_noise[k]
+        return np.zeros_like(self._tensors.latents) if drawn is None else drawn
 
     def _batched(self, x: Array) -> Array:
         """[B,4,h,w] once for each side of the guidance, as the model reads it."""

@@ -194,7 +194,7 @@ class _Bench:
         return self._pipelines[key]
 
     def host_loop(self, sessions: Sessions, *, hoist_hint: bool = False, update_graph: bool = False) -> Generate:
-        values = self.pipeline(self.onnxruntime).prepare(self.request).values
+        values = self.pipeline(self.onnxruntime).prepare(self.request).tensors
         return HostLoop(sessions, self._condition, values, hoist_hint=hoist_hint, update_graph=update_graph)
 
     def program(
@@ -206,7 +206,7 @@ class _Bench:
         """
         pipeline = self.pipeline(name, precision)
         ready = pipeline.prepare(self.request)
-        backend, program, values, w = pipeline.backend, ready.program, ready.values, ready.program.workspace
+        backend, program, values, w = pipeline.backend, ready.program, ready.tensors, ready.program.workspace
         [hint], [images], [hint_rows] = program.hints, values.control_images, w.hints
         assert w.control_image is not None and w.hint is not None
         loop = [step.launch for step in (*program.denoise, *program.decode)]

@@ -118,7 +118,7 @@ def compare_graphs(
     ours, theirs = reference.prepare(request), deployed.prepare(request)
     trajectory = Trajectory()
     _restore_inputs(ours, reference.backend)
-    control_images = iter(ours.values.control_images)
+    control_images = iter(ours.tensors.control_images)
     conditions = "+".join(c.condition for c in request.controls)
     fallback = "vae_decoder_fp32" if "vae_decoder_fp32" in deployed.bundle.manifest.graphs else None
     for step, other in zip(_launches(ours.program), _launches(theirs.program), strict=True):
@@ -245,7 +245,7 @@ def _launches(program: Program) -> Iterator[Step]:
 
 def _restore_inputs(ready: Prepared, backend: Backend) -> None:
     """Uploads the prompt to the buffer that it is encoded from: an encoding that is cached leaves others there."""
-    w, values = ready.program.workspace, ready.values
+    w, values = ready.program.workspace, ready.tensors
     backend.upload(w.input_ids, values.prompts.input_ids)
     backend.upload(w.clip_skip, values.prompts.clip_skip)
 

@@ -101,7 +101,7 @@ def test_it_is_found_where_there_is_none(tmp_path: Path, monkeypatch: pytest.Mon
     assert Bundle.find("miniature").digest == digest
     for wrong in ({"precision": "fp16"}, {"size": (64, 64)}):
         with pytest.raises(UserError, match=r"no bundle of 'miniature-lcm' .*`cnpp-trt export --model miniature-lcm"):
-            find_bundle("miniature-lcm", **wrong)  # type: ignore[arg-type]
+            find_bundle("miniature-lcm", **wrong)
 
 
 def test_processes_that_need_it_at_once_write_it_once(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_first_picture_takes_no_pytorch(model: str, tmp_path: Path) -> None:
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); sys.argv[0] = 'cnpp-trt'; "
         "from cnpp_trt.cli import main; main()"
     )
-    words = ["run", "--model", model, "--cond", "depth", "--out", tmp_path / "out", "--json"]
+    words = ["run", "--model", model, "--cond", "depth", "--out", str(tmp_path / "out"), "--json"]
     env = {**os.environ, "CNPP_TRT_HOME": str(tmp_path / "home")}
     ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=env, timeout=120)
     assert ended.returncode == 0, ended.stderr

@@ -14,7 +14,7 @@ from cnpp_trt.runtime.backends import interface
 from cnpp_trt.runtime.backends.interface import ALIGNMENT, Allocate, Buffer, Step, WallClock, aligned
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.encoding_cache import EncodingCache
-from cnpp_trt.runtime.loop import Program, Structure, Values, run, workspace_bytes
+from cnpp_trt.runtime.loop import LoopShape, Program, RequestTensors, run, workspace_bytes
 from cnpp_trt.runtime.sampling.schedulers import build_table
 from cnpp_trt.runtime.text.prompts import Prompts
 
@@ -58,14 +58,14 @@ class Recorder:
         return np.zeros(buffer.shape, buffer.dtype)
 
 
-def program_of(backend: Any, bundle: Any, structure: Structure) -> Program:
-    return Program(backend, bundle, structure)
+def program_of(backend: Any, bundle: Any, shape: LoopShape) -> Program:
+    return Program(backend, bundle, shape)
 
 
 def record(bundle: Any, *controls: tuple[str, tuple[bool, ...]], steps: int = 3, **fields: Any) -> Recorder:
     backend = Recorder()
     noisy = fields.pop("noisy", (False,) * steps)
-    program = program_of(backend, bundle, Structure(fields.pop("images", 2), True, steps, controls, noisy))
+    program = program_of(backend, bundle, LoopShape(fields.pop("images", 2), True, steps, controls, noisy))
     run([program.text, *program.hints, *program.denoise, *program.decode], WallClock())
     return backend
 
@@ -152,7 +152,7 @@ def test_buffers_have_the_graphs_own_shapes_and_types(tiny, images, guided, chun
     bundle = tiny.pipeline.bundle
     backend = Recorder()
     controls = (("seg", ALWAYS), ("depth", ALWAYS))
-    program = program_of(backend, bundle, Structure(images, guided, 3, controls, (True,) * 3, chunks))
+    program = program_of(backend, bundle, LoopShape(images, guided, 3, controls, (True,) * 3, chunks))
     run([program.text, *program.hints, *program.denoise, *program.decode], WallClock())
     n = 2 if guided else 1
     sizes = {"batch": n * images, "images": images, "guidance": n}
@@ -190,15 +190,15 @@ def test_timings_and_steps_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
     backend = OnnxRuntimeCpu(tiny.pipeline.bundle, threads=1)
     bundle = tiny.pipeline.bundle
-    structure = Structure(1, False, 2, (("seg", (True, True)),), (False, False))
-    program = Program(backend, bundle, structure)
+    shape = LoopShape(1, False, 2, (("seg", (True, True)),), (False, False))
+    program = Program(backend, bundle, shape)
     owner = weakref.ref(program.workspace.noise_pred.owner)
     table = build_table("ddim", bundle.manifest.scheduler_config, 2)
     rng = np.random.default_rng(0)
     assert program.workspace.control_image is not None
     image = rng.integers(0, 256, program.workspace.control_image.shape[1:], np.uint8)
     noise = rng.standard_normal(program.workspace.latents.shape, np.float32)
-    values = Values(
+    tensors = RequestTensors(
         prompts=Prompts(np.zeros((1, 77), np.int64), np.zeros(1, np.int64), None, 1),
         control_images=[[image]],
         table=table,
@@ -207,8 +207,8 @@ def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
         latents=noise,
         step_noise=[None, None],
     )
-    program.fill(values)
-    program.encode(values, EncodingCache(backend), WallClock())
+    program.fill(tensors)
+    program.encode(tensors, EncodingCache(backend), WallClock())
     steps, latents = program.denoise, program.workspace.latents
     del program
     gc.collect()
@@ -265,11 +265,11 @@ def test_a_part_of_a_buffer(tiny):
 
 def test_the_arena_is_exactly_as_large_as_its_buffers(tiny):
     bundle = tiny.pipeline.bundle
-    structure = Structure(2, True, 3, (("seg", ALWAYS), ("depth", ALWAYS)), (True, False, True))
+    shape = LoopShape(2, True, 3, (("seg", ALWAYS), ("depth", ALWAYS)), (True, False, True))
     backend = Recorder()
     start = backend._end
-    program_of(backend, bundle, structure)
-    assert backend._end - start == workspace_bytes(bundle, structure)
+    program_of(backend, bundle, shape)
+    assert backend._end - start == workspace_bytes(bundle, shape)
     spans = sorted((b.address, b.address + b.nbytes) for b in backend.allocated if b.nbytes)
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert all(b.address % ALIGNMENT == 0 for b in backend.allocated)

@@ -146,7 +146,7 @@ def test_only_so_many_programs_are_kept(tiny, request_):
 
 def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, request_):
     class Small(OnnxRuntimeCpu):
-        """Has room for the buffers of two structures."""
+        """Has room for the buffers of two loop shapes."""
 
         def reserve(self, graphs: Any, nbytes: int) -> None:
             if len(pipeline._preparation.programs.programs) >= room:

@@ -42,7 +42,7 @@ def test_the_loop_on_the_host_draws_what_the_pipeline_draws(tiny, fields):
     pipeline = tiny.pipeline
     request = next(make_requests(pipeline, "seg", [3], **fields))
     expected = pipeline(request)
-    values = pipeline.prepare(request).values
+    values = pipeline.prepare(request).tensors
     n, batch = request.num_inference_steps, len(values.prompts.input_ids)
     for hoist_hint, update_graph in ((False, False), (True, False), (True, True)):
         run = Counting(pipeline)

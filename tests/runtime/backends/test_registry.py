@@ -376,7 +376,7 @@ def test_warm_with_a_request_the_first_one_loads_nothing(tiny, sessions, request
     assert list(pipeline._preparation.programs.programs.values()) == programs
     np.testing.assert_array_equal(drawn.images, tiny.pipeline(request_("depth")).images)
     sessions.clear()
-    # A structure that it was not warmed for is still drawn.
+    # A loop shape that it was not warmed for is still drawn.
     pipeline(request_("seg"))
     assert sorted(sessions) == ["controlnet_seg", "hint_seg"]
 

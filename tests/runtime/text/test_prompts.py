@@ -361,5 +361,5 @@ def test_distilled_unets(distilled, request_of, images):
     assert_same(found, reference(checkpoint, request, diffusers.LCMScheduler, unet))
     other = pipeline(replace(request, guidance_scale=4.0))
     assert not np.array_equal(found.images, other.images)  # the scale is read
-    structures = list(pipeline._preparation.programs.programs)
-    assert [s.guided for s in structures] == [False] * len(structures)  # and never doubles the batch
+    shapes = list(pipeline._preparation.programs.programs)
+    assert [s.guided for s in shapes] == [False] * len(shapes)  # and never doubles the batch
