@@ -27,6 +27,10 @@ NAMED := | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing collected pa
 # Pinned on the command line too: pip would else take a newer build, and with it gigabytes of CUDA packages.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
+# The packages of an extra, for pip's command line.
+export EXTRA := import sys, tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'][sys.argv[1]])
+
 SIZED := $(if $(SIZE),--size $(SIZE))
 STEPPED := $(if $(STEPS),--steps $(STEPS))
 
@@ -37,7 +41,8 @@ TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 # A worker for each core, of which every one holds PyTorch: four at most. What a test file sets up is set up once.
 WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: run bundle test test-fast fuzz reliability test-gpu lint engines bench parity consistency report readme clean help
+.PHONY: run bundle test test-fast fuzz reliability test-gpu lint types package test-sdist test-wheel engines bench parity \
+	consistency report readme clean help
 
 # The embedded model runs without an export, and so without PyTorch; any other model is exported first.
 EMBEDDED := $(and $(filter miniature miniature-lcm miniature-controlnet,$(MODEL)),$(if $(SIZE),,yes))
@@ -69,11 +74,29 @@ reliability: $(VENV)/test.stamp  ## fuzz, flip bits, kill, signal; writes docs/r
 test-gpu: $(VENV)/test.stamp  ## tests on an NVIDIA GPU; without one they skip and say so
 	@$(BIN)/python -m pytest tests/gpu -rs
 
-lint: $(VENV)/test.stamp  ## ruff, mypy and basedpyright, of the package and its tests
+lint: $(VENV)/lint.stamp  ## ruff and codespell; installs nothing else
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(VENV)/test.stamp  ## mypy and basedpyright, of the package, its tests and examples
 	$(BIN)/mypy
 	$(BIN)/basedpyright
+
+package: $(VENV)/package.stamp  ## sdist and wheel in dist/, after a look at what they hold
+	@rm -rf dist
+	$(BIN)/python -m hatchling build
+	$(BIN)/python developer/distributions.py dist
+
+test-sdist: package  ## `make test-fast` of the unpacked sdist, in an environment of its own
+	@rm -rf build/sdist && mkdir -p build/sdist
+	tar -xzf dist/*.tar.gz -C build/sdist --strip-components 1
+	$(MAKE) -C build/sdist test-fast
+
+test-wheel: package  ## whether the wheel's command starts, in an environment that has nothing else
+	$(PYTHON) -m venv --clear build/wheel
+	build/wheel/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt "$$(echo dist/*.whl)[cpu]"
+	cd build && wheel/bin/cnpp-trt doctor && wheel/bin/cnpp-trt run --help >/dev/null
 
 engines: $(VENV)/engines.stamp  ## fp16 bundle and TensorRT plans of MODEL with COND (and SIZE), on any machine
 	$(BIN)/cnpp-trt build --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)
@@ -103,9 +126,17 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 	@echo "Variables: MODEL=$(MODEL) COND=\"$(COND)\" SIZE=$(SIZE) STEPS=$(STEPS) FLAGS=$(FLAGS) PYTHON=$(PYTHON)"
 
+$(BIN)/python:
+	@$(PYTHON) -m venv $(VENV)
+
+# Linters and the builder of packages read files and import nothing of them: neither this package nor what it needs.
+$(VENV)/lint.stamp $(VENV)/package.stamp: $(VENV)/%.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what \`make $*\` needs into $(VENV)"
+	@$(PIP) $$($(BIN)/python -c "$$EXTRA" $*) $(NAMED)
+	@touch $@
+
 # What running needs comes first and alone: a first `make run` waits for nothing else.
-$(VENV)/run.stamp: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing cnpp-trt[$(DEVICE)] into $(VENV)"
 	@$(PIP) --editable '.[$(DEVICE)]' $(NAMED)
 	@touch $@
@@ -130,7 +161,7 @@ $(VENV)/bench.stamp: $(VENV)/export.stamp
 # Compared with are two extractors of controlnet-aux and the tokenizer of open_clip_torch, which get by without their
 # dependencies: their torchvision would have to be of the very build of torch that is here.
 $(VENV)/test.stamp: $(VENV)/export.stamp
-	@echo "installing cnpp-trt[rtx,test,lint] into $(VENV)"
-	@$(PIP) --editable '.[$(DEVICE),export,rtx,test,lint]' $(NAMED)
+	@echo "installing cnpp-trt[rtx,test,types] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE),export,rtx,test,types]' $(NAMED)
 	@$(PIP) --no-deps controlnet-aux open_clip_torch ftfy wcwidth $(NAMED)
 	@touch $@
