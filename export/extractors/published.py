@@ -146,10 +146,14 @@ def _preprocess(source: Source, what: str, width: int, height: int) -> Preproces
     require_modest(read_object(folder / PREPROCESSOR), f"the {PREPROCESSOR} of {what}", _MAX_PIXELS)
     try:
         # The official demo's versions resized with Pillow too.
-        return Preprocess(AutoImageProcessor.from_pretrained(folder, backend="pil"), width, height, what)
+        # Not asked for, code that comes with the files would be offered to the user: transformers waits for a `y`.
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        return Preprocess(processor, width, height, what)
     except UserError:
         raise
     except Exception as e:
+        if "trust_remote_code" in str(e):
+            raise UserError(f"the {PREPROCESSOR} of {what} names code of its own, which is never run") from None
         raise _unusable(PREPROCESSOR, what, e) from e
 
 

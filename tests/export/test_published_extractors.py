@@ -1,6 +1,7 @@
 """The published extractors against the libraries that they come from: transformers, controlnet_aux and Pillow."""
 
 import importlib.util
+import io
 import json
 import shutil
 from pathlib import Path
@@ -84,6 +85,18 @@ def test_what_a_graph_cannot_preprocess_is_refused(published: dict[str, Path], t
     folder = copy(published["depth"], tmp_path, "preprocessor_config.json", do_pad=True, size_divisor=64)
     with pytest.raises(UserError, match="more than to resize, rescale and normalize"):
         opened("depth", folder)
+
+
+def test_code_that_comes_with_an_extractor_is_not_run(
+    published: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}
+    folder = copy(published["depth"], tmp_path, "preprocessor_config.json", **changes)
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # to the question that transformers asks
+    with pytest.raises(UserError, match="names code of its own, which is never run"):
+        opened("depth", folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_preprocessors_settings_count(published: dict[str, Path], tmp_path: Path) -> None:
