@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle) if arguments.bundle else Bundle.find("miniature")
 
-    control = Control("seg", bundle.file(bundle.manifest.conditions["seg"]["image"]))
+    control = Control("seg", bundle.file(bundle.manifest.conditions["seg"].get("image", "")))
     requests = [
         Request(f"{SCENE}, {time}", controls=control, seed=seed, guidance_scale=2 + seed / 2)
         for seed, time in enumerate(TIMES)

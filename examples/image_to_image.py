@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle) if arguments.bundle else Bundle.find("miniature")
 
-    control = Control("seg", bundle.file(bundle.manifest.conditions["seg"]["image"]))
+    control = Control("seg", bundle.file(bundle.manifest.conditions["seg"].get("image", "")))
     with Pipeline.open(bundle, "onnxruntime-cpu") as pipeline:
         first = pipeline(Request(f"{SCENE}, at noon", controls=control, seed=1))
         # `strength` is the share of the schedule that runs: 1 would ignore the first picture.

@@ -23,10 +23,10 @@ def main() -> None:
     bundle = Bundle.open(arguments.bundle) if arguments.bundle else Bundle.find("miniature-lcm")
 
     example = bundle.manifest.conditions["seg"]
-    control = Control("seg", bundle.file(example["image"]))
+    control = Control("seg", bundle.file(example.get("image", "")))
     with Pipeline.open(bundle, "onnxruntime-cpu") as pipeline:
         # The LoRA brought its scheduler, number of steps and guidance along: nothing of them is set here.
-        result = pipeline(example["prompt"], control, seed=example["seed"], num_images_per_prompt=2)
+        result = pipeline(example.get("prompt", ""), control, seed=example.get("seed"), num_images_per_prompt=2)
         scores = [pipeline.score("seg", control.image, image) for image in result.images]
         written = result.save(arguments.out)
     used = result.request

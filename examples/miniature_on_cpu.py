@@ -21,9 +21,9 @@ def main() -> None:
     bundle = Bundle.open(arguments.bundle) if arguments.bundle else Bundle.find("miniature")
 
     example = bundle.manifest.conditions["seg"]  # the model ships a control image, a prompt and a seed
-    control = Control("seg", bundle.file(example["image"]))
+    control = Control("seg", bundle.file(example.get("image", "")))
     with Pipeline.open(bundle, "onnxruntime-cpu") as pipeline:
-        result = pipeline(example["prompt"], control, seed=example["seed"])
+        result = pipeline(example.get("prompt", ""), control, seed=example.get("seed"))
         score = pipeline.score("seg", control.image, result.images[0])
         written = result.save(arguments.out)  # image-0.png, and sheet.png with the condition beside the image
     print(f"{written.images[0]}: {score}, which is {score.grade} for this model")

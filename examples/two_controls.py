@@ -21,9 +21,9 @@ def main() -> None:
     bundle = Bundle.open(arguments.bundle) if arguments.bundle else Bundle.find("miniature")
 
     example = bundle.manifest.conditions["seg"]
-    labels = Control("seg", bundle.file(example["image"]))
+    labels = Control("seg", bundle.file(example.get("image", "")))
     with Pipeline.open(bundle, "onnxruntime-cpu") as pipeline:
-        before = pipeline(example["prompt"], labels, seed=example["seed"])
+        before = pipeline(example.get("prompt", ""), labels, seed=example.get("seed"))
         # An extractor of the bundle reads the depth of any photo, here of the picture.
         depth = Control("depth", pipeline.extract("depth", before.images[0]), control_guidance_end=0.8)
         prompt = "a red house and autumn trees in a golden field by a road, snowy mountains, at noon"

@@ -72,7 +72,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def example_map(pipeline: Pipeline) -> Path:
-    return pipeline.bundle.file(pipeline.bundle.manifest.conditions["seg"]["image"])
+    return pipeline.bundle.file(pipeline.bundle.manifest.conditions["seg"].get("image", ""))
 
 
 def seg_score(pipeline: Pipeline, image: Path, control: Path | None = None) -> float:
@@ -81,7 +81,9 @@ def seg_score(pipeline: Pipeline, image: Path, control: Path | None = None) -> f
 
 def low(pipeline: Pipeline, condition: str = "seg") -> float:
     """What nine of ten pictures of the model reach."""
-    return pipeline.bundle.manifest.conditions[condition]["typical_score"]["low"]
+    typical = pipeline.bundle.manifest.conditions[condition].get("typical_score")
+    assert typical is not None
+    return typical["low"]
 
 
 def test_there_are_examples() -> None:

@@ -22,7 +22,7 @@ TARGETS = set(re.findall(r"^([a-z][a-z-]*):(?!=)", (ROOT / "Makefile").read_text
 PINS = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[Any, Any]:
     content = yaml.safe_load(path.read_text("utf-8"))
     assert isinstance(content, dict)
     return content
@@ -166,7 +166,7 @@ def test_sdist_and_wheel_hold_what_they_should(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-d", tmp_path], cwd=ROOT, check=True, capture_output=True
     )
-    line = [sys.executable, ROOT / "developer" / "distributions.py", tmp_path]
+    line = [sys.executable, str(ROOT / "developer" / "distributions.py"), str(tmp_path)]
     checked = subprocess.run(line, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     # The check is one: a wheel without a file, and with one too many, is named.
