@@ -119,7 +119,7 @@ readme: $(VENV)/bench.stamp  ## README's tables from benchmarks/results
 	$(BIN)/python -m cnpp_trt.developer.readme_tables README.md
 
 clean:  ## remove pictures, results, build outputs and caches (not .venv, not bundles and plans)
-	rm -rf cnpp-trt-runs cnpp-trt-results build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf cnpp-trt-runs cnpp-trt-results example-pictures build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
