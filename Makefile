@@ -20,7 +20,8 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
 # onnxruntime and onnxruntime-gpu break each other, so exactly one of the extras is ever installed.
-DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+# The driver is asked, not nvidia-smi, which many containers lack.
+DEVICE := $(or $(shell $(PYTHON) gpu.py 2>/dev/null),cpu)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt
 # A first install takes minutes: every package is named when its turn comes.
 NAMED := | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing collected packages.*/  unpacking/p'

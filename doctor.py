@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from . import places
-from .gpu import find_gpu
+from .errors import CnppError
+from .gpu import Gpu, find_gpu
 from .install import EXPORT_MODULES, install_command
 from .install import found as can_import
 from .messages import one_line
@@ -86,11 +87,58 @@ def _works(versions: dict[str, str | None], providers: list[str] | str) -> dict[
             if versions["tensorrt-rtx"] or (versions["tensorrt"] and search.gpu)
             else install_command("gpu" if search.gpu else "rtx")
         ),
-        "run TensorRT plans": search.reason or _lacking(versions, cuda, ("tensorrt", "tensorrt-rtx")),
+        "run TensorRT plans": (
+            search.reason or _lacking(versions, cuda, ("tensorrt", "tensorrt-rtx")) or _plans_that_run(search.gpu)
+        ),
         "run on ONNX Runtime, CUDA": (
-            search.reason or _lacking(versions, (*cuda, "onnxruntime-gpu")) or _no_provider("CUDA", providers)
+            search.reason
+            or _lacking(versions, (*cuda, "onnxruntime-gpu"))
+            or _no_provider("CUDA", providers)
+            or _cuda_libraries(search.gpu)
         ),
     }
+
+
+def _plans_that_run(gpu: Gpu | None) -> str | None:
+    """Why no flavor of TensorRT runs, or none of the plans that are there; None where one does."""
+    from .engines.flavor import installed_flavors, load_flavor
+    from .engines.store import PlanStore
+
+    assert gpu is not None
+    reasons = []
+    for name in installed_flavors():
+        try:
+            flavor = load_flavor(name)
+            log = flavor.logger()
+            runtime = flavor.create("start its runtime", flavor.trt.Runtime, log, log=log)
+        except CnppError as e:
+            reasons.append(str(e))
+            continue
+        plans = [p for p in PlanStore(None).plans() if (p.key.flavor, p.key.version) == (name, flavor.version)]
+        size = int(getattr(runtime, "engine_header_size", 0))
+        refused = [
+            flavor.invalidity(runtime, plan.header(size)) if flavor.runs(plan.key.target, gpu) else "of another GPU"
+            for plan in plans
+        ]
+        if None in refused or not plans:
+            return None
+        reasons.append(f"none of the {len(plans)} plans of {name} runs on {gpu.name}: {refused[0]}")
+    return "; ".join(reasons)
+
+
+def _cuda_libraries(gpu: Gpu | None) -> str | None:
+    """Why ONNX Runtime's CUDA provider cannot be loaded; None where its libraries are there."""
+    import onnxruntime
+
+    from .runtime.backends.onnxruntime_cuda import cuda_version, missing_libraries, preload
+
+    assert gpu is not None
+    preload(onnxruntime)
+    missing = missing_libraries(onnxruntime)
+    helps = gpu.too_old_for(cuda_version(onnxruntime))
+    if missing:
+        return f"{', '.join(missing)} cannot be loaded: {helps or install_command('gpu')}"
+    return helps
 
 
 def _cpu(versions: dict[str, str | None], providers: list[str] | str) -> str | None:
@@ -127,4 +175,9 @@ def _providers() -> list[str] | str:
 
 def _gpu() -> str | None:
     gpu = find_gpu().gpu
-    return None if gpu is None else f"{gpu.name}, {gpu.sm}, {gpu.memory / 2**30:.1f} GiB, CUDA {gpu.cuda}"
+    if gpu is None:
+        return None
+    return (
+        f"{gpu.name}, {gpu.sm}, {gpu.multiprocessors} multiprocessors, {gpu.memory / 2**30:.1f} GiB, "
+        f"driver for CUDA {gpu.cuda}"
+    )

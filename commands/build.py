@@ -60,7 +60,7 @@ _BUILD_PANELS = {
     "Model": (*_MODEL, "bundle", "size"),
     "Control": ("cond",),
     "Sampling": ("images", "prompt_chunks", "guided", "unguided", "both", "dynamic"),
-    "Runtime": ("flavor", "optimization_level", "check", "plans"),
+    "Runtime": ("flavor", "compute_capability", "optimization_level", "check", "plans"),
     "Output": ("as_json",),
 }
 _BUILD_EXAMPLES = """Examples:
@@ -138,6 +138,10 @@ def build_command(
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="One profile for the whole range of sizes: slower.")
     ] = False,
+    compute_capability: Annotated[
+        list[int] | None,
+        typer.Option(help="A GPU that TensorRT-RTX builds for, as in 89; repeatable. Default: those it covers."),
+    ] = None,
     optimization_level: Annotated[int | None, typer.Option(help="TensorRT's, 0 to 5.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Compare every graph with PyTorch after the build, as `parity` does.")
@@ -168,7 +172,7 @@ def build_command(
         read_size(text)
     store = PlanStore(plans)
     require_writable(store.root, "--plans")
-    tensorrt = load_flavor(flavor)
+    tensorrt = load_flavor(flavor).building_for(compute_capability or ())
     tensorrt.target()  # whether it can build here at all is known before anything is exported
     if bundle is not None:
         bundles = [Bundle.open(bundle)]

@@ -37,13 +37,13 @@ def build_plan(
     """
     start = time.perf_counter()
     trt = flavor.trt
-    log = _logger(trt)
-    builder = _or_raise(trt.Builder(log), log, "cannot start its builder")
+    log = flavor.logger()
+    builder = flavor.create("start its builder", trt.Builder, log, log=log)
     network, _parser = _network(flavor, onnx, builder, log)
     config = _config(flavor, builder, settings, timing_cache)
     _shape(builder, network, config, profiles)
     fusible = _fusible(trt, network)
-    plan = _or_raise(_serialize(trt, builder, network, config, progress), log, f"cannot build {onnx}")
+    plan = flavor.create(f"build {onnx}", lambda: _serialize(trt, builder, network, config, progress), log=log)
     text = "\n".join(log.details)
     cache = config.get_timing_cache() if timing_cache is not None else None
     return BuildResult(
@@ -67,7 +67,7 @@ def _network(flavor: Flavor, onnx: Path, builder: Any, log: Any) -> tuple[Any, A
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         reasons = "; ".join(
             f"{e.node_operator()} {e.node_name()!r}: {' '.join(e.desc().split())}" for e in errors
-        ) or _last(log)
+        ) or "; ".join(log.errors[-3:])
         raise BackendError(
             f"{flavor.name} {flavor.version} cannot parse {onnx}: {reasons}; "
             f"what it can: `cnpp-trt engines capability {shlex.quote(str(onnx))} --flavor {flavor.name}`"
@@ -80,6 +80,13 @@ def _config(flavor: Flavor, builder: Any, settings: BuilderSettings, timing_cach
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the layer list, which the fusion report reads
     config.clear_flag(trt.BuilderFlag.TF32)  # what is fp32 in a graph is there because it must be exact
+    # So that TensorRT-RTX's plan can be captured; where it cannot, the build fails, and not a capture.
+    if (user_allocation := getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)) is not None:
+        config.set_flag(user_allocation)
+    if flavor.compute_capabilities:
+        config.num_compute_capabilities = len(flavor.compute_capabilities)
+        for i, capability in enumerate(flavor.compute_capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), i)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
     if timing_cache is not None:
@@ -138,26 +145,6 @@ def _serialize(trt: Any, builder: Any, network: Any, config: Any, progress: Prog
     return result[0] if result else None
 
 
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors, and what the layer list and the memory figures are read from."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.details: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                # What follows from having no GPU, which TensorRT-RTX needs none of to build, hides the reason.
-                if "catchCudaError" not in message:
-                    self.errors.append(message)
-            elif "LayerType: " in message or message.startswith("Total "):
-                self.details.append(message)
-
-    return Logger()
-
-
 def _monitor(trt: Any, stop: threading.Event, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -178,19 +165,9 @@ def _monitor(trt: Any, stop: threading.Event, progress: Progress) -> Any:
     return Monitor()
 
 
-def _or_raise(result: Any, log: Any, what: str) -> Any:
-    if result is None:
-        raise BackendError(f"TensorRT {what}: {_last(log)}")
-    return result
-
-
-def _last(log: Any) -> str:
-    return "; ".join(" ".join(e.split())[:400] for e in log.errors[-3:]) or "it gave no reason"
-
-
 def _bytes(log: str, title: str) -> int:
-    matches = re.findall(rf"{title}: (\d+) bytes", log)
-    return int(matches[-1]) if matches else 0
+    """The largest: a plan of several profiles prints one line for each."""
+    return max(map(int, re.findall(rf"{title}: (\d+) bytes", log)), default=0)
 
 
 def _peak() -> int:

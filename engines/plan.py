@@ -20,7 +20,7 @@ from .fusion import FusionReport
 ENGINE = "plan.engine"
 
 # Raised by whoever changes what is built from the same settings: older plans are then built anew.
-REVISION = 1
+REVISION = 2
 
 Shape = tuple[int, ...]
 
@@ -67,9 +67,9 @@ class BuildResult:
 
     Attributes:
         plan: the serialized engine (a buffer).
-    weights, activations: device bytes that the plan says it needs.
-    timing_cache: to give to the next build; None where the flavor has none here.
-    peak: the process's peak memory so far, in bytes.
+        weights, activations: device bytes that the plan says it needs.
+        timing_cache: to give to the next build; None where the flavor has none here.
+        peak: the process's peak memory so far, in bytes.
     """
 
     plan: Any
@@ -100,7 +100,7 @@ class PlanKey:
 
     Attributes:
         source: SHA-256 over the digests of the graph's ONNX files.
-        target: the GPU's compute capability (`sm90`), or `portable`.
+        target: what it was built for, as `Flavor.target` says.
         profiles: the sizes it takes, as JSON-able rows.
         revision: of the builder's own code.
     """
@@ -201,6 +201,14 @@ class Plan:
         if sha256_of(self.engine) != self.sha256:
             return f"{self.engine} changed since it was built"
         return None
+
+    def header(self, nbytes: int) -> bytes:
+        """The first bytes of the engine; empty where it cannot be read, which `read` then says."""
+        try:
+            with self.engine.open("rb") as file:
+                return file.read(nbytes)
+        except OSError:
+            return b""
 
     def read(self) -> bytes:
         """Reads the engine's bytes.

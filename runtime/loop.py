@@ -5,6 +5,7 @@ changes values (prompt, seed, scales, the sampler's coefficients) is data in the
 request of a loop shape, and a backend that can record launches records it once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -116,10 +117,13 @@ class Workspace:
         self.guidance = self._new("float32", n, b)
         self.x0_limit = self._new("float32", 1)
         self.rows = self._new("float32", s.steps, 2, _ROW)
-        self.step_noise = self._new("float32", sum(s.noisy), b, *latent)
+        # A row for each step, so long that every one is aligned for TensorRT.
+        self.step_noise = self._new("float32", sum(s.noisy), aligned(4 * b * math.prod(latent)) // 4)
         zero_noise = self._new("float32", b, *latent)
-        drawn = iter(range(sum(s.noisy)))
-        self.noises = [self.step_noise.part(next(drawn)) if noisy else zero_noise for noisy in s.noisy]
+        noisy_steps = iter(range(sum(s.noisy)))
+        self.noises = [
+            self.step_noise.part(next(noisy_steps), shape=(b, *latent)) if noisy else zero_noise for noisy in s.noisy
+        ]
 
         unet = bundle.graph("unet")
         # What only a distilled UNet reads.
@@ -209,9 +213,11 @@ class Program:
         put(w.rows, rows)
         for buffer, scales in zip(w.scales, tensors.residual_scales, strict=True):
             put(buffer, scales.reshape(buffer.shape))
-        drawn = [noise for noise in tensors.step_noise if noise is not None]
-        if drawn:
-            put(w.step_noise, np.stack(drawn))
+        noises = [noise for noise in tensors.step_noise if noise is not None]
+        if noises:
+            padded = np.zeros(w.step_noise.shape, np.float32)
+            padded[:, : noises[0].size] = np.stack(noises).reshape(len(noises), -1)
+            put(w.step_noise, padded)
         for buffer in w.distilled.values():
             assert tensors.timestep_cond is not None
             put(buffer, tensors.timestep_cond.astype(buffer.dtype))

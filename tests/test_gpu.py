@@ -1,11 +1,13 @@
 """The question to the NVIDIA driver, asked of drivers that are not there, that find nothing, and that find a GPU."""
 
 import ctypes
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import cnpp_trt.gpu
 import pytest
 from cnpp_trt.gpu import Gpu, GpuSearch, find_gpu
 
@@ -37,8 +39,11 @@ def driver(status: int = 0, devices: int = 1, version: int = 13000, capability: 
         return lambda out, *_: setattr(out._obj, "value", value)
 
     def set_attribute(out: Any, attribute: int, device: int) -> None:
-        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75, …_MINOR = 76 (cuda.h)
-        out._obj.value = {75: capability[0], 76: capability[1]}[attribute]
+        # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16, …_COMPUTE_CAPABILITY_MAJOR = 75, …_MINOR = 76 (cuda.h)
+        out._obj.value = {16: 132, 75: capability[0], 76: capability[1]}[attribute]
+
+    def set_uuid(out: Any, device: int) -> None:
+        out.raw = bytes(range(16))
 
     return SimpleNamespace(
         calls=calls,
@@ -47,6 +52,7 @@ def driver(status: int = 0, devices: int = 1, version: int = 13000, capability: 
         cuDeviceGetName=entry("cuDeviceGetName", set_name),
         cuDeviceTotalMem_v2=entry("cuDeviceTotalMem_v2", set_value(150 * 10**9)),
         cuDeviceGetAttribute=entry("cuDeviceGetAttribute", set_attribute),
+        cuDeviceGetUuid_v2=entry("cuDeviceGetUuid_v2", set_uuid),
         cuDriverGetVersion=entry("cuDriverGetVersion", set_value(version)),
     )
 
@@ -89,9 +95,47 @@ def test_a_driver_without_a_gpu(install: Any, status: int, devices: int) -> None
 def test_a_gpu(install: Any) -> None:
     install(driver())
     found = find_gpu().gpu
-    assert found == Gpu("NVIDIA H200", (9, 0), 150 * 10**9, "13.0")
+    uuid = "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    assert found == Gpu("NVIDIA H200", (9, 0), 150 * 10**9, "13.0", 132, uuid)
     assert isinstance(found, Gpu)
     assert found.sm == "sm90"
+    assert found.kind == "sm90-132-nvidia-h200"
+
+
+def test_gpus_whose_plans_differ_are_of_different_kinds() -> None:
+    """Of one compute capability, as they call themselves."""
+    ada = [
+        Gpu("NVIDIA L4", (8, 9), 24 << 30, "12.4", 58),
+        Gpu("NVIDIA GeForce RTX 4090", (8, 9), 24 << 30, "12.4", 128),
+    ]
+    hopper = [
+        Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80 << 30, "12.4", 132),
+        Gpu("NVIDIA H200", (9, 0), 141 << 30, "12.4", 132),
+        Gpu("NVIDIA H100 80GB HBM3 MIG 1g.10gb", (9, 0), 10 << 30, "12.4", 16),
+    ]
+    assert len({gpu.kind for gpu in ada + hopper}) == 5
+
+
+@pytest.mark.parametrize(
+    ("driver_cuda", "package", "helps"),
+    [("12.2", 13, "to 580 or newer"), ("11.8", 12, "to 525 or newer"), ("13.0", 13, None), ("12.2", None, None)],
+)
+def test_a_driver_older_than_a_package(driver_cuda: str, package: int | None, helps: str | None) -> None:
+    found = Gpu("NVIDIA H200", (9, 0), 150 * 10**9, driver_cuda).too_old_for(package)
+    if helps is None:
+        assert found is None
+    else:
+        assert found == (
+            f"it is built for CUDA {package} and this machine's driver runs CUDA {driver_cuda}: "
+            f"update the driver {helps}"
+        )
+
+
+def test_the_makefile_asks_it_before_anything_is_installed() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-I", cnpp_trt.gpu.__file__], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ended.stdout == ("gpu\n" if find_gpu().gpu else "cpu\n")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ Nothing else in the package calls CUDA, and every call goes through `Cuda.call`.
 """
 
 import gc
+import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,18 @@ from numpy.typing import NDArray
 from ...errors import BackendError, DeviceMemoryError
 from ...gpu import Gpu, find_gpu
 from ...install import cannot_import
+from ...messages import one_line
 from .host_memory import view
 from .interface import Allocate, Buffer, Launch, aligned
 
 # Pinned host memory that uploads and downloads go through. What a request uploads fits, so that nothing waits.
 _STAGING = 16 << 20
+# After these, every call of the process fails ("CUDA Driver API", CUresult: "the process must be terminated").
+_STICKY = (
+    "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_LAUNCH_TIMEOUT", "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS", "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_HARDWARE_STACK_ERROR", "CUDA_ERROR_ECC_UNCORRECTABLE",
+)  # fmt: skip
 
 
 class Cuda:
@@ -55,15 +63,46 @@ class Cuda:
         self.trace: list[str] | None = None
         self._driver = driver
         self._index = device
-        self._device = Device(device)
         self._thread = threading.local()
-        self._stream = self.call(self._device.create_stream)
-        self.stream = int(self._stream.handle)
+        self._broken: str | None = None
+        self._process = os.getpid()
+        self._device = Device(device)
+        self._context = _primary_context(driver, device)
         self._budget = budget
         self._allocated = 0
+        self._recorded = 0  # device bytes that recordings take
+        self.call(self._device.set_current)  # cuda.core asks for it once; the context is current here already
+        self._stream = self.call(self._device.create_stream)
+        self.stream = int(self._stream.handle)
         self._most: dict[str, int] = {}
         self._staging = self._pinned(_STAGING)
         self._staged = 0
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Makes the device's context current in this thread, and the caller's own again when the block ends.
+
+        Raises:
+            BackendError: CUDA cannot be used any more in this process.
+        """
+        depth = getattr(self._thread, "depth", 0)
+        if depth:
+            yield
+            return
+        if os.getpid() != self._process:
+            raise BackendError(
+                "this process was forked after CUDA was initialized, which CUDA does not support: open the pipeline in "
+                "the new process, or start it with multiprocessing's method `spawn`"
+            )
+        if self._broken is not None:
+            raise BackendError(f"{self._broken}; nothing runs on the GPU in this process any more: start it again")
+        self._check(self._driver.cuCtxPushCurrent, self._context)
+        self._thread.depth = 1
+        try:
+            yield
+        finally:
+            self._thread.depth = 0
+            self._driver.cuCtxPopCurrent()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls cuda.core (which raises) or cuda.bindings (which returns a status first).
@@ -71,23 +110,34 @@ class Cuda:
         Raises:
             BackendError: with CUDA's own words.
         """
-        if not getattr(self._thread, "ready", False):
-            self._device.set_current()  # CUDA's context is a thread's own
-            self._thread.ready = True
+        with self.active():
+            return self._check(function, *arguments)
+
+    def _check(self, function: Callable[..., Any], *arguments: Any) -> Any:
         name = getattr(function, "__name__", str(function))
         if self.trace is not None:
             self.trace.append(name)
         try:
             result = function(*arguments)
         except Exception as e:  # cuda.core's errors share no base class that it documents
-            raise BackendError(f"CUDA failed in {name}: {' '.join(str(e).split())[:300]}") from e
+            raise self._failure(name, one_line(e)) from e
         if not (isinstance(result, tuple) and result and isinstance(result[0], self._driver.CUresult)):
             return result
         status, *values = result
         if status != self._driver.CUresult.CUDA_SUCCESS:
-            full = status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY
-            raise (DeviceMemoryError if full else BackendError)(f"CUDA failed in {name}: {status.name}")
+            raise self._failure(name, status.name)
         return values[0] if len(values) == 1 else tuple(values)
+
+    def _failure(self, name: str, reason: str) -> BackendError:
+        if "CUDA_ERROR" not in reason:  # cuda.core does not always tell; after a sticky error any call does
+            status = self._driver.cuMemGetInfo()[0]
+            if status != self._driver.CUresult.CUDA_SUCCESS:
+                reason = f"{reason} ({status.name})"
+        if any(sticky in reason for sticky in _STICKY):
+            self._broken = self._broken or f"CUDA failed in {name}: {reason}"
+            return BackendError(f"{self._broken}: start the process again")
+        full = "CUDA_ERROR_OUT_OF_MEMORY" in reason
+        return (DeviceMemoryError if full else BackendError)(f"CUDA failed in {name}: {reason}")
 
     def free_memory(self) -> int:
         """Bytes of device memory that nobody uses now."""
@@ -105,7 +155,7 @@ class Cuda:
 
     def held(self) -> dict[str, int]:
         """Bytes of device memory that this backend holds now, by part."""
-        return {"buffers": self._allocated}
+        return {"buffers": self._allocated} | ({"recordings": self._recorded} if self._recorded else {})
 
     def require(self, nbytes: int, what: str) -> None:
         """Checks that so much more device memory is free and left of the budget.
@@ -187,9 +237,16 @@ class Cuda:
         finally:
             if collecting:
                 gc.enable()
+        free = self.free_memory()
         graph = self.call(builder.complete)
         self.call(graph.upload, self._stream)
-        return _Recording(self, graph, self._stream, tuple(launches))
+        self.synchronize()
+        taken = max(free - self.free_memory(), 0)
+        recording = _Recording(self, graph, self._stream, tuple(launches))
+        weakref.finalize(recording, _forget_recording, weakref.ref(self), taken).atexit = False
+        self._recorded += taken
+        self.took()
+        return recording
 
     def stopwatch(self) -> "CudaStopwatch":
         return CudaStopwatch(self, self._device, self._stream)
@@ -231,7 +288,7 @@ class _Memory:
         driver = cuda._driver
         self.nbytes = nbytes
         self.address = int(cuda.call(driver.cuMemAlloc, nbytes))
-        weakref.finalize(self, _free_device, weakref.ref(cuda), cuda._device, self.address, nbytes).atexit = False
+        weakref.finalize(self, _free_device, weakref.ref(cuda), cuda._context, self.address, nbytes).atexit = False
         cuda._allocated += nbytes
         cuda.took()
         cuda.call(driver.cuMemsetD8Async, self.address, 0, nbytes, cuda.stream)
@@ -242,17 +299,53 @@ class _Pinned:
         driver = cuda._driver
         self.nbytes = nbytes
         self.address = int(cuda.call(driver.cuMemHostAlloc, nbytes, 0))
-        weakref.finalize(self, driver.cuMemFreeHost, self.address).atexit = False
+        weakref.finalize(self, _free_in, cuda._context, driver.cuMemFreeHost, self.address).atexit = False
 
 
-def _free_device(cuda: "weakref.ref[Cuda]", device: Any, address: int, nbytes: int) -> None:
+def _primary_context(driver: Any, device: int) -> Any:
+    """The device's own context, which cuda.core, TensorRT and ONNX Runtime share; whatever is current stays so.
+
+    Raises:
+        BackendError: the device cannot be used.
+    """
+    driver.cuInit(0)
+    status, context = driver.cuDevicePrimaryCtxRetain(device)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise BackendError(f"CUDA cannot use GPU {device}: {status.name}")
+    return context
+
+
+def _free_in(context: Any, free: Callable[..., object], *arguments: Any) -> None:
+    """Frees something in its context, whatever is current in this thread: the garbage collector may run in any."""
     import cuda.bindings.driver as driver
 
-    device.set_current()  # the garbage collector may run in any thread
-    driver.cuMemFree(address)  # waits for work that is under way
+    if driver.cuCtxPushCurrent(context)[0] == driver.CUresult.CUDA_SUCCESS:
+        free(*arguments)
+        driver.cuCtxPopCurrent()
+
+
+def free_with(owner: object, cuda: Cuda, objects: list[Any]) -> None:
+    """Has the objects of a library dropped in their CUDA context when `owner` goes.
+
+    Args:
+        objects: held by nobody else.
+    """
+    weakref.finalize(owner, _free_in, cuda._context, objects.clear).atexit = False
+
+
+def _free_device(cuda: "weakref.ref[Cuda]", context: Any, address: int, nbytes: int) -> None:
+    import cuda.bindings.driver as driver
+
+    _free_in(context, driver.cuMemFree, address)  # waits for work that is under way
     owner = cuda()
     if owner is not None:
         owner._allocated -= nbytes
+
+
+def _forget_recording(cuda: "weakref.ref[Cuda]", nbytes: int) -> None:
+    owner = cuda()
+    if owner is not None:
+        owner._recorded -= nbytes
 
 
 @dataclass(frozen=True, eq=False)

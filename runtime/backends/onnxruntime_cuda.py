@@ -1,6 +1,10 @@
 """The backend `onnxruntime-cuda`: graphs in ONNX Runtime's CUDA provider, on our stream, bound by device address."""
 
+import ctypes
+import logging
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from ...bundles.bundle import Bundle
 from ...errors import BackendError, BundleError
@@ -8,6 +12,14 @@ from ...install import install_command
 from .cuda import Cuda
 from .interface import Launch
 from .onnxruntime_session import Session
+
+logger = logging.getLogger(__name__)
+
+# What its provider is linked against, by CUDA's major version ("CUDA Execution Provider", ONNX Runtime's documents).
+_LIBRARIES = {
+    12: ("libcudart.so.12", "libcublasLt.so.12", "libcublas.so.12", "libcufft.so.11", "libcudnn.so.9"),
+    13: ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcufft.so.12", "libcudnn.so.9"),
+}
 
 
 class OnnxRuntimeCuda(Cuda):
@@ -29,40 +41,68 @@ class OnnxRuntimeCuda(Cuda):
             ) from None
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise BackendError(f"this onnxruntime has no CUDA provider, onnxruntime-gpu has: {install_command('gpu')}")
+        preload(onnxruntime)
         self._ort = onnxruntime
         self._bundle = bundle
-        self._options = onnxruntime.SessionOptions()
-        self._options.log_severity_level = 3
         self._run_options = onnxruntime.RunOptions()
         # Else every run ends with a wait for the GPU.
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._graphs: dict[str, Session] = {}
-        self.load("update")  # the smallest: a CUDA library that is missing shows now
+        # The smallest, and the smallest with a convolution: cuDNN is looked for when one is first needed.
+        convolving = next((f"hint_{condition}" for condition in bundle.manifest.conditions), "vae_decoder")
+        for graph in ("update", convolving):
+            self._open(graph)
 
     def load(self, graph: str) -> Session:
         if graph not in self._graphs:
-            cuda = {
-                "device_id": str(self._index),
-                "user_compute_stream": str(self.stream),
-                "use_tf32": "0",  # fp32 graphs are there because they must be exact
-                "cudnn_conv_use_max_workspace": "1",
-            }
-            providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
-            try:
-                loaded = Session(
-                    self._ort, self._bundle, graph, "cuda", providers, self._options, self._run_options, self._index
-                )
-            except BundleError as e:
-                if self._graphs:
-                    raise
-                raise BackendError(f"ONNX Runtime's CUDA provider does not work here: {e}") from e
-            if loaded.session.get_providers()[0] != "CUDAExecutionProvider":
-                # It only logs that, and runs on the CPU.
-                raise BackendError(
-                    "ONNX Runtime fell back to the CPU: a CUDA or cuDNN library that onnxruntime-gpu needs is missing"
-                )
-            self._graphs[graph] = loaded
+            self._graphs[graph] = self._session(graph)
         return self._graphs[graph]
+
+    def _open(self, graph: str) -> None:
+        """Loads a graph that shows whether this provider works.
+
+        Raises:
+            BackendError: it does not.
+        """
+        try:
+            session = self.load(graph)
+        except BundleError as e:
+            raise BackendError(f"ONNX Runtime's CUDA provider does not work here: {e}") from e
+        if session.session.get_providers()[0] != "CUDAExecutionProvider":
+            # It only logs that, and runs on the CPU.
+            missing = ", ".join(missing_libraries(self._ort)) or "a CUDA or cuDNN library"
+            old = self.gpu.too_old_for(cuda_version(self._ort))
+            helps = old or f"install what onnxruntime-gpu needs: {install_command('gpu')}"
+            raise BackendError(f"ONNX Runtime fell back to the CPU: {missing} cannot be loaded; {helps}")
+
+    def _session(self, graph: str) -> Session:
+        cuda = {
+            "device_id": str(self._index),
+            "user_compute_stream": str(self.stream),
+            "use_tf32": "0",  # fp32 graphs are there because they must be exact
+            "cudnn_conv_use_max_workspace": "1",
+            "prefer_nhwc": "1",  # the layout of tensor cores
+            "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
+        }
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        # Nodes that the provider has no kernel for would run on the CPU, with a copy there and back at each step.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        common = self._bundle, graph, "cuda"
+        providers: list[Any] = [("CUDAExecutionProvider", cuda)]
+        with self.active():
+            try:
+                return Session(self._ort, *common, providers, options, self._run_options, self._index)
+            except BundleError as e:
+                if not re.search("fallback to (the )?CPU EP", str(e)):
+                    raise
+            options = self._ort.SessionOptions()
+            options.log_severity_level = 3
+            providers.append("CPUExecutionProvider")
+            session = Session(self._ort, *common, providers, options, self._run_options, self._index)
+            if session.session.get_providers()[0] == "CUDAExecutionProvider":
+                logger.warning(f"{graph}: ONNX Runtime runs some of its nodes on the CPU, which is slow")
+            return session
 
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
         missing = [graph for graph in dict.fromkeys(graphs) if graph not in self._graphs]
@@ -76,3 +116,35 @@ class OnnxRuntimeCuda(Cuda):
 
     def record(self, launches: Sequence[Launch]) -> Launch | None:
         return None  # its sessions allocate while they run, which a capture does not allow
+
+
+def preload(onnxruntime: Any) -> None:
+    """Loads CUDA's and cuDNN's libraries from the packages that `onnxruntime-gpu[cuda,cudnn]` installs.
+
+    They are in no folder that the linker looks at. What is missing is printed, in color: `missing_libraries` says it.
+    """
+    if hasattr(onnxruntime, "preload_dlls"):
+        # In its module alone: to redirect stdout would take the output of other threads along.
+        onnxruntime.print = lambda *words, **options: None
+        try:
+            onnxruntime.preload_dlls(directory="")
+        finally:
+            del onnxruntime.print
+
+
+def cuda_version(onnxruntime: Any) -> int | None:
+    """The major CUDA version that the package was built for."""
+    version = str(getattr(onnxruntime, "cuda_version", None) or "")
+    major = version.partition(".")[0]
+    return int(major) if major.isdigit() else None
+
+
+def missing_libraries(onnxruntime: Any) -> list[str]:
+    """The libraries of the provider that cannot be loaded."""
+    missing = []
+    for name in _LIBRARIES.get(cuda_version(onnxruntime) or 0, ()):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            missing.append(name)
+    return missing

@@ -6,6 +6,7 @@ from ...bundles.bundle import Bundle
 from ...errors import BackendError, UserError
 from ...gpu import find_gpu
 from ...install import found
+from ...messages import one_line
 from ..settings.options import RuntimeOptions
 from .interface import Backend
 
@@ -66,8 +67,10 @@ def open_backend(bundle: Bundle, options: RuntimeOptions) -> tuple[Backend, str]
         for candidate in ("tensorrt", "onnxruntime-cuda"):
             try:
                 return factories[candidate](), "; ".join([f"on {gpu.name}", *reasons])
-            except BackendError as e:
-                reasons.append(f"not {candidate}: {e}")
+            except UserError:
+                raise  # a damaged bundle, say, runs nowhere
+            except Exception as e:  # whatever vendors' libraries raise: the next candidate may work
+                reasons.append(f"not {candidate}: {e if isinstance(e, BackendError) else one_line(e)}")
     else:
         reasons.append(search.reason)
     try:

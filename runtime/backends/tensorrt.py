@@ -1,9 +1,12 @@
 """The backend `tensorrt`: plans of either flavor, all on one stream, recorded as one CUDA graph."""
 
-import os
+import hashlib
+import logging
+import re
 import shlex
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,13 @@ from ...bundles.bundle import Bundle
 from ...engines.flavor import Flavor, installed_flavors, load_flavor
 from ...engines.plan import Plan
 from ...engines.store import PlanStore
-from ...errors import BackendError
+from ...errors import BackendError, DeviceMemoryError, UserError
+from ...files import replace_file
 from ...install import install_command
-from .cuda import Cuda
+from .cuda import Cuda, free_with
 from .interface import Buffer, Launch
+
+logger = logging.getLogger(__name__)
 
 # What every request needs, whatever its condition.
 _CORE = ("text_encoder", "unet", "update", "vae_decoder")
@@ -38,15 +44,12 @@ class TensorRt(Cuda):
         super().__init__(budget, device)
         self._bundle = bundle
         self._store = PlanStore(None if plans is None else Path(plans))
-        self._flavor = self._choose()
-        self.name = self._flavor.name
-        self._log = _logger(self._flavor.trt)
-        self._runtime = self._flavor.trt.Runtime(self._log)
         self._graphs: dict[str, _Graph] = {}
         self._engines: dict[Path, _Engine] = {}
         self._weights = 0  # of engines that live, wherever they are held
         self._scratch: weakref.ref[Buffer] | None = None  # contexts hold it
         self._scratch_bytes = 0
+        self._choose()
 
     def load(self, graph: str) -> "_Graph":
         """The plan itself is loaded when it is first bound, because sizes decide which one it is."""
@@ -57,36 +60,39 @@ class TensorRt(Cuda):
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
         plans = self._newest(graphs)
         weights = sum(plan.weights for plan in plans if plan.folder not in self._engines)
-        scratch = _activations(plans)
+        scratch = self._activations(plans)
         # A larger one is made beside the one that is held.
         activations = scratch if scratch > self._scratch_held() else 0
         return {"weights": weights, "activations": activations, **super().needed(graphs, nbytes)}
 
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
         super().reserve(graphs, nbytes)
-        self._scratch_bytes = _activations(self._newest(graphs))
+        self._scratch_bytes = self._activations(self._newest(graphs))
 
     def release(self, graph: str | None = None) -> None:
         self.synchronize()  # nothing that is given back may be in use
-        for plan in self._graphs[graph].plans if graph in self._graphs else ():
-            engine = self._engines.pop(plan.folder, None)
-            if engine is not None:
-                engine.save_runtime_cache()  # else it would be compiled again
-                engine.forget_contexts()
-        for engine in self._engines.values():
-            engine.forget_idle_contexts()
+        with self.active():
+            for plan in self._graphs[graph].plans if graph in self._graphs else ():
+                engine = self._engines.pop(plan.folder, None)
+                if engine is not None:
+                    engine.save_runtime_cache()  # else it would be compiled again
+                    engine.forget_contexts()
+            for engine in self._engines.values():
+                engine.forget_idle_contexts()
 
     def record(self, launches: Sequence[Launch]) -> Launch | None:
-        for engine in self._engines.values():
-            engine.save_runtime_cache()
-        for launch in launches:
-            if isinstance(launch, _Launch) and self._flavor.rtx:
-                launch.require_capturable()
-        return super().record(launches)
+        with self.active():
+            for engine in self._engines.values():
+                engine.save_runtime_cache()
+            for launch in launches:
+                if isinstance(launch, _Launch) and self._flavor.rtx:
+                    launch.require_capturable()
+            return super().record(launches)
 
     def held(self) -> dict[str, int]:
         scratch = self._scratch_held()
-        return {"weights": self._weights, "activations": scratch, "buffers": self._allocated - scratch}
+        own = {"weights": self._weights, "activations": scratch, "buffers": self._allocated - scratch}
+        return own | ({"recordings": self._recorded} if self._recorded else {})
 
     def scratch(self, nbytes: int) -> Buffer:
         """Memory for activations, shared by all contexts.
@@ -103,19 +109,23 @@ class TensorRt(Cuda):
 
     def engine(self, plan: Plan) -> "_Engine":
         if plan.folder not in self._engines:
-            self._engines[plan.folder] = _Engine(self, plan)
+            with self.active():
+                self._engines[plan.folder] = _Engine(self, plan)
         return self._engines[plan.folder]
 
     def refuse(self, what: str) -> BackendError:
-        """An error with what TensorRT said."""
-        said = "; ".join(self._log.errors[-3:]) or "it gave no reason"
-        return BackendError(f"{self.name} {self._flavor.version} {what}: {said}")
+        """An error with what TensorRT said; a DeviceMemoryError where that is that memory ran out."""
+        reasons = "; ".join(self._log.errors[-3:])
+        full = re.search(r"out ?of ?memory|OutOfMemory|cudaErrorMemoryAllocation", reasons, re.IGNORECASE) is not None
+        error = DeviceMemoryError if full else BackendError
+        return error(f"{self.name} {self._flavor.version} {what}: {reasons or 'it gave no reason'}")
 
     def _scratch_held(self) -> int:
         scratch = self._scratch() if self._scratch else None
         return scratch.nbytes if scratch else 0
 
-    def _choose(self) -> Flavor:
+    def _choose(self) -> None:
+        """Opens the first flavor that is installed and has plans that run here."""
         installed = installed_flavors()
         if not installed:
             raise BackendError(
@@ -124,12 +134,36 @@ class TensorRt(Cuda):
             )
         reasons = []
         for name in installed:
-            flavor = load_flavor(name)
-            missing = [graph for graph in _CORE if not self._runnable(flavor, graph)]
-            if not missing:
-                return flavor
-            reasons.append(self._why_not(flavor, missing[0]))
+            try:
+                with self.active():
+                    self._open(load_flavor(name))
+                return
+            except DeviceMemoryError:
+                raise
+            except BackendError as e:
+                reasons.append(str(e))
+                self._engines.clear()
         raise BackendError("; ".join(reasons))
+
+    def _open(self, flavor: Flavor) -> None:
+        """Starts a flavor's runtime, looks at every plan that all requests need, and loads the smallest.
+
+        Raises:
+            BackendError: it does not work here, or a plan is missing or cannot run.
+        """
+        self._flavor, self.name = flavor, flavor.name
+        self._log = flavor.logger()
+        self._runtime = flavor.create("start its runtime", flavor.trt.Runtime, self._log, log=self._log)
+        plans = {graph: self._runnable(flavor, graph) for graph in _CORE}
+        for graph, runnable in plans.items():
+            if not runnable:
+                raise BackendError(self._why_not(flavor, graph))
+            header = runnable[0].header(int(getattr(self._runtime, "engine_header_size", 0)))
+            if reason := flavor.invalidity(self._runtime, header):
+                raise BackendError(self._why_invalid(flavor, graph, reason))
+        self.engine(plans["update"][0])
+        for warning in self._log.warnings[:1]:
+            logger.warning(f"{self.name}: {warning}")
 
     def _newest(self, graphs: Sequence[str]) -> list[Plan]:
         """The newest plan of each graph."""
@@ -151,6 +185,27 @@ class TensorRt(Cuda):
         built = ", ".join(sorted({f"{plan.key.version} for {plan.key.target}" for plan in others}))
         what = f"no plan of {graph} for {here}" + (f", only for {built}" if built else "")
         return f"{what}: make them with `{_build(self._bundle)}`"
+
+    def _why_invalid(self, flavor: Flavor, graph: str, reason: str) -> str:
+        """Why a plan that is there cannot run, and what to do."""
+        here = f"{flavor.name} {flavor.version} cannot run its plan of {graph} on {self.gpu.name} ({self.gpu.sm})"
+        if "unsupported" in reason and flavor.rtx:
+            capability = self.gpu.sm.removeprefix("sm")
+            helps = (
+                f"build for it with `{_build(self._bundle)} --flavor tensorrt-rtx --compute-capability {capability}` "
+                f"where TensorRT-RTX can, or use TensorRT itself: {install_command('gpu')}"
+            )
+        else:
+            helps = self.gpu.too_old_for(flavor.cuda) or f"build it again with `{_build(self._bundle)}`"
+        return f"{here}: {reason}; {helps}"
+
+    def _activations(self, plans: Sequence[Plan]) -> int:
+        """The scratch that plans share, which never run together: what each recorded, or its engine says now."""
+        engines = [self._engines.get(plan.folder) for plan in plans]
+        return max(
+            max(plan.activations, engine.activations if engine else 0)
+            for plan, engine in zip(plans, engines, strict=True)
+        )
 
 
 def _build(bundle: Bundle) -> str:
@@ -190,9 +245,11 @@ class _Engine:
         self._backend = backend
         backend.require(plan.weights, f"{plan.key.graph}'s weights")
         content = plan.read()  # its digest is checked before anything in it is looked at
-        self._engine = backend._runtime.deserialize_cuda_engine(content)
+        self._held = [backend._runtime.deserialize_cuda_engine(content)]
+        free_with(self, backend, self._held)
         if self._engine is None:
             raise backend.refuse(f"cannot load {plan.engine} on {backend.gpu.name} ({backend.gpu.sm})")
+        self.activations = int(getattr(self._engine, "device_memory_size_v2", 0))
         weakref.finalize(self, _forget_weights, weakref.ref(backend), plan.weights).atexit = False
         backend._weights += plan.weights
         backend.took()
@@ -200,10 +257,15 @@ class _Engine:
         self._cache: Any = None
         self._cached = b""
 
+    @property
+    def _engine(self) -> Any:
+        return self._held[0]
+
     def context(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> "_Context":
         key = (profile, *sorted(shapes.items()))
         if key not in self._contexts:
-            self._contexts[key] = self._new_context(profile, shapes)
+            with self._backend.active():
+                self._contexts[key] = self._new_context(profile, shapes)
         return self._contexts[key]
 
     def forget_contexts(self) -> None:
@@ -221,13 +283,21 @@ class _Engine:
         content = bytes(self._cache.serialize())
         if content == self._cached:
             return
-        partial = self._cache_file.with_suffix(f".{os.getpid()}")
-        try:
-            partial.write_bytes(content)
-            partial.replace(self._cache_file)
-        except OSError:
-            partial.unlink(missing_ok=True)
+        with suppress(OSError, UserError):
+            replace_file(self._cache_file, hashlib.sha256(content).digest() + content)
         self._cached = content
+
+    def _read_runtime_cache(self) -> bytes:
+        """What an earlier process saved; empty where there is nothing, or it is not what was written.
+
+        Like a plan, it holds code that runs on the GPU.
+        """
+        try:
+            saved = self._cache_file.read_bytes()
+        except OSError:
+            return b""
+        digest, content = saved[:32], saved[32:]
+        return content if hashlib.sha256(content).digest() == digest else b""
 
     @property
     def _cache_file(self) -> Path:
@@ -245,10 +315,11 @@ class _Engine:
             config.dynamic_shapes_kernel_specialization_strategy = eager
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
-                if self._cache_file.is_file():
-                    self._cached = self._cache_file.read_bytes()
-                    self._cache.deserialize(self._cached)  # of another driver it is refused, and compiled again
-            config.set_runtime_cache(self._cache)
+                cached = self._read_runtime_cache()
+                if cached and self._cache.deserialize(cached):
+                    self._cached = cached  # else it is of another driver: what is compiled again replaces it
+            if not config.set_runtime_cache(self._cache):
+                raise backend.refuse(f"takes no runtime cache for {self.plan.key.graph}")
         context = self._engine.create_execution_context(config)
         if context is None:
             raise backend.refuse(f"cannot run {self.plan.key.graph} on {backend.gpu.name} ({backend.gpu.sm})")
@@ -270,13 +341,18 @@ class _Context:
     """An execution context and the scratch that was large enough for it when it was made."""
 
     def __init__(self, context: Any, scratch: Buffer, engine: _Engine) -> None:
-        self.context = context
+        self._held = [context]
+        free_with(self, engine._backend, self._held)
         self.scratch = scratch
         self.engine = engine  # the engine must outlive its contexts
         self.launches: weakref.WeakSet[_Launch] = weakref.WeakSet()
         # Weakly: a context lives on, and must not keep a launch's buffers with it.
         self.bound: weakref.ref[_Launch] | None = None
         context.set_device_memory(scratch.address, scratch.nbytes)
+
+    @property
+    def context(self) -> Any:
+        return self._held[0]
 
 
 class _Launch:
@@ -292,6 +368,10 @@ class _Launch:
             raise self._backend.refuse(f"cannot capture {self._name} on {self._backend.gpu.name}")
 
     def __call__(self) -> None:
+        with self._backend.active():
+            self._enqueue()
+
+    def _enqueue(self) -> None:
         context = self._context
         if context.bound is None or context.bound() is not self:
             for name, buffer in self._buffers.items():
@@ -303,25 +383,7 @@ class _Launch:
             raise self._backend.refuse(f"failed in {self._name}")
 
 
-def _activations(plans: Sequence[Plan]) -> int:
-    """The scratch that they share: they never run together."""
-    return max(plan.activations for plan in plans)
-
-
 def _forget_weights(backend: "weakref.ref[TensorRt]", nbytes: int) -> None:
     alive = backend()
     if alive is not None:
         alive._weights -= nbytes
-
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.errors = [*self.errors[-9:], " ".join(message.split())[:400]]
-
-    return Logger()

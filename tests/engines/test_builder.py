@@ -186,6 +186,27 @@ def test_a_level_out_of_range(level: int) -> None:
         BuilderSettings(level)
 
 
+def test_plans_can_be_captured_and_are_built_for_the_gpus_that_were_asked_for(rtx: Flavor) -> None:
+    """ "REQUIRE_USER_ALLOCATION ensures that inference will support graph capture" (TensorRT-RTX's documents)."""
+    trt, log = rtx.trt, rtx.logger()
+    made = rtx.create("start its builder", trt.Builder, log, log=log)
+    config = builder._config(rtx, made, BuilderSettings(), None)
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    config = builder._config(rtx.building_for([89, 120, 89]), made, BuilderSettings(), None)
+    assert config.num_compute_capabilities == 2
+    first, second = (config.get_compute_capability(i) for i in range(2))
+    assert (first, second) == (trt.ComputeCapability.SM89, trt.ComputeCapability.SM120)
+    with pytest.raises(UserError, match="builds for no GPU of 90: choose of 75, 80, 86, 89, 120, 121"):
+        rtx.building_for([90])
+
+
+def test_the_largest_profile_counts() -> None:
+    """TensorRT prints the activations of each profile."""
+    log = "Total Activation Memory: 4096 bytes\nTotal Weights Memory: 10 bytes\nTotal Activation Memory: 2048 bytes"
+    assert (builder._bytes(log, "Total Activation Memory"), builder._bytes(log, "Total Weights Memory")) == (4096, 10)
+    assert builder._bytes(log, "Total Scratch Memory") == 0
+
+
 def test_every_level_reaches_tensorrt(
     rtx: Flavor, product: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

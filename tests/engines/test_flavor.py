@@ -18,7 +18,7 @@ from cnpp_trt.errors import BackendError, UserError
 from cnpp_trt.gpu import Gpu, GpuSearch
 from hints import hint
 
-H200 = Gpu("NVIDIA H200", (9, 0), 150 * 10**9, "13.0")
+H200 = Gpu("NVIDIA H200", (9, 0), 150 * 10**9, "13.0", 132)
 NO_DRIVER = GpuSearch(reason="no NVIDIA driver (libcuda.so.1)")
 PACKAGE = Path(cnpp_trt.__path__[0])
 
@@ -107,9 +107,10 @@ def test_installed_but_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, e
 def test_what_a_plan_is_for(machine: Callable[..., None]) -> None:
     machine("tensorrt", "tensorrt-rtx", gpu=True)
     rtx, plain = load_flavor("tensorrt-rtx"), load_flavor("tensorrt")
-    assert (rtx.target(), plain.target()) == ("portable", "sm90")
-    assert plain.runs("sm90", H200)
-    assert not plain.runs("sm89", H200)
+    assert (rtx.target(), plain.target()) == ("portable", "sm90-132-nvidia-h200")
+    assert plain.runs("sm90-132-nvidia-h200", H200)
+    for other in ("sm90", "sm90-132-nvidia-h100-80gb-hbm3", "sm90-16-nvidia-h200-mig-1g-18gb"):
+        assert not plain.runs(other, H200)
     assert rtx.runs("portable", H200)
 
 

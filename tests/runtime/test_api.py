@@ -83,14 +83,15 @@ def test_api_and_command_give_the_same_bytes(model: str, command: Any, tmp_path:
     folder = tmp_path / "bundle"
     assemble(model, folder)
     pipeline = Pipeline.open(folder, RuntimeOptions("onnxruntime-cpu"))
-    for condition, example in pipeline.bundle.manifest.conditions.items():
+    defaults: dict[str, Any] = {**pipeline.bundle.manifest.defaults}
+    examples: dict[str, dict[str, Any]] = {c: {**record} for c, record in pipeline.bundle.manifest.conditions.items()}
+    for condition, example in examples.items():
         result = pipeline(example["prompt"], Control(condition, folder / example["image"]), seed=example["seed"])
         line = ("run", "--bundle", folder, "--cond", condition, "--backend", "onnxruntime-cpu", "--out", tmp_path)
         outcome = command(*line, "--json")
         assert outcome.status == 0, outcome.err
         written = read_image(json.loads(outcome.out)["images"][0]).pixels
         np.testing.assert_array_equal(result.images[0], written)
-        defaults = pipeline.bundle.manifest.defaults
         assert result.request.guidance_scale == defaults["guidance_scale"] != 7.5
         assert result.request.num_inference_steps == defaults["num_inference_steps"]
 

@@ -597,7 +597,11 @@ CUresult cuGraphReleaseUserObject(handle h, handle object, unsigned count) {
 /* ---------------------------------------------------------------- device and context */
 
 CUresult cuInit(unsigned flags) { LOCK(); initialized = true; return flags ? INVALID_VALUE : 0; }
-CUresult cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+CUresult cuDriverGetVersion(int *version) {
+    const char *chosen = getenv("SIMULATED_GPU_CUDA");
+    *version = chosen ? atoi(chosen) : 13000;
+    return 0;
+}
 CUresult cuDeviceGetCount(int *count) { *count = 1; return initialized ? 0 : NOT_INITIALIZED; }
 CUresult cuDeviceGet(int *device, int ordinal) {
     *device = ordinal;

@@ -30,6 +30,7 @@ class Logger:
 
 class Severity:
     ERROR = 1
+    WARNING = 2
 
 
 Logger.Severity = Severity  # type: ignore[attr-defined]
@@ -51,7 +52,8 @@ class Config:
     def create_runtime_cache(self) -> Cache:
         return Cache()
 
-    def set_runtime_cache(self, cache: Cache) -> None: ...
+    def set_runtime_cache(self, cache: Cache) -> bool:
+        return True
 
 
 class Context:

@@ -32,6 +32,19 @@ class SimulatedGpu:
         """
         script = Path(tempfile.mkdtemp(dir=self.folder)) / "script.py"  # a file, so that tracebacks show its lines
         script.write_text(code)
+        return self._run(script, *arguments, timeout=timeout, **options)
+
+    def program(self, module: str, function: str, *arguments: Any, timeout: float = 120, **options: Any) -> str:
+        """What a function of tests/programs/`module`.py prints in a fresh interpreter; the test fails where it does.
+
+        Args:
+            arguments: of the function, as text.
+            options: of simulator.environment.
+        """
+        script = Path(__file__).parent.parent / "programs" / f"{module}.py"
+        return self._run(script, function, *arguments, timeout=timeout, **options)
+
+    def _run(self, script: Path, *arguments: Any, timeout: float, **options: Any) -> str:
         line = [sys.executable, "-X", "faulthandler", str(script), *map(str, arguments)]
         env = self.environment(**options)
         ended = subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=env)

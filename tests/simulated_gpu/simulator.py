@@ -41,7 +41,13 @@ def build(folder: Path) -> Path:
 
 
 def environment(
-    folder: Path, *, lazy: bool = False, memory: int | None = None, capability: str | None = None, log: bool = False
+    folder: Path,
+    *,
+    lazy: bool = False,
+    memory: int | None = None,
+    capability: str | None = None,
+    cuda: int | None = None,
+    log: bool = False,
 ) -> dict[str, str]:
     """The variables of a process that is to see the simulated GPU.
 
@@ -50,13 +56,20 @@ def environment(
         lazy: nothing runs before something waits for it.
         memory: of the device, in bytes; 8 GiB where None.
         capability: the compute capability, as "8.6"; 12.0 where None.
+        cuda: the driver's version as cuDriverGetVersion gives it; 13000 where None.
         log: print the driver functions that are asked for and not simulated.
     """
     made = {name: value for name, value in os.environ.items() if not name.startswith("SIMULATED_GPU_")}
     for name, first in (("LD_LIBRARY_PATH", folder), ("PYTHONPATH", HERE)):
         made[name] = os.pathsep.join([str(first), *filter(None, [made.get(name)])])
     made.pop("CUDA_VISIBLE_DEVICES", None)
-    chosen = {"LAZY": "1" if lazy else None, "MEMORY": memory, "CC": capability, "LOG": "1" if log else None}
+    chosen = {
+        "LAZY": "1" if lazy else None,
+        "MEMORY": memory,
+        "CC": capability,
+        "CUDA": cuda,
+        "LOG": "1" if log else None,
+    }
     made.update({f"SIMULATED_GPU_{name}": str(value) for name, value in chosen.items() if value is not None})
     return made
 

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -218,6 +219,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         self.gpu, self.stream, self._index = GPU, 4321, device
 
     monkeypatch.setattr(cuda.Cuda, "__init__", start)
+    monkeypatch.setattr(cuda.Cuda, "active", lambda self: nullcontext())
     monkeypatch.setattr(choose, "find_gpu", lambda device=0: GpuSearch(GPU))
 
 
@@ -256,9 +258,10 @@ def test_it_runs_on_our_stream_in_full_precision(tiny, on_a_gpu, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     backend = OnnxRuntimeCuda(tiny.pipeline.bundle)
     assert backend.load("unet") is backend.load("unet")
-    assert [Path(path).name for path, _ in fake.asked] == ["update.onnx", "unet.onnx"]
-    for _, ((provider, options), last) in fake.asked:
-        assert (provider, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    # cuDNN is looked for with the first convolution.
+    assert [Path(path).name for path, _ in fake.asked] == ["update.onnx", "hint_seg.onnx", "unet.onnx"]
+    for _, [(provider, options)] in fake.asked:
+        assert provider == "CUDAExecutionProvider"
         assert options["user_compute_stream"] == "4321"
         assert options["use_tf32"] == "0"
     assert fake.entries["disable_synchronize_execution_providers"] == "1"

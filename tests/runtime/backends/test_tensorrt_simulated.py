@@ -231,7 +231,7 @@ assert not any("Alloc" in call for call in gpu.trace())
         memory=3 << 20,
     )
     assert (
-        "weights 0.01 GiB + activations 0.00 GiB + buffers 0.00 GiB together: 0.01 GiB of device memory is needed"
+        "weights 0.00 GiB + activations 0.00 GiB + buffers 0.00 GiB together: 0.00 GiB of device memory is needed"
         in out
     )
     assert "is free on" in out
@@ -242,7 +242,7 @@ def test_memory_by_part(simulate):
         """
 pipeline = opened()
 needed = pipeline.memory_needed(request())
-assert gpu.live_bytes() == 0 and needed["weights"] == 6 << 20, needed
+assert gpu.live_bytes() == 1 << 20 and needed["weights"] == 5 << 20, needed   # the smallest is loaded when opening
 pipeline(request())
 held = pipeline.memory_needed(request())
 assert held["weights"] == held["activations"] == 0 < held["buffers"] == needed["buffers"], held
