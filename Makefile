@@ -43,7 +43,7 @@ TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
 
 .PHONY: run bundle test test-fast fuzz reliability test-gpu lint types package test-sdist test-wheel engines bench parity \
-	consistency report readme clean help
+	consistency report tables docs clean help
 
 # The embedded model runs without an export, and so without PyTorch; any other model is exported first.
 EMBEDDED := $(and $(filter miniature miniature-lcm miniature-controlnet,$(MODEL)),$(if $(SIZE),,yes))
@@ -116,8 +116,12 @@ consistency: $(VENV)/bench.stamp  ## how well pictures follow their condition, b
 report: $(VENV)/bench.stamp  ## one page of all that was measured, and its Markdown twin
 	$(BIN)/cnpp-trt report
 
-readme: $(VENV)/bench.stamp  ## README's tables from benchmarks/results
-	$(BIN)/python -m cnpp_trt.developer.readme_tables README.md
+tables: $(VENV)/bench.stamp  ## the tables of README and docs/benchmarks.md, from benchmarks/results
+	$(BIN)/python -m cnpp_trt.developer.readme_tables README.md docs/benchmarks.md
+
+docs: $(VENV)/docs.stamp  ## the documents as a site, in site/, with the reference of the Python API
+	@mkdir -p .editable && ln -sfn .. .editable/cnpp_trt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove pictures, results, build outputs and caches (not .venv, not bundles and plans)
 	rm -rf cnpp-trt-runs cnpp-trt-results example-pictures build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -130,8 +134,8 @@ help:  ## this list
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
-# Linters and the builder of packages read files and import nothing of them: neither this package nor what it needs.
-$(VENV)/lint.stamp $(VENV)/package.stamp: $(VENV)/%.stamp: pyproject.toml constraints.txt | $(BIN)/python
+# Linters and the builders of packages and documents read files and import nothing of them: neither this package nor what it needs.
+$(VENV)/lint.stamp $(VENV)/package.stamp $(VENV)/docs.stamp: $(VENV)/%.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing what \`make $*\` needs into $(VENV)"
 	@$(PIP) $$($(BIN)/python -c "$$EXTRA" $*) $(NAMED)
 	@touch $@

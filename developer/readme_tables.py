@@ -1,7 +1,10 @@
-"""The README's tables, from committed results: what stands between two markers is written by `make readme`.
+"""The documents' tables, from committed results: what stands between two markers is written by `make tables`.
 
 <!-- results: TABLE FILE.json -->
+<!-- results: TABLE FILE.json: COLUMN; COLUMN -->
 <!-- /results -->
+
+Columns are named by their headings, and the first one is always there; without names all of them are.
 """
 
 import argparse
@@ -17,7 +20,7 @@ from ..messages import printable
 from ..schema import read_bounded
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-_OPEN = re.compile(r"<!-- *results: *(?P<table>[\w-]+) +(?P<file>[\w.-]+\.json) *-->")
+_OPEN = re.compile(r"<!-- *results: *(?P<table>[\w-]+) +(?P<file>[\w.-]+\.json)(: *(?P<columns>.+?))? *-->")
 _ANY = re.compile(r"<!-- */?results\b.*-->")
 _CLOSE = "<!-- /results -->"
 
@@ -76,9 +79,12 @@ def _filled(text: str, results: Path) -> Iterator[str]:
 def _table(marker: str, number: int, results: Path) -> str:
     found = _OPEN.fullmatch(marker)
     if found is None:
-        raise UserError(f"line {number}: {printable(marker)} is not <!-- results: TABLE FILE.json -->")
+        raise UserError(f"line {number}: {printable(marker)} is not <!-- results: TABLE FILE.json: COLUMNS -->")
     try:
-        return tables.make(found["table"], load(results / found["file"]).result).markdown() + "\n"
+        table = tables.make(found["table"], load(results / found["file"]).result)
+        if found["columns"]:
+            table = table.only([name.strip() for name in found["columns"].split(";")])
+        return table.markdown() + "\n"
     except UserError as e:
         raise UserError(f"line {number}: {e}") from None
 

@@ -1,4 +1,4 @@
-"""Every Python example of the README and of docs/python.md runs, as it stands, in a folder with the files it names."""
+"""Every Python example of the documents runs, as it stands, in a folder with the files it names."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXAMPLES = [
     pytest.param(code, id=f"{name}-{i}")
-    for name in ("README.md", "docs/python.md")
+    for name in ("README.md", "docs/quickstart.md", "docs/python.md")
     for i, code in enumerate(BLOCK.findall((ROOT / name).read_text("utf-8")))
 ]
 

@@ -1,4 +1,4 @@
-"""The README's generated tables are what the committed results give, and the generator refuses what it cannot fill."""
+"""The documents' generated tables are what the committed results give; what cannot be filled is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,21 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-def test_the_readme_is_what_the_results_give() -> None:
-    """When it fails: `make readme`."""
-    text = (ROOT / "README.md").read_text("utf-8")
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+def test_the_tables_are_what_the_results_give(name: str) -> None:
+    """When it fails: `make tables`."""
+    text = (ROOT / name).read_text("utf-8")
     assert fill(text) == text
+    assert "<!-- results: " in text
+
+
+def test_columns_are_chosen_by_their_headings(results: Path) -> None:
+    text = "<!-- results: stages a.json: peak memory -->\n<!-- /results -->\n"
+    assert fill(text, results).splitlines()[1:-1] == [
+        "| command | peak memory |",
+        "| --- | ---: |",
+        "| export, fp32 | 7.20 GiB |",
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
@@ -91,9 +102,10 @@ def test_tables_are_written_anew(results: Path, tmp_path: Path) -> None:
         ("<!-- results: stages a.json -->\n", "line 1: no <!-- /results --> follows"),
         ("<!-- results: stages a.json -->\n<!-- results: stages a.json -->\n<!-- /results -->\n",
          "line 2: expected <!-- /results --> for the table of line 1"),
-        ("<!-- /results -->\n", "line 1: <!-- /results --> is not <!-- results: TABLE FILE.json -->"),
-        ("<!-- results: stages -->\n", "line 1: <!-- results: stages --> is not <!-- results: TABLE FILE.json -->"),
-        ("<!-- results: stages ../a.json -->\n", "is not <!-- results: TABLE FILE.json -->"),
+        ("<!-- /results -->\n", "line 1: <!-- /results --> is not <!-- results: TABLE FILE.json: COLUMNS -->"),
+        ("<!-- results: stages -->\n", "<!-- results: stages --> is not <!-- results: TABLE FILE.json: COLUMNS -->"),
+        ("<!-- results: stages ../a.json -->\n", "is not <!-- results: TABLE FILE.json: COLUMNS -->"),
+        ("<!-- results: stages a.json: second -->\n", "no column 'second': there are command; seconds; peak memory"),
     ],
 )  # fmt: skip
 def test_markers_that_cannot_be_filled(text: str, expected: str, results: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from ...errors import UserError
 from ...messages import printable
 
 ABSENT = "–"
@@ -33,6 +34,24 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     title: str = ""
     total: bool = False
+
+    def only(self, headers: Sequence[str]) -> "Table":
+        """The first column and those with these headings, in this order.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        places = {column.header: i for i, column in enumerate(self.columns)}
+        for header in headers:
+            if header not in places:
+                shown = "; ".join(places)
+                raise UserError(f"no column {printable(repr(header), 80)}: there are {printable(shown, 400)}")
+        kept = [0, *(places[header] for header in headers)]
+        return replace(
+            self,
+            columns=tuple(self.columns[i] for i in kept),
+            rows=tuple(tuple(row[i] for i in kept) for row in self.rows),
+        )
 
     def markdown(self) -> str:
         """The table in Markdown."""

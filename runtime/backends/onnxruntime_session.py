@@ -1,5 +1,6 @@
 """A graph in ONNX Runtime, bound by address: what its CPU and CUDA backends share."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,11 @@ from typing import Any
 
 from ...bundles.bundle import Bundle
 from ...errors import BackendError, BundleError
+from ...install import install_command
 from .interface import Buffer
+
+OLDEST = "1.30"
+"""As in pyproject.toml: graphs in fp32 are opset 23, whose Attention older versions do not have."""
 
 
 class Session:
@@ -22,6 +27,7 @@ class Session:
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph.
+        BackendError: it is too old for the graph's operators.
     """
 
     def __init__(
@@ -39,6 +45,11 @@ class Session:
         try:
             self.session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as e:  # ONNX Runtime's exceptions share no base class
+            if re.search(r"official support for domain \S+ is till opset", str(e)):
+                raise BackendError(
+                    f"onnxruntime {ort.__version__} is too old for {path}: version {OLDEST} or newer is needed; "
+                    f"{install_command('gpu' if device == 'cuda' else 'cpu')}"
+                ) from e
             raise BundleError(
                 f"ONNX Runtime cannot load {path} ({' '.join(str(e).split())[:200]}): "
                 f"check the bundle with `cnpp-trt verify {shlex.quote(str(bundle.folder))}`"

@@ -53,6 +53,7 @@ VALUES = {
     "_export(folder)": "`cnpp-trt export --cond seg --out /a`",
     "_build(self._bundle)": "cnpp-trt build --bundle /a --cond seg",
     "_build(bundle)": "cnpp-trt build --bundle /a --cond seg",
+    "capability": "89",
     "conditions": " --cond seg --cond depth",
     "model": "'my model'",
 }
@@ -120,7 +121,8 @@ def _of_documents() -> list[tuple[str, str, bool]]:
 def _parse(words: list[str], whole: bool) -> None:
     """Parses as the command does, and reads the values that the command itself reads. Calls nothing."""
     group: Any = typer.main.get_command(app)
-    context = group.make_context("cnpp-trt", list(words), resilient_parsing=False) if words[:1] != ["--help"] else None
+    words = [word for word in words if word != "--help"]  # ends the parsing
+    context = group.make_context("cnpp-trt", list(words), resilient_parsing=False) if words else None
     while context is not None and hasattr(group, "commands"):
         rest = context._protected_args + context.args
         name, *rest = rest
@@ -174,6 +176,7 @@ def test_a_command_that_is_advised_can_be_typed(where: str, line: str, whole: bo
         assert (ROOT / f"{module}.py").is_file() or (ROOT / module / "__main__.py").is_file()
     elif program == "pip":
         assert words[0] == "install"
+        words[1] = re.sub(r"^\.(?=\[|$)", "cnpp-trt", words[1])  # a checkout
         assert Requirement(words[1]).extras <= set(install.EXTRAS.values())
     else:
         raise AssertionError(f"what is {program}?")
@@ -185,7 +188,7 @@ def test_the_collection_finds_what_there_is() -> None:
     assert {"bundles/bundle.py", "cli.py", "runtime/repeat.py", "runtime/finiteness.py", "commands/run.py"} <= {
         m[0] for m in messages
     }
-    assert ("README.md", "cnpp-trt engines list", True) in documents
+    assert ("tensorrt.md", "cnpp-trt engines list", True) in documents
     refusals = (UserError, AssertionError, typer.BadParameter.__mro__[2])  # Typer's base has no public name
     for wrong in (["export"], ["build", "--bundle", "/x"], ["run", "--frob"], ["run", "--cond", "segg"], ["engine"]):
         with pytest.raises(refusals):

@@ -4,12 +4,14 @@ import importlib.util
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cnpp_trt
 import numpy as np
 import onnxruntime
 import pytest
@@ -20,6 +22,7 @@ from cnpp_trt.gpu import Gpu, GpuSearch, find_gpu
 from cnpp_trt.runtime.backends import cuda, onnxruntime_cuda, tensorrt
 from cnpp_trt.runtime.backends import registry as choose
 from cnpp_trt.runtime.backends.onnxruntime_cuda import OnnxRuntimeCuda
+from cnpp_trt.runtime.backends.onnxruntime_session import OLDEST
 from cnpp_trt.runtime.backends.registry import open_backend, preferred_precisions
 from cnpp_trt.runtime.settings.options import BACKENDS, RuntimeOptions
 from hints import hint
@@ -450,3 +453,26 @@ def test_precisions_have_several_names(tiny, no_gpu, refused, name):
 
 def test_bf16_without_any_backend_named(tiny, no_gpu, refused):
     assert "add --backend openvino" in refused("run", "--bundle", tiny.bundle, "--precision", "bf16")
+
+
+def test_an_onnxruntime_that_is_too_old_hears_which_one_is_needed(tiny, monkeypatch):
+    """Its words are those of onnxruntime 1.22 for a graph of opset 23."""
+
+    def session(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError(
+            "[ONNXRuntimeError] : 1 : FAIL : Load model from update.onnx failed: ONNX Runtime only *guarantees* "
+            "support for models stamped with official released onnx opset versions. Opset 23 is under development and "
+            "support for this is limited. Current official support for domain ai.onnx is till opset 22."
+        )
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.22.0")
+    with pytest.raises(BackendError) as error:
+        open_backend(tiny.pipeline.bundle, RuntimeOptions("onnxruntime-cpu"))[0].load("update")
+    said = one_line(error)
+    assert said.startswith("onnxruntime 1.22.0 is too old for ")
+    assert f"version {OLDEST} or newer is needed" in said
+    assert re.search(hint("cpu"), said)
+    # What is promised is what is installed.
+    requires = tomllib.loads((Path(cnpp_trt.__file__).parent / "pyproject.toml").read_text("utf-8"))
+    assert f"onnxruntime>={OLDEST}" in requires["project"]["optional-dependencies"]["cpu"]
