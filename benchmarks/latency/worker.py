@@ -7,6 +7,7 @@ Every line is a JSON object. The first names what to open, each of the others wh
 once, also while it generates, when stdin ends: the parent process is gone then, however it was stopped.
 """
 
+import ctypes
 import json
 import os
 import queue
@@ -26,6 +27,9 @@ from .competitors import Competitor, WorkerConfig
 
 def main() -> None:
     """Answers orders, a line of JSON each, until stdin ends."""
+    if sys.platform == "linux":
+        # Killed when the parent ends: native code that holds Python's lock for seconds keeps stdin's end unseen.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
     # Ctrl-C in a terminal reaches every process in it: the one that asks decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Native libraries print to stdout as they please: only this process's own answers may be there.

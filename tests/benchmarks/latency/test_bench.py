@@ -162,8 +162,9 @@ def test_an_interrupt_of_the_terminal_is_left_to_who_asked(config: Any):
     process = latency.Process(config("onnxruntime-cpu"))
     os.kill(process._process.pid, signal.SIGINT)
     assert process.peak_bytes() > 0
+    assert process._process.poll() is None
     process.close()
-    assert process._process.returncode == 0
+    assert process._process.returncode == -signal.SIGKILL
 
 
 def test_an_order_that_fails_is_answered(config: Any):
