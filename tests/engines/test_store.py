@@ -200,54 +200,26 @@ def test_a_relative_store_survives_a_change_of_folder(
 
 # ---------------------------------------------------------------------------------------------------------- processes
 
-CHILD = """
-import logging, os, sys, time
-from pathlib import Path
-from cnpp_trt.engines import store as module
-from cnpp_trt.engines.plan import BuildResult
-from cnpp_trt.engines.fusion import FusionReport
-from cnpp_trt.engines.plan import PlanKey
-from cnpp_trt.engines.store import PlanStore
-key = PlanKey(**eval(sys.argv[1]))
-store, log = PlanStore(Path(sys.argv[2])), sys.argv[3]
-logging.basicConfig(stream=sys.stdout, level=logging.INFO)
-def said(line):
-    print(line, flush=True)
-def build(wait=0.0):
-    with open(log, "a") as f:
-        f.write(f"{os.getpid()}\\n")
-    said("building")
-    time.sleep(wait)
-    return BuildResult(os.urandom(4096), FusionReport(1, 0, 0, 0, 0, 0, 0, ()), wait, 1, 1, None, 1)
-"""
 
-
-def child(store: PlanStore, code: str) -> "subprocess.Popen[str]":
+def child(store: PlanStore, function: str) -> "subprocess.Popen[str]":
+    """A function of tests/programs/plan_store.py in a process of its own."""
     key = repr({f.name: getattr(KEY, f.name) for f in fields(KEY)})
-    line = [sys.executable, "-c", CHILD + code, key, str(store.root), str(store.root.parent / "builds")]
+    program = Path(__file__).parent.parent / "programs" / "plan_store.py"
+    line = [sys.executable, str(program), function, key, str(store.root), str(store.root.parent / "builds")]
     return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
-    ("code", "word", "partial"),
+    ("function", "word", "partial"),
     [
-        ("store.get_or_build(key, 'm', lambda: build(60))", "building", False),
-        (
-            "module.os.fsync = lambda fd: (said('writing'), time.sleep(60))\nstore.get_or_build(key, 'm', build)",
-            "writing",
-            True,
-        ),
-        (
-            "Path.rename = lambda *a: (said('renaming'), time.sleep(60))\nstore.get_or_build(key, 'm', build)",
-            "renaming",
-            True,
-        ),
+        ("build_slowly", "building", False),
+        ("write_slowly", "writing", True),
+        ("rename_slowly", "renaming", True),
     ],
-    ids=["building", "writing", "renaming"],
 )
-def test_a_killed_build(store: PlanStore, fake_built: Any, code: str, word: str, partial: bool) -> None:
+def test_a_killed_build(store: PlanStore, fake_built: Any, function: str, word: str, partial: bool) -> None:
     """With SIGKILL nothing can be tidied up: what is left must pass for nothing, and the next build clears it."""
-    with child(store, code) as process:
+    with child(store, function) as process:
         assert process.stdout
         assert any(line.strip() == word for line in process.stdout)
         there = left(store.root)
@@ -267,14 +239,7 @@ def test_a_killed_build(store: PlanStore, fake_built: Any, code: str, word: str,
 
 def test_two_processes_build_one_plan_once(store: PlanStore) -> None:
     """They are let go at once; the slow build gives the others time to come."""
-    code = """
-said("ready")
-sys.stdin.readline()
-plan, new = store.get_or_build(key, "m", lambda: build(0.7))
-assert plan.read() and not plan.integrity_error()
-said(f"{new} {plan.sha256}")
-"""
-    processes = [child(store, code) for _ in range(3)]
+    processes = [child(store, "queue_for_one_plan") for _ in range(3)]
     for process in processes:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
@@ -294,7 +259,7 @@ said(f"{new} {plan.sha256}")
 
 def test_other_plans_do_not_wait(store: PlanStore, fake_built: Any) -> None:
     """While one plan is built, another of the same store can be."""
-    with child(store, "store.get_or_build(key, 'm', lambda: build(60))") as process:
+    with child(store, "build_slowly") as process:
         assert process.stdout
         assert process.stdout.readline() == "building\n"
         other = replace(KEY, graph="update")
@@ -460,20 +425,7 @@ def test_a_full_disk_takes_no_plan_away(
 @pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
 def test_a_write_that_the_system_cuts_off(store: PlanStore) -> None:
     """Not simulated: the system lets no file of this process grow beyond 1 KiB."""
-    code = """
-import resource, signal
-from cnpp_trt.errors import UserError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-def limited():
-    built = build()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
-    return built
-try:
-    store.get_or_build(key, "m", limited)
-except UserError as e:
-    said(f"refused: {e}")
-"""
-    with child(store, code) as process:
+    with child(store, "build_beyond_a_limit") as process:
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert output.splitlines()[-1].startswith("refused: cannot write ")

@@ -241,10 +241,11 @@ def ask(fp32: Bundle, control_image: Callable[..., np.ndarray]) -> Callable[...,
 
 @pytest.fixture(scope="session")
 def python() -> Callable[..., str]:
-    """`python(code, argument, …)`: what a fresh interpreter prints that runs the code."""
+    """`python(program, argument, …)`: what a program of tests/programs prints in a fresh interpreter."""
 
-    def run(code: str, *arguments: Any) -> str:
-        line = [sys.executable, "-c", code, *map(str, arguments)]
+    def run(program: str, *arguments: Any) -> str:
+        script = Path(__file__).parent.parent / "programs" / f"{program}.py"
+        line = [sys.executable, str(script), *map(str, arguments)]
         ended = subprocess.run(line, capture_output=True, text=True, timeout=600)
         assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
         return ended.stdout

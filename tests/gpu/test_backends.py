@@ -114,44 +114,11 @@ def test_auto_takes_tensorrt_where_there_are_plans(open_tensorrt, ask):
 
 # --- starting and leaving
 
-DRAW = """
-import json, sys, time
-from pathlib import Path
-import numpy as np
-from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.runtime.backends.cuda import Cuda
-
-bundle, backend, plans = sys.argv[1:]
-probe = Cuda()
-before = probe.free_memory()
-start = time.perf_counter()
-pipeline = Pipeline.open(bundle, backend, plans=Path(plans) if plans else None)
-m = pipeline.bundle.manifest
-control = Control("seg", np.zeros((m.height, m.width, 3), np.uint8))
-request = Request("a house", controls=[control], num_inference_steps=4, guidance_scale=4.0, seed=1)
-pipeline.prepare(request)
-pipeline.backend.synchronize()
-prepared = time.perf_counter() - start
-engines = getattr(pipeline.backend, "_engines", {}).values()
-found = {e.plan.key.graph: len(e._cached) for e in engines}
-start = time.perf_counter()
-pipeline(request)
-pipeline(request)
-drawn = time.perf_counter() - start
-print(json.dumps({
-    "parts": pipeline.backend.memory(),
-    "taken": before - probe.free_memory(),
-    "modules": [name for name in ("torch", "diffusers", "transformers", "onnx") if name in sys.modules],
-    "found": found,
-    "prepared": prepared,
-    "drawn": drawn,
-}))
-"""
 USED = {"text_encoder", "hint_seg", "controlnet_seg", "unet", "update", "vae_decoder"}
 
 
 def test_memory_by_part_and_no_pytorch(open_any, python, report):
-    found = json.loads(python(DRAW, *open_any.arguments))
+    found = json.loads(python("gpu_start", *open_any.arguments))
     parts = found["parts"]
     report(f"{open_any.arguments[1]}: {parts} bytes by part, {found['taken']} taken from the device")
     assert parts
@@ -167,12 +134,12 @@ def test_a_second_process_finds_what_the_first_compiled(open_tensorrt, python, r
     folder = Path(open_tensorrt.arguments[2])
     for cache in folder.glob("*/runtime-*.cache"):
         cache.unlink()
-    first = json.loads(python(DRAW, *open_tensorrt.arguments))
+    first = json.loads(python("gpu_start", *open_tensorrt.arguments))
     assert first["found"].keys() == USED
     assert not any(first["found"].values())
     kept = {file.parent.name.rpartition("-")[0]: file.stat().st_size for file in folder.glob("*/runtime-*.cache")}
     assert kept.keys() == USED
-    second = json.loads(python(DRAW, *open_tensorrt.arguments))
+    second = json.loads(python("gpu_start", *open_tensorrt.arguments))
     assert second["found"] == kept
     for name, process in (("first", first), ("second", second)):
         report(f"{name} process: ready in {process['prepared']:.2f} s, two images in {process['drawn']:.2f} s")

@@ -110,101 +110,28 @@ def swap(pipeline: Pipeline, ask: Callable[..., Request]) -> None:
 
 # --- on a GPU
 
-START = """
-import fake_tensorrt
-gpu = fake_tensorrt.install()
-import sys
-from pathlib import Path
-import numpy as np
-from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundles.bundle import Bundle
-from cnpp_trt.conditions import CONDITIONS
-from cnpp_trt.errors import DeviceMemoryError
-
-bundle, plans = Bundle.open(sys.argv[1]), Path(sys.argv[2])
-fake_tensorrt.make_plans(bundle, plans)
-m = bundle.manifest
-IMAGES = np.random.default_rng(0).integers(0, 256, (2, m.height, m.width, 3), np.uint8)
-MIB = 1 << 20   # what every engine takes
-CORE = 4 * MIB
-loaded = fake_tensorrt.loaded
-
-def ask(*conditions, image=0, steps=1, **fields):
-    controls = [Control(c, IMAGES[image]) for c in conditions]
-    return Request(**{"prompt": "a house", "seed": 1, **fields}, controls=controls, num_inference_steps=steps)
-
-def same(a, b):
-    return np.array_equal(a.images, b.images) and np.array_equal(a.latents, b.latents)
-
-def loads(pipeline, condition, **fields):
-    before = len(loaded)
-    result = pipeline(ask(condition, **fields))
-    return loaded[before:], result
-
-def opened(**options):
-    return Pipeline.open(bundle, "tensorrt", plans=plans, **options)
-
-cpu = Pipeline.open(bundle, "onnxruntime-cpu", threads=1)
-"""
-
 
 @pytest.fixture
 def simulate(simulated_gpu: Any, five: Bundle, tmp_path: Path) -> Callable[..., str]:
-    def run(code: str, **options: Any) -> str:
-        return str(simulated_gpu.run(START + code, five.folder, tmp_path / "plans", timeout=300, **options))
+    """`simulate(function, argument, …)`: what a function of tests/programs/program_cache.py prints."""
+
+    def run(function: str, *arguments: str, **options: Any) -> str:
+        places = five.folder, tmp_path / "plans"
+        return str(simulated_gpu.program("program_cache", function, *places, *arguments, timeout=300, **options))
 
     return run
 
 
 def test_a_swap_loads_and_records_nothing_again_on_a_gpu(simulate):
-    simulate(
-        """
-pipeline = opened()
-for i in range(50):
-    if i == 10:
-        recorded = gpu.trace().count("cuGraphInstantiateWithParams") + gpu.trace().count("cuGraphInstantiate_v2")
-        before = sorted(loaded)
-        gpu.clear()
-    result = pipeline(ask(list(CONDITIONS)[i % 5]))
-    assert i < 5 or "loop" in result.timings
-each = [f"{role}_{c}" for c in CONDITIONS for role in ("hint", "controlnet")]
-assert before == sorted(loaded) == sorted(["text_encoder", "unet", "update", "vae_decoder", *each])
-assert not any("Instantiate" in call or "MemAlloc" in call for call in gpu.trace())
-"""
-    )
+    simulate("a_swap_loads_and_records_nothing_again_on_a_gpu")
 
 
-BUDGETS = [("opened(vram_budget=LIMIT)", {}), ("opened()", {"memory": 9 << 20})]
-
-
-@pytest.mark.parametrize(("open_", "options"), BUDGETS, ids=["budget", "full card"])
-def test_what_was_used_longest_ago_goes_first(simulate, open_, options):
+@pytest.mark.parametrize(("limited", "options"), [("by a budget", {}), ("by the card", {"memory": 9 << 20})])
+def test_what_was_used_longest_ago_goes_first(simulate, limited, options):
     """Room for the core, two conditions, and their buffers."""
     simulate(
-        f"""
-LIMIT = 9 * MIB
-pipeline = {open_}
-"""
-        """
-first, expected = loads(pipeline, "seg")
-assert first == ["text_encoder", "hint_seg", "controlnet_seg", "unet", "vae_decoder"]   # update was, when opening
-assert same(expected, cpu(ask("seg")))
-def pair(condition): return [f"hint_{condition}", f"controlnet_{condition}"]
-for condition, new in [
-    ("depth", True), ("seg", False), ("hed", True),      # depth was used longest ago
-    ("seg", False), ("depth", True),                      # hed went
-    ("seg", False), ("depth", False), ("hed", True),      # seg went
-    ("depth", False), ("seg", True), ("canny", True), ("lineart", True), ("canny", False), ("seg", True),
-]:
-    found, result = loads(pipeline, condition)
-    assert found == (pair(condition) if new else []), (condition, found)
-    assert same(result, cpu(ask(condition))), condition
-    again = loads(pipeline, condition)[1]
-    assert same(result, again) and "loop" in again.timings, condition
-    assert gpu.live_bytes() <= gpu.peak_bytes() <= LIMIT
-parts = pipeline.backend.memory()
-assert sum(parts.values()) == gpu.peak_bytes(), parts
-""",
+        "what_was_used_longest_ago_goes_first",
+        limited,
         **options,
     )
 
@@ -212,75 +139,19 @@ assert sum(parts.values()) == gpu.peak_bytes(), parts
 @pytest.mark.parametrize("lazy", [False, True])
 def test_two_hundred_mixed_requests_within_a_budget(simulate, lazy):
     simulate(
-        """
-LIMIT = 8 * MIB
-pipeline = opened(vram_budget=LIMIT)
-rng = np.random.default_rng(1)
-names = list(CONDITIONS)
-used = []
-for i in range(200):
-    one, other = rng.permutation(names)[:2]
-    wanted = ask(*[one, other][: 2 if i % 7 == 0 else 1], image=i % 2, steps=1 + i % 2, seed=i, prompt=f"p {i % 20}",
-                 num_images_per_prompt=1 + i % 3 % 2, guidance_scale=float(rng.choice([1.0, 5.0])))
-    try:
-        result = pipeline(wanted)
-    except DeviceMemoryError:
-        assert i % 7 == 0   # two conditions alone may not fit
-        continue
-    if i % 10 == 3:
-        assert same(result, cpu(wanted)), i
-    assert gpu.peak_bytes() <= LIMIT, i
-    used.append((gpu.live_objects()["device"], gpu.live_objects()["exec"], gpu.live_objects()["pinned"]))
-assert len(used) > 170 and len(loaded) > 100
-assert np.max(used[100:], axis=0).tolist() <= (np.max(used[:100], axis=0) * 1.25).tolist(), used
-""",
+        "two_hundred_mixed_requests_within_a_budget",
         lazy=lazy,
     )
 
 
 def test_scratch_that_nothing_needs_any_more_goes_too(simulate):
     """Two images need twice the scratch, beside which the contexts of one image keep theirs until room is short."""
-    simulate(
-        """
-import gc
-def size(context):
-    return context.shapes["model_input"][0] << 19 if "model_input" in context.shapes else 4096
-fake_tensorrt.Context.update_device_memory_size_for_shapes = size
-pipeline = opened(vram_budget=1 << 40)
-wanted = {n: ask("seg", num_images_per_prompt=n) for n in (1, 2)}
-LIMIT = CORE + 2 * MIB + pipeline.memory_needed(wanted[2])["buffers"] + (2 << 20) + (256 << 10)
-pipeline.close()
-del pipeline
-gc.collect()
-pipeline = opened(vram_budget=LIMIT)
-for images in (1, 2, 1, 2, 1):
-    assert same(pipeline(wanted[images]), cpu(wanted[images]))
-assert 3 * MIB + LIMIT // 2 < gpu.peak_bytes() <= LIMIT
-assert loaded.count("unet") == loaded.count("controlnet_seg") == 1
-"""
-    )
+    simulate("scratch_that_nothing_needs_any_more_goes_too")
 
 
 def test_a_budget_that_one_request_exceeds(simulate):
     """Nothing that fits is harmed by what does not."""
-    out = simulate(
-        """
-pipeline = opened(vram_budget=CORE + 3 * MIB)
-expected = pipeline(ask("seg"))
-try:
-    pipeline(ask("seg", "depth"))
-except DeviceMemoryError as e:
-    print(e)
-assert same(pipeline(ask("seg")), expected) and same(pipeline(ask("depth")), cpu(ask("depth")))
-small = opened(vram_budget=3 * MIB)
-gpu.clear()
-try:
-    small(ask("seg"))
-except DeviceMemoryError as e:
-    print(e)
-assert not any("MemAlloc" in call for call in gpu.trace())
-"""
-    )
+    out = simulate("a_budget_that_one_request_exceeds")
     two, none = out.splitlines()
     assert two.startswith("weights 0.00 GiB + activations 0.00 GiB + buffers 0.00 GiB together: ")
     assert "of device memory is needed beside 0.01 GiB that is held, and the budget is 0.01 GiB: raise it to" in two
@@ -291,53 +162,12 @@ assert not any("MemAlloc" in call for call in gpu.trace())
 
 def test_a_program_that_is_held_outside_keeps_its_engines(simulate):
     """A recording may still be replayed after its program and engines were dropped: they go when it goes."""
-    simulate(
-        """
-import gc
-gc.disable()   # nothing here may depend on it
-pipeline = opened()
-pipeline(ask("seg"))
-program = pipeline._preparation.programs.programs[next(iter(pipeline._preparation.programs.programs))]
-expected = pipeline.backend.download(program.workspace.latents)
-held = gpu.live_bytes()
-for graph in ("hint_seg", "controlnet_seg"):
-    pipeline.backend.release(graph)
-pipeline._preparation.programs.programs.clear()
-assert gpu.live_bytes() == held
-assert pipeline.backend.held()["weights"] == 6 * MIB
-program.recording()
-assert np.isfinite(pipeline.backend.download(program.workspace.latents)).all()
-del program
-assert pipeline.backend.held()["weights"] == CORE
-assert gpu.live_bytes() <= held - 2 * MIB
-assert loads(pipeline, "seg")[0] == ["hint_seg", "controlnet_seg"]
-"""
-    )
+    simulate("a_program_that_is_held_outside_keeps_its_engines")
 
 
 def test_extractors_are_loaded_on_demand_too(simulate):
     """Also by a callback, while the loop runs that holds everything it needs."""
-    simulate(
-        """
-LIMIT = CORE + 4 * MIB
-pipeline = opened(vram_budget=LIMIT)
-photo = IMAGES[0]
-pipeline.extract("hed", photo)
-pipeline.backend.release("extractor_hed")
-assert fake_tensorrt.compiled == []
-pipeline.extract("hed", photo)
-assert fake_tensorrt.compiled == [b"compiled"]   # what was compiled before it was unloaded
-for condition in ("hed", "depth", "hed", "depth"):
-    assert np.array_equal(pipeline.extract(condition, photo), cpu.extract(condition, photo))
-    inside = []
-    watched = pipeline(ask(condition), callback_on_step_end=lambda *step: inside.append(pipeline.extract("hed", photo)))
-    assert same(watched, cpu(ask(condition))) and same(pipeline(ask(condition)), watched)
-    assert np.array_equal(inside[0], cpu.extract("hed", photo))
-    assert gpu.peak_bytes() <= LIMIT
-assert loaded.count("unet") == 1
-assert loaded.count("controlnet_hed") > 1 and loaded.count("extractor_depth") > 1
-"""
-    )
+    simulate("extractors_are_loaded_on_demand_too")
 
 
 # --- who keeps a budget

@@ -1,10 +1,9 @@
-"""The fixture `simulated_gpu` for test modules: `simulated_gpu.run(code)` runs code where there is a simulated GPU."""
+"""The fixture `simulated_gpu` for test modules: runs programs of tests/programs where there is a simulated GPU."""
 
 import importlib.util
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,6 @@ class SimulatedGpu:
         """See simulator.environment."""
         made: dict[str, str] = simulator.environment(self.folder, **options)
         return made
-
-    def run(self, code: str, *arguments: Any, timeout: float = 120, **options: Any) -> str:
-        """What a fresh interpreter prints that runs the code; the test fails where the code does.
-
-        Args:
-            arguments: its sys.argv[1:].
-            options: of simulator.environment.
-        """
-        script = Path(tempfile.mkdtemp(dir=self.folder)) / "script.py"  # a file, so that tracebacks show its lines
-        script.write_text(code)
-        return self._run(script, *arguments, timeout=timeout, **options)
 
     def program(self, module: str, function: str, *arguments: Any, timeout: float = 120, **options: Any) -> str:
         """What a function of tests/programs/`module`.py prints in a fresh interpreter; the test fails where it does.

@@ -140,42 +140,9 @@ def test_a_damaged_graph_is_told_as_the_bundles(bundle_copy):
 
 
 def test_recordings_draw_the_same_bytes_on_the_simulated_gpu(simulated_gpu, tiny, tmp_path):
-    simulated_gpu.run(
-        """
-import sys
-import fake_tensorrt
-gpu = fake_tensorrt.install()
-from pathlib import Path
-import numpy as np
-from cnpp_trt import Pipeline
-from cnpp_trt.benchmarks.latency import waterfall as module
-from cnpp_trt.bundles.bundle import Bundle
-
-bundle, plans = Bundle.open(sys.argv[1]), Path(sys.argv[2])
-fake_tensorrt.make_plans(bundle, plans)
-bench = module._Bench(bundle, "seg", "gpu", 1, plans, {"num_inference_steps": 3})
-expected = Pipeline.open(bundle, "onnxruntime-cpu", threads=1)(bench.request)
-replays = {"plan": 0, "graph_per_engine": 1 + 3 * 3 + 1, "whole_loop": 1}
-for optimization in module.OPTIMIZATIONS:
-    if optimization.name in replays:
-        generate = optimization.open(bench)
-        for _ in range(2):
-            gpu.clear()
-            fake_tensorrt.launches.clear()
-            output = generate()
-            assert np.array_equal(output.latents, expected.latents), optimization.name
-            assert np.array_equal(output.images, expected.images), optimization.name
-            assert gpu.trace().count("cuGraphLaunch") == replays[optimization.name], gpu.trace()
-            step = ["controlnet_seg", "unet", "update"]
-            assert fake_tensorrt.launches == ["hint_seg", *step * 3, "vae_decoder"], fake_tensorrt.launches
-
-result = module.waterfall(bundle, "seg", device="gpu", threads=1, plans=plans, rounds=2, num_inference_steps=2)
-found = {t["name"]: t for t in result["optimizations"]}
-assert set(found) == {optimization.name for optimization in module.OPTIMIZATIONS if optimization.device != "cpu"}
-for name in replays:
-    assert found[name]["reason"] == "" and found[name]["difference"] == 0 and "ratio" in found[name], found[name]
-assert "CUDA provider" in found["naive"]["reason"] and "seconds" not in found["naive"], found["naive"]
-""",
+    simulated_gpu.program(
+        "waterfall_simulated",
+        "recordings_draw_the_same_bytes",
         tiny.bundle,
         tmp_path / "plans",
     )

@@ -13,66 +13,26 @@ pytestmark = pytest.mark.skipif(
     torch.version.cuda is not None, reason="a PyTorch for CUDA would look for the simulated GPU"
 )
 
-START = """
-import fake_tensorrt
-gpu = fake_tensorrt.install()
-import sys
-from pathlib import Path
-import torch
-from cnpp_trt import Pipeline
-from cnpp_trt.benchmarks.parity.check_plans import check_plans
-from cnpp_trt.benchmarks.parity.graph_parity import compare_launches
-from cnpp_trt.benchmarks.requests import make_requests
-from cnpp_trt.bundles.bundle import Bundle
-from cnpp_trt.engines.build import Sizes
-from cnpp_trt.export.checkpoint import Checkpoint
-
-torch.set_num_threads(1)
-bundle, checkpoint, plans = Bundle.open(sys.argv[1]), Checkpoint(sys.argv[2]), Path(sys.argv[3])
-fake_tensorrt.make_plans(bundle, plans)
-sizes = Sizes((1, 2), (True, False))
-"""
-
 
 @pytest.fixture
 def simulate(simulated_gpu: Any, tiny: Any, tmp_path: Path) -> Any:
-    def run(code: str, **options: Any) -> str:
-        arguments = (tiny.bundle, tiny.checkpoint, tmp_path / "plans")
-        return simulated_gpu.run(START + code, *arguments, timeout=300, **options)
+    """`simulate(function)`: what a function of tests/programs/parity_simulated.py prints."""
+
+    def run(function: str, **options: Any) -> str:
+        places = tiny.bundle, tiny.checkpoint, tmp_path / "plans"
+        return simulated_gpu.program("parity_simulated", function, *places, timeout=300, **options)
 
     return run
 
 
 def test_plans_are_checked_at_every_size(simulate):
-    simulate(
-        """
-found = check_plans(bundle, checkpoint, ["seg", "depth"], sizes, plans)
-assert (found["backend"], found["note"], found["passed"]) == ("tensorrt-rtx", "", True), found
-launches = {g["graph"]: g["launches"] for g in found["graphs"]}
-# Four sizes, of each two conditions and both together, in four steps.
-assert launches["unet"] == launches["update"] == 4 * 3 * 4 and launches["add_residuals"] == 4 * 4, launches
-assert launches["text_encoder"] == launches["vae_decoder"] == 4 * 3, launches
-
-fake_tensorrt.poison["controlnet_depth"] = lambda name, value: value * 1.01 if name == "mid" else value
-found = check_plans(bundle, checkpoint, ["seg", "depth"], sizes, plans)
-(line,) = found["missed"]
-assert line.startswith("graph controlnet_depth, worst at controlnet_depth step ") and "mid: 0.01," in line, line
-assert not found["passed"]
-"""
-    )
+    simulate("plans_are_checked_at_every_size")
 
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_graphs_and_steps_are_those_of_the_cpu(simulate, lazy):
     """Lazily, nothing runs before something waits for it: a forgotten wait would show as stale data."""
     simulate(
-        """
-def compared(pipeline):
-    requests = list(make_requests(pipeline, "seg", [0], num_inference_steps=3))
-    return compare_launches(pipeline, checkpoint, requests)
-on_gpu = compared(Pipeline.open(bundle, "tensorrt", plans=plans))
-assert on_gpu == compared(Pipeline.open(bundle, "onnxruntime-cpu", threads=1))
-assert all(0 < step < 1e-4 for step in on_gpu[1][0]["free"] + on_gpu[1][0]["forced"])
-""",
+        "graphs_and_steps_are_those_of_the_cpu",
         lazy=lazy,
     )

@@ -11,49 +11,14 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-START = """
-import fake_tensorrt
-gpu = fake_tensorrt.install()
-import sys
-from dataclasses import replace
-from pathlib import Path
-import numpy as np
-from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.bundles.bundle import Bundle
-from cnpp_trt.errors import BackendError
-from cnpp_trt.runtime.program_cache import MAX_PROGRAMS
-
-bundle, plans = Bundle.open(sys.argv[1]), Path(sys.argv[2])
-fake_tensorrt.make_plans(bundle, plans)
-m = bundle.manifest
-IMAGES = np.random.default_rng(0).integers(0, 256, (4, m.height, m.width, 3), np.uint8)
-
-def request(*conditions, image=0, scale=1.0, **fields):
-    controls = [Control(c, IMAGES[image], scale) for c in conditions or ("seg",)]
-    fields = {"prompt": "a house", "num_inference_steps": fields.pop("steps", 3), "seed": 1, **fields}
-    return Request(controls=controls, **fields)
-
-def same(a, b):
-    return np.array_equal(a.images, b.images) and np.array_equal(a.latents, b.latents)
-
-def refused(call):
-    try:
-        call()
-    except BackendError as e:
-        assert "\\n" not in str(e)
-        return str(e)
-    raise AssertionError("nothing was raised")
-
-cpu = Pipeline.open(bundle, "onnxruntime-cpu", threads=1)
-def opened(**options):
-    return Pipeline.open(bundle, "tensorrt", plans=plans, **options)
-"""
-
 
 @pytest.fixture
 def simulate(simulated_gpu: Any, tiny: Any, tmp_path: Path) -> Any:
-    def run(code: str, **options: Any) -> str:
-        return simulated_gpu.run(START + code, tiny.bundle, tmp_path / "plans", **options)
+    """`simulate(function, argument, …)`: what a function of tests/programs/tensorrt_simulated.py prints."""
+
+    def run(function: str, *arguments: str, **options: Any) -> str:
+        places = tiny.bundle, tmp_path / "plans"
+        return simulated_gpu.program("tensorrt_simulated", function, *places, *arguments, **options)
 
     return run
 
@@ -62,172 +27,48 @@ def simulate(simulated_gpu: Any, tiny: Any, tmp_path: Path) -> Any:
 def test_recorded_and_unrecorded_draw_the_cpu_backends_images(simulate, lazy):
     """Lazily, nothing runs before something waits for it: a forgotten wait would show as stale data."""
     simulate(
-        """
-pipeline = opened()
-unguided = request(num_images_per_prompt=2, scheduler="lcm", guidance_scale=1.0)
-for wanted in (request(), request("seg", "depth"), unguided):
-    expected = cpu(wanted)
-    one_by_one = pipeline(wanted)
-    recorded = pipeline(wanted)
-    stepped = []
-    watched = pipeline(wanted, callback_on_step_end=lambda k, t, latents: stepped.append((k, latents)))
-    assert "unet" in one_by_one.timings and "loop" in recorded.timings and "unet" in watched.timings
-    assert same(expected, one_by_one) and same(expected, recorded) and same(expected, watched)
-    assert [k for k, _ in stepped] == [0, 1, 2] and np.array_equal(stepped[-1][1], expected.latents)
-""",
+        "recorded_and_unrecorded_draw_the_cpu_backends_images",
         lazy=lazy,
     )
 
 
 def test_images_to_begin_with_long_prompts_and_clip_skip(simulate):
     """Each as the CPU backend draws it; an initial image's strength and the prompt are no reason to record again."""
-    simulate(
-        """
-pipeline = opened()
-wanted = [
-    request(init_image=IMAGES[1], strength=0.7, steps=5, num_images_per_prompt=2),
-    request(init_image=IMAGES[2], strength=0.61, steps=5, num_images_per_prompt=2, guidance_scale=2.0),
-    request(prompt="a house " * 15, long_prompt=True),
-    request(prompt="a house " * 14, negative_prompt="fog", long_prompt=True, clip_skip=1),
-    request(prompt="a house (again:1.3) BREAK red", long_prompt=True, prompt_weights=True, clip_skip=1),
-]
-for each in wanted:
-    assert same(cpu(each), pipeline(each)), each
-    assert same(cpu(each), pipeline(each)), each
-assert len(pipeline._preparation.programs.programs) == 2
-assert [s.chunks for s in pipeline._preparation.programs.programs] == [1, 2]
-"""
-    )
+    simulate("images_to_begin_with_long_prompts_and_clip_skip")
 
 
 def test_one_graph_launch_and_no_wait_inside(simulate):
-    simulate(
-        """
-pipeline = opened(warm=request())
-gpu.clear()
-fake_tensorrt.launches.clear()
-pipeline(request(seed=9, prompt="a tree", image=1))
-trace = gpu.trace()
-assert trace.count("cuGraphLaunch") == 1, trace
-waits = [i for i, call in enumerate(trace) if "Synchronize" in call]
-first_copy_back = next(i for i, call in enumerate(trace) if call.startswith("cuMemcpyDtoH"))
-assert min(waits) > first_copy_back > trace.index("cuGraphLaunch"), trace
-step = ["controlnet_seg", "unet", "update"]
-assert fake_tensorrt.launches == ["text_encoder", "hint_seg", *step * 3, "vae_decoder"], fake_tensorrt.launches
-assert not any("Alloc" in call or "Free" in call for call in trace if "Host" in call), trace
-"""
-    )
+    simulate("one_graph_launch_and_no_wait_inside")
 
 
 def test_values_are_data_in_the_recording(simulate):
-    simulate(
-        """
-pipeline = opened(warm=request())
-program, = pipeline._preparation.programs.programs.values()
-recording = program.recording
-changes = dict(prompt="a tree", seed=7, scale=0.3, guidance_scale=2.0, image=2, scheduler="ddim")
-for changed in [{name: value} for name, value in changes.items()] + [changes, {}]:
-    assert same(pipeline(request(**changed)), cpu(request(**changed))), changed
-assert program.recording is recording and len(pipeline._preparation.programs.programs) == 1
-"""
-    )
+    simulate("values_are_data_in_the_recording")
 
 
 def test_two_hundred_mixed_requests_need_no_more_memory(simulate):
     simulate(
-        """
-pipeline = opened()
-rng = np.random.default_rng(1)
-mixed = [
-    request(*["seg", "depth"][: 1 + i % 2], image=int(rng.integers(4)), steps=1 + i % 3, seed=i,
-            num_images_per_prompt=1 + i % 2, guidance_scale=float(rng.choice([1.0, 5.0])), prompt=f"prompt {i % 5}")
-    for i in range(200)
-]
-used = []
-for i, wanted in enumerate(mixed):
-    result = pipeline(wanted)
-    if i % 40 == 39:
-        assert same(result, cpu(wanted))
-        used.append((gpu.live_bytes(), gpu.live_objects()["device"], gpu.live_objects()["exec"]))
-assert max(u[0] for u in used[1:]) <= used[0][0] * 1.25, used
-assert all(u[2] <= MAX_PROGRAMS for u in used), used
-assert gpu.live_objects()["event"] == 0
-""",
+        "two_hundred_mixed_requests_need_no_more_memory",
         timeout=300,
     )
 
 
 def test_a_recording_keeps_its_memory_and_gives_it_back(simulate):
-    simulate(
-        """
-import gc
-pipeline = opened()
-pipeline(request())
-program, = pipeline._preparation.programs.programs.values()
-recording, latents, before = program.recording, program.workspace.latents, gpu.live_bytes()
-pipeline._preparation.programs.programs.clear()
-del program
-gc.collect()
-assert gpu.live_bytes() == before
-recording()
-assert np.isfinite(pipeline.backend.download(latents)).all()
-del recording, latents
-gc.collect()
-assert gpu.live_bytes() < before
-assert gpu.live_objects()["exec"] == 0
-"""
-    )
+    simulate("a_recording_keeps_its_memory_and_gives_it_back")
 
 
 def test_garbage_that_is_collected_during_a_capture_does_not_spoil_it(simulate):
     """To free device memory is not allowed while the thread captures; a pipeline that is gone leaves a cycle that has
     some."""
-    simulate(
-        """
-import gc, weakref
-gc.set_threshold(0)   # on, but never of itself
-pipeline, gone = opened(), opened()
-gone(request())
-memory = weakref.ref(gone.backend._scratch().owner)
-del gone
-assert memory() is not None
-record = pipeline.backend.record
-def collect():
-    gc.set_threshold(1, 1, 1)
-    return [[] for _ in range(5000)]
-pipeline.backend.record = lambda launches: record([launches[0], collect, *launches[1:]])
-pipeline(request())
-recorded = pipeline(request())
-assert "loop" in recorded.timings and recorded.notes == (), recorded.notes
-assert same(recorded, cpu(request()))
-gc.collect()
-assert memory() is None
-"""
-    )
+    simulate("garbage_that_is_collected_during_a_capture_does_not_spoil_it")
 
 
 def test_requests_of_several_threads_queue(simulate):
-    simulate(
-        """
-from concurrent.futures import ThreadPoolExecutor
-pipeline = opened()
-wanted = [request(seed=i, prompt=f"p{i % 3}", image=i % 4, steps=2 + i % 2) for i in range(24)]
-with ThreadPoolExecutor(6) as pool:
-    found = list(pool.map(pipeline, wanted))
-for w, f in zip(wanted, found):
-    assert same(f, cpu(w))
-"""
-    )
+    simulate("requests_of_several_threads_queue")
 
 
 def test_a_card_that_is_too_small_gets_one_line_before_anything_is_loaded(simulate):
     out = simulate(
-        """
-pipeline = opened()
-gpu.clear()
-print(refused(lambda: pipeline(request())))
-assert not any("Alloc" in call for call in gpu.trace())
-""",
+        "a_card_that_is_too_small_gets_one_line_before_anything_is_loaded",
         memory=3 << 20,
     )
     assert (
@@ -238,37 +79,11 @@ assert not any("Alloc" in call for call in gpu.trace())
 
 
 def test_memory_by_part(simulate):
-    simulate(
-        """
-pipeline = opened()
-needed = pipeline.memory_needed(request())
-assert gpu.live_bytes() == 1 << 20 and needed["weights"] == 5 << 20, needed   # the smallest is loaded when opening
-pipeline(request())
-held = pipeline.memory_needed(request())
-assert held["weights"] == held["activations"] == 0 < held["buffers"] == needed["buffers"], held
-begun = pipeline.memory_needed(request(init_image=IMAGES[1]))
-assert begun["weights"] == 1 << 20, begun   # the encoder's plan
-assert begun["buffers"] > held["buffers"], begun
-parts = pipeline.backend.memory()
-assert parts["weights"] == 6 << 20, parts   # six plans of 1 MiB, as their records say
-assert parts["activations"] == fake_tensorrt.Context.SCRATCH
-assert sum(parts.values()) == gpu.live_bytes()
-"""
-    )
+    simulate("memory_by_part")
 
 
 def test_what_was_compiled_is_kept_for_the_next_process(simulate):
-    simulate(
-        """
-opened(warm=request())
-caches = sorted(p.parent.name.rpartition("-")[0] for p in plans.glob("*/runtime-sm120-cuda*.cache"))
-assert caches == ["controlnet_seg", "hint_seg", "text_encoder", "unet", "update", "vae_decoder"], caches
-assert {p.suffix for p in plans.glob("*/*")} == {".cache", ".engine", ".json"}
-assert fake_tensorrt.compiled == []
-opened(warm=request())
-assert fake_tensorrt.compiled == [b"compiled"] * 6
-"""
-    )
+    simulate("what_was_compiled_is_kept_for_the_next_process")
 
 
 @pytest.mark.parametrize(
@@ -280,62 +95,23 @@ assert fake_tensorrt.compiled == [b"compiled"] * 6
 def test_a_nan_is_traced_to_its_graph(simulate, graph, message):
     """The second call of the graph, and every one after it, gives NaN; recorded and launch by launch."""
     out = simulate(
-        f"""
-pipeline = opened(warm=request())
-bad = {{"unet": "noise_pred", "controlnet_seg": "mid", "vae_decoder": "magnitude"}}["{graph}"]
-def poison(name, value):
-    # How often a graph ran in this image tells its step: the update graph counts them.
-    ran = fake_tensorrt.launches[::-1]
-    since = ran[: ran.index("hint_seg")] if "hint_seg" in ran else ran
-    late = "{graph}" == "vae_decoder" or fake_tensorrt.launches.count("update") % 3 >= 1
-    return np.full_like(value, np.nan) if name == bad and late else value
-fake_tensorrt.launches.clear()
-fake_tensorrt.poison["{graph}"] = poison
-print(refused(lambda: pipeline(request())))
-fake_tensorrt.poison.clear()
-fake_tensorrt.launches.clear()
-assert same(pipeline(request()), cpu(request()))
-"""
+        "a_nan_is_traced_to_its_graph",
+        graph,
     )
     assert message in out
 
 
 def test_what_cannot_be_captured_runs_launch_by_launch_and_says_so(simulate):
-    simulate(
-        """
-fake_tensorrt.uncapturable.add("unet")
-pipeline = opened()
-for _ in range(2):
-    result = pipeline(request())
-    assert same(result, cpu(request())) and "unet" in result.timings
-    assert result.notes[0].startswith("the loop runs launch by launch: tensorrt-rtx 1.7.1.116 cannot capture unet on")
-"""
-    )
+    simulate("what_cannot_be_captured_runs_launch_by_launch_and_says_so")
 
 
 def test_a_plan_that_was_changed_is_not_loaded(simulate):
-    out = simulate(
-        """
-plan = next(plans.glob("unet-*/plan.engine"))
-content = bytearray(plan.read_bytes())
-content[3] ^= 1
-plan.write_bytes(content)
-print(refused(lambda: opened()(request())))
-"""
-    )
+    out = simulate("a_plan_that_was_changed_is_not_loaded")
     assert "is damaged and was not loaded: run `cnpp-trt build` again" in out
 
 
 def test_plans_that_are_missing_or_of_another_version_or_size(simulate):
-    out = simulate(
-        """
-print(refused(lambda: opened()(request(num_images_per_prompt=3))))
-fake_tensorrt.sys.modules["tensorrt_rtx"].__version__ = "1.8.0"
-print(refused(opened))
-plans = plans / "nowhere"
-print(refused(opened))
-"""
-    )
+    out = simulate("plans_that_are_missing_or_of_another_version_or_size")
     size, version, missing = out.splitlines()[-3:]
     assert "no plan of text_encoder takes input_ids [6, 77]" in size
     assert "no plan of text_encoder for tensorrt-rtx 1.8.0 on" in version
@@ -344,15 +120,7 @@ print(refused(opened))
 
 
 def test_auto_takes_plans_where_there_are_some_and_says_why_not(simulate):
-    out = simulate(
-        """
-import os
-os.environ["CNPP_TRT_HOME"] = str(plans.parent / "home")
-print(Pipeline.open(bundle, "auto", plans=plans).backend.name)
-chosen = Pipeline.open(bundle, "auto")
-print(chosen.backend.name, chosen.reason)
-"""
-    )
+    out = simulate("auto_takes_plans_where_there_are_some_and_says_why_not")
     taken, other = out.splitlines()[-2:]
     assert taken == "tensorrt-rtx"
     assert other.startswith("onnxruntime-cpu not tensorrt: no plan of text_encoder")
