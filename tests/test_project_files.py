@@ -1,5 +1,6 @@
 """The files beside the code agree with each other: workflows, Makefile, versions, and paths that the texts name."""
 
+import importlib.util
 import io
 import re
 import subprocess
@@ -187,3 +188,36 @@ def _changed(wheel: Path, gone: str, added: str) -> bytes:
                 after.writestr(name, before.read(name))
         after.writestr(added, "")
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("origin", "address"),
+    [
+        ("https://github.com/owner/cnpp-trt.git", "https://github.com/owner/cnpp-trt"),
+        ("git@github.com:owner/cnpp-trt.git", "https://github.com/owner/cnpp-trt"),
+        ("https://token@example.org/owner/cnpp.trt", "https://example.org/owner/cnpp.trt"),
+        ("/home/user/cnpp-trt", None),
+        ("", None),
+    ],
+)
+def test_links_of_the_package_lead_to_its_repository(tmp_path: Path, origin: str, address: str | None) -> None:
+    """A package's page on an index has no files beside it, so relative links would be dead there."""
+    specification = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert specification is not None and specification.loader is not None
+    hooks = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(hooks)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    if origin:
+        subprocess.run(["git", "-C", tmp_path, "config", "remote.origin.url", origin], check=True)
+    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text("utf-8"), "utf-8")
+    metadata: dict[str, Any] = {}
+    hooks.Links(str(tmp_path), {}).update(metadata)
+    text = metadata["readme"]["text"]
+    relative = re.findall(r"\]\((?!https?:|#)([^)]+)\)", text)
+    if address is None:
+        assert "urls" not in metadata and relative
+    else:
+        assert metadata["urls"]["Source"] == address
+        assert not relative
+        assert f"]({address}/blob/main/docs/quickstart.md)" in text
+        assert f"]({address}/raw/main/docs/sheet.png)" in text
