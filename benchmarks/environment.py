@@ -2,17 +2,21 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..gpu import find_gpu
 from ..messages import printable
 from ..versions import PACKAGES, __version__, installed
 
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap", "clocks.sm", "clocks.mem", "clocks.max.sm",
                "power.limit", "power.draw", "temperature.gpu")  # fmt: skip
+_SAMPLED = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_throttle_reasons.active")
 _ROOT = Path(__file__).parent.parent
 
 
@@ -46,8 +50,49 @@ def cpu_name() -> str:
 
 
 def gpu_state() -> dict[str, str] | None:
-    """What nvidia-smi says of the first GPU, by its own field names; None without one."""
+    """What nvidia-smi says of CUDA's first GPU, by its own field names; None without one."""
     return _nvidia_smi(*_GPU_FIELDS)
+
+
+class GpuSampler:
+    """Clocks, power, temperature and what slows the GPU down, twice a second while it is a context.
+
+    Attributes:
+        ranges: by nvidia-smi's field names the smallest and largest value, or the values where they are no numbers;
+            empty without a GPU that nvidia-smi knows.
+    """
+
+    def __init__(self) -> None:
+        self.ranges: dict[str, str] = {}
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "GpuSampler":
+        query = _query(_SAMPLED)
+        if query is not None:
+            with suppress(OSError):
+                self._process = subprocess.Popen(
+                    [*query, "--loop-ms=500"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        lines, _ = self._process.communicate()
+        # The last line may be cut off.
+        rows = [line.split(",") for line in lines.split("\n")[:-1]]
+        columns = zip(*(row for row in rows if len(row) == len(_SAMPLED)), strict=True)
+        for field, values in zip(_SAMPLED, columns, strict=False):
+            self.ranges[field] = _range([printable(value.strip(), 80) for value in values])
+
+
+def _range(values: list[str]) -> str:
+    numbers = [re.match(r"\d+(\.\d+)?", value) for value in values]
+    if not all(numbers) or any(value.startswith("0x") for value in values):
+        return ", ".join(dict.fromkeys(values))
+    found = sorted(zip((float(number[0]) for number in numbers if number), values, strict=True))
+    return found[0][1] if found[0][0] == found[-1][0] else f"{found[0][1]} to {found[-1][1]}"
 
 
 def gpu_memory_used() -> int | None:
@@ -84,11 +129,22 @@ def commit() -> str | None:
     return head + ("+" if changed else "")
 
 
-def _nvidia_smi(*fields: str) -> dict[str, str] | None:
+def _query(fields: Sequence[str]) -> list[str] | None:
+    """nvidia-smi's command line for CUDA's first GPU; None without the program.
+
+    By its UUID: nvidia-smi counts GPUs in the order of their bus, CUDA by speed and only those that are visible.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    query = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
+    gpu = find_gpu().gpu
+    return [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={gpu.uuid if gpu else 0}"]
+
+
+def _nvidia_smi(*fields: str) -> dict[str, str] | None:
+    query = _query(fields)
+    if query is None:
+        return None
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -16,6 +16,7 @@ from .options import (
     BackendName,
     BundleFolder,
     BundleSize,
+    Device,
     Json,
     Plans,
     Precision,
@@ -52,7 +53,7 @@ _PARITY_PANELS = {
     "Model": _BUNDLE,
     "Sampling": ("images", "half", "steps"),
     "Control": ("cond",),
-    "Runtime": ("backend", "plans", "threads"),
+    "Runtime": ("backend", "device", "plans", "threads"),
     "Measurement": ("thresholds",),
     "Output": ("out", "as_json"),
 }
@@ -66,7 +67,7 @@ _CONSISTENCY_PANELS = {
     "Prompt": ("data", "prompts", "negative_prompt"),
     "Sampling": ("images", "steps", "guidance_scale", "scheduler"),
     "Control": ("cond",),
-    "Runtime": ("backend", "plans", "threads"),
+    "Runtime": ("backend", "device", "plans", "threads"),
     "Measurement": ("against", "fid", "clip_score", "shard", "fresh"),
     "Output": ("out", "as_json"),
 }
@@ -167,6 +168,7 @@ def parity_command(
     size: BundleSize = None,
     precision: Precision = None,
     backend: BackendName = "auto",
+    device: Device = 0,
     plans: Plans = None,
     images: Annotated[int, typer.Option("--num-images", "-n", "--images", min=1, help="Images of each condition.")] = 8,
     half: Annotated[
@@ -199,7 +201,7 @@ def parity_command(
         from ..benchmarks.parity.command import ParitySettings, measure_parity
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("parity", e, *EXPORT_MODULES, "skimage")) from None
-    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans)
+    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans, device=device)
     deployed = open_pipeline(folder)
     settings = ParitySettings(
         conditions=read_conditions(cond, list(deployed.bundle.manifest.conditions)),
@@ -232,6 +234,7 @@ def consistency_command(
     size: BundleSize = None,
     precision: Precision = None,
     backend: BackendName = "auto",
+    device: Device = 0,
     plans: Plans = None,
     threads: Threads = None,
     against: Annotated[
@@ -286,7 +289,7 @@ def consistency_command(
     from ..benchmarks.report.tables import markdown_of
 
     own_shard = Shard.parse(shard)
-    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans)
+    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans, device=device)
     deployed = open_pipeline(folder)
     settings = ConsistencySettings(
         conditions=read_conditions(cond, list(deployed.bundle.manifest.conditions)),

@@ -61,6 +61,9 @@ Precision = Annotated[
     typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also bf16."),
 ]
 BackendName = Annotated[str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")]
+Device = Annotated[
+    int, typer.Option(min=0, help="The GPU's index, as CUDA_VISIBLE_DEVICES leaves them.", show_default=False)
+]
 VramBudget = Annotated[
     str | None,
     typer.Option(help="Device memory that weights, activations and buffers may take, as in 6GiB. With TensorRT."),
@@ -270,6 +273,7 @@ def resolve_bundle(
     threads: int | None,
     plans: Path | None,
     vram_budget: str | None = None,
+    device: int = 0,
 ) -> tuple[Path, Callable[[Path], "Pipeline"]]:
     """Finds the bundle that a command's options name.
 
@@ -280,7 +284,7 @@ def resolve_bundle(
     from ..runtime.pipeline import Pipeline
 
     of_bundle = split_precision(precision)[0]
-    options = runtime_options(backend, precision, threads, plans, vram_budget)
+    options = runtime_options(backend, precision, threads, plans, vram_budget, device)
     pixels = read_size(size)
     if bundle is None:
         folder = _find(model or "miniature", of_bundle, pixels, preferred_precisions(backend))
@@ -292,7 +296,12 @@ def resolve_bundle(
 
 
 def runtime_options(
-    backend: str, precision: str | None, threads: int | None, plans: Path | None, vram_budget: str | None
+    backend: str,
+    precision: str | None,
+    threads: int | None,
+    plans: Path | None,
+    vram_budget: str | None,
+    device: int = 0,
 ) -> "RuntimeOptions":
     """Where and how graphs run, as the options of a command say.
 
@@ -307,7 +316,7 @@ def runtime_options(
         raise UserError(f"{of_openvino} is a precision of the backend openvino: add --backend openvino")
     budget = read_bytes(vram_budget) if vram_budget is not None else None
     return RuntimeOptions(
-        backend, threads=threads, precision="bf16" if of_openvino else None, plans=plans, vram_budget=budget
+        backend, device, threads=threads, precision="bf16" if of_openvino else None, plans=plans, vram_budget=budget
     )
 
 

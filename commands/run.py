@@ -15,6 +15,7 @@ from .options import (
     BackendName,
     BundleFolder,
     BundleSize,
+    Device,
     Json,
     Model,
     Plans,
@@ -57,7 +58,7 @@ _PANELS = {
         "guess_mode",
     ),
     "Sampling": ("steps", "scheduler", "guidance_scale", "seed", "num_images", "init_image", "strength"),
-    "Runtime": ("backend", "plans", "vram_budget", "threads"),
+    "Runtime": ("backend", "device", "plans", "vram_budget", "threads"),
     "Output": ("out", "repeat", "as_json"),
 }
 """Where the help shows each option."""
@@ -156,6 +157,7 @@ def run_command(
         float | None, typer.Option(help="With --init-image: how much of it is drawn anew, above 0 to 1. Default: 0.8.")
     ] = None,
     backend: BackendName = "auto",
+    device: Device = 0,
     plans: Plans = None,
     vram_budget: VramBudget = None,
     threads: Threads = None,
@@ -175,7 +177,7 @@ def run_command(
     from ..runtime.sampling.scheduler_names import read_scheduler
 
     out = out or runs()
-    options = runtime_options(backend, precision, threads, plans, vram_budget)
+    options = runtime_options(backend, precision, threads, plans, vram_budget, device)
     if repeat is not None:
         from ..runtime.repeat import repeat as repeat_image
 
@@ -214,7 +216,7 @@ def run_command(
     everything = cond == ["all"]
     if not everything:
         _controls(cond or ["the first"], image or [], extract, *several)
-    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans, vram_budget)
+    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans, vram_budget, device)
     require_writable(out)
     with drawing() as progress:
         pipeline = open_pipeline(folder)

@@ -101,12 +101,21 @@ def _one(line: Sequence[str], env: dict[str, str], folder: Path, delay: float, k
         return WRONG[3]
     if _leftovers(folder):
         return WRONG[4]
-    with suppress(ProcessLookupError):
-        time.sleep(0.5)
-        os.killpg(process.pid, 0)
+    time.sleep(0.5)
+    if _alive(process.pid):
         os.killpg(process.pid, signal.SIGKILL)
         return WRONG[5]
     return "ended with one line"
+
+
+def _alive(group: int) -> bool:
+    """Whether a process of the group still runs: one that has ended stays listed until init has asked for its status."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group = stat.read_text("utf-8", "replace").rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 def _leftovers(folder: Path) -> list[Path]:

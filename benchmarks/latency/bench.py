@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ...bundles.bundle import Bundle, bundle_folder
 from ...errors import CnppError, UserError
 from ...export.checkpoint import Checkpoint
@@ -17,7 +19,7 @@ from ...runtime.pipeline import Pipeline
 from ...runtime.planning import loop_shape
 from ...runtime.sampling.schedulers import build_table
 from ...runtime.settings.request import ResolvedRequest
-from ..environment import physical_cores
+from ..environment import GpuSampler, physical_cores
 from ..records import Bench, Case
 from ..requests import make_requests
 from ..result import BenchmarkResult, Kind, default_path
@@ -96,23 +98,28 @@ def run_bench(
     )
     base = bundles[0]
     base.require_condition(settings.condition)
-    found: dict[Kind, Mapping[str, Any]] = {
-        "bench": _run_benchmark(bundles, model, controlnets, settings, device, threads)
-    }
-    if optimizations:
-        case = found["bench"]["cases"][0]["case"]
-        found["waterfall"] = waterfall(
-            base,
-            settings.condition,
-            device=device,
-            threads=threads,
-            rounds=max(MIN_ROUNDS, settings.rounds // 2),
-            **sampling(case),
-        )
+    with GpuSampler() as sampler:
+        found: dict[Kind, Mapping[str, Any]] = {
+            "bench": _run_benchmark(bundles, model, controlnets, settings, device, threads)
+        }
+        if optimizations:
+            case = found["bench"]["cases"][0]["case"]
+            found["waterfall"] = waterfall(
+                base,
+                settings.condition,
+                device=device,
+                threads=threads,
+                rounds=max(MIN_ROUNDS, settings.rounds // 2),
+                **sampling(case),
+            )
     results = {}
     for kind, data in found.items():
         title = f"{base.manifest.model}, {settings.condition}, {device}"
         result = BenchmarkResult.of(kind, title, _command(base, settings), data, threads)
+        if sampler.ranges:
+            result = msgspec.structs.replace(
+                result, environment={**result.environment, "gpu_under_load": sampler.ranges}
+            )
         path = default_path(kind, f"{base.folder.name}-{settings.condition}-{device}")
         path = path if out is None else out / path.name
         result.write(path)
