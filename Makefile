@@ -94,10 +94,10 @@ test-sdist: package  ## `make test-fast` of the unpacked sdist, in an environmen
 	tar -xzf dist/*.tar.gz -C build/sdist --strip-components 1
 	$(MAKE) -C build/sdist test-fast
 
-test-wheel: package  ## whether the wheel's command starts, in an environment that has nothing else
+test-wheel: package  ## the first image from the wheel, in an environment that has nothing else: no PyTorch
 	$(PYTHON) -m venv --clear build/wheel
 	build/wheel/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt "$$(echo dist/*.whl)[cpu]"
-	cd build && wheel/bin/cnpp-trt doctor && wheel/bin/cnpp-trt run --help >/dev/null
+	cd build && wheel/bin/cnpp-trt doctor && CNPP_TRT_HOME="$$PWD/home" wheel/bin/cnpp-trt run
 
 engines: $(VENV)/engines.stamp  ## fp16 bundle and TensorRT plans of MODEL with COND (and SIZE), on any machine
 	$(BIN)/cnpp-trt build --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)

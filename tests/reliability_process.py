@@ -109,7 +109,7 @@ def _one(line: Sequence[str], env: dict[str, str], folder: Path, delay: float, k
 
 
 def _alive(group: int) -> bool:
-    """Whether a process of the group still runs: one that has ended stays listed until init has asked for its status."""
+    """Whether a process of the group still runs; one that has ended is listed until init asks for its status."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, its_group = stat.read_text("utf-8", "replace").rpartition(")")[2].split()[:3]
