@@ -10,23 +10,12 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-CODE = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors"):
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
-
-sys.meta_path.insert(0, Blocker())
-sys.argv[0] = "cnpp-trt"
-from cnpp_trt.cli import main
-main()
-"""
+PROGRAM = Path(__file__).parent.parent / "programs" / "without_packages.py"
+BLOCKED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
 
 
 def run(*arguments: Any) -> str:
-    line = [sys.executable, "-c", CODE, *map(str, arguments)]
+    line = [sys.executable, str(PROGRAM), ",".join(BLOCKED), "command", *map(str, arguments)]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
