@@ -645,24 +645,13 @@ def test_doctor(command: Any, artifacts: Path) -> None:
 
 def test_doctor_on_a_bare_machine(tmp_path: Path) -> None:
     """Nothing but the standard library: it must still say what to install. The home need not exist."""
-    code = """
-import sys
-sys.path[:] = [p for p in sys.path if "site-packages" not in p]
-sys.meta_path[:] = [f for f in sys.meta_path if "cnpp_trt" not in str(f)]
-import importlib.util
-spec = importlib.util.spec_from_file_location("cnpp_trt", sys.argv[1], submodule_search_locations=[sys.argv[2]])
-module = importlib.util.module_from_spec(spec)
-sys.modules["cnpp_trt"] = module
-spec.loader.exec_module(module)
-from cnpp_trt.doctor import describe, examine
-print(describe(examine()))
-"""
     import cnpp_trt
 
     init = Path(str(cnpp_trt.__file__))
+    program = Path(__file__).parent.parent / "programs" / "bare_machine.py"
     env = {**os.environ, "CNPP_TRT_HOME": str(tmp_path / "deep" / "home")}
     ended = subprocess.run(
-        [sys.executable, "-c", code, init, init.parent], capture_output=True, text=True, timeout=60, env=env
+        [sys.executable, program, init, init.parent], capture_output=True, text=True, timeout=60, env=env
     )
     assert ended.returncode == 0, ended.stderr
     assert re.search(f"missing  run on ONNX Runtime, CPU: {hint('cpu')}", ended.stdout), ended.stdout

@@ -164,17 +164,9 @@ def test_one_file_imports_tensorrt() -> None:
 
 def test_the_store_imports_no_tensorrt(tmp_path: Path) -> None:
     """Listing and pruning plans, and finding one, must not load gigabytes of libraries, or need them at all."""
-    code = """
-import json, sys
-import cnpp_trt.engines.store, cnpp_trt.engines.build, cnpp_trt.engines.builder, cnpp_trt.engines.describe
-from cnpp_trt.engines.store import PlanStore, installed_versions
-store = PlanStore()
-versions = installed_versions()
-store.find_unusable(versions)
-print(json.dumps([versions, sorted(m for m in sys.modules if "tensorrt" in m or m in ("torch", "onnx"))]))
-"""
+    program = Path(__file__).parent.parent / "programs" / "store_alone.py"
     ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"CNPP_TRT_HOME": str(tmp_path)}
+        [sys.executable, program], capture_output=True, text=True, timeout=60, env={"CNPP_TRT_HOME": str(tmp_path)}
     )
     assert ended.returncode == 0, ended.stderr
     versions, loaded = json.loads(ended.stdout)

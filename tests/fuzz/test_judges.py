@@ -89,22 +89,9 @@ def test_the_same_seed_gives_the_same_inputs(tmp_path: Path) -> None:
 
 def test_what_does_not_end_is_a_hang(tmp_path: Path) -> None:
     """The worker itself, with a kind that computes for ever on one of its inputs."""
-    code = """
-import sys
-from fuzz import worker
-from fuzz.kind import Kind
-from hypothesis import strategies as st
-
-def attempt(value):
-    while value:
-        pass
-
-worker.LIMIT = 0.5
-worker.KINDS = {"loop": lambda place: Kind(st.booleans(), attempt)}
-worker.main()
-"""
-    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    line = [sys.executable, "-c", code, "loop", "0", "2", *[str(tmp_path)] * 3]
+    tests = Path(__file__).parent.parent
+    path = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
+    line = [sys.executable, str(tests / "programs" / "endless_fuzz.py"), "loop", "0", "2", *[str(tmp_path)] * 3]
     subprocess.run(line, check=True, timeout=120, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
     found = json.loads((tmp_path / "outcome.json").read_text())
     assert (found["inputs"], found["accepted"]) == (2, 1)
