@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cnpp_trt
 import pytest
+from cnpp_trt import errors
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")])
@@ -16,8 +18,8 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-# Needs a hub, a GPU, PyTorch's installation or minutes; each is parsed by tests/commands/test_advice.py all the same.
-NOT_RUN = ("make ", "source ", "pip install")
+# Needs a hub, a GPU, PyTorch or minutes; tests/commands/test_advice.py parses make and pip all the same.
+NOT_RUN = ("make ", "source ", "pip install", "python3 -m venv ")
 
 
 def anchors(page: Path) -> set[str]:
@@ -52,7 +54,18 @@ def test_pages_are_in_the_site() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 150
+    [table] = re.findall(r"^<!-- results: .*?^<!-- /results -->$", text, re.MULTILINE | re.DOTALL)
+    assert len(re.findall(r"^\|", table, re.MULTILINE)) <= 2 + 6
+
+
+def test_public_names_are_in_the_reference() -> None:
+    text = (ROOT / "docs/reference.md").read_text("utf-8")
+    built = set(re.findall(r"^::: cnpp_trt\.(?:\w+\.)*(\w+)$", text, re.MULTILINE))
+    listed = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert "errors" in built
+    assert set(dir(cnpp_trt)) <= built | listed | set(vars(errors))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "CHANGELOG.md"])
@@ -88,7 +101,7 @@ def test_messages_are_those_of_the_code(name: str) -> None:
 def commands(name: str) -> Iterator[list[str]]:
     """The lines of each block of a page that can run here, in their order."""
     for block in SHELL.findall((ROOT / name).read_text("utf-8")):
-        lines = [re.sub(r"\s+#.*$", "", line) for line in block.splitlines() if line.strip()]
+        lines = [re.sub(r"\s+#.*$", "", line) for line in block.splitlines() if not re.match(r"\s*(#|$)", line)]
         yield [line for line in lines if not line.startswith(NOT_RUN)]
 
 
@@ -106,5 +119,7 @@ def test_commands_run_as_they_stand(name: str, tmp_path: Path) -> None:
             ["bash", "-c", line], cwd=tmp_path / "here", env=env, capture_output=True, text=True, timeout=300
         )
         assert ended.returncode == 0, f"{line}\n{ended.stdout}\n{ended.stderr}"
+        # What a page shows is what its model can: a prompt that fits its control image.
+        assert "(weak)" not in ended.stdout + ended.stderr, f"{line}\n{ended.stdout}\n{ended.stderr}"
     images = list((tmp_path / "here" / "cnpp-trt-runs").glob("*/image-*.png"))
     assert len(images) >= sum(line.startswith("cnpp-trt run") for line in lines)
