@@ -100,7 +100,7 @@ def test_messages_are_those_of_the_code(name: str) -> None:
 
 def commands(name: str) -> Iterator[list[str]]:
     """The lines of each block of a page that can run here, in their order."""
-    for block in SHELL.findall((ROOT / name).read_text("utf-8")):
+    for block in SHELL.findall((ROOT / name).read_text("utf-8").replace("\\\n", "")):
         lines = [re.sub(r"\s+#.*$", "", line) for line in block.splitlines() if not re.match(r"\s*(#|$)", line)]
         yield [line for line in lines if not line.startswith(NOT_RUN)]
 

@@ -110,7 +110,7 @@ def _of_documents() -> list[tuple[str, str, bool]]:
     for file in DOCUMENTS:
         text = file.read_text("utf-8")
         for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S):
-            lines = (re.sub(r"\s#\s.*", "", line) for line in block.splitlines())
+            lines = (re.sub(r"\s#\s.*", "", line) for line in block.replace("\\\n", "").splitlines())
             whole = [part.strip() for line in lines for part in line.split("&&")]
             found += [(file.name, line, True) for line in whole if re.match(r"(cnpp-trt|make|pip|python) ", line)]
         prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
