@@ -446,6 +446,7 @@ def test_a_study_runs_from_python(canny, photos, tmp_path, monkeypatch):
 def test_the_miniature_by_default(miniature, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fixed = ["consistency", "--bundle", miniature.bundle, "--backend", "onnxruntime-cpu", "--prompts", 2, "--images", 1]
+    fixed += ["--cond", "seg", "--cond", "depth"]
     outcome = command(*fixed, "--steps", 4, "--against", "pytorch")
     assert outcome.status == 0, outcome.err
     data = result_of(tmp_path / "cnpp-trt-results")["data"]
