@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make run` makes .venv, exports the bundle and draws. `make help` lists the rest.
+# Everything from a fresh clone: `make run` makes .venv and draws. `make help` lists the rest.
 
 MODEL ?= miniature
 # One or several of seg canny hed lineart depth, or all. Each is drawn on its own.
@@ -124,7 +124,7 @@ docs: $(VENV)/docs.stamp  ## the documents as a site, in site/, with the referen
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove pictures, results, build outputs and caches (not .venv, not bundles and plans)
-	rm -rf cnpp-trt-runs cnpp-trt-results example-pictures build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf cnpp-trt-runs cnpp-trt-results example-pictures build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

@@ -109,15 +109,13 @@ def _plans_that_run(gpu: Gpu | None) -> str | None:
     for name in installed_flavors():
         try:
             flavor = load_flavor(name)
-            log = flavor.logger()
-            runtime = flavor.create("start its runtime", flavor.trt.Runtime, log, log=log)
+            runtime = flavor.start_runtime(flavor.logger())
         except CnppError as e:
             reasons.append(str(e))
             continue
         plans = [p for p in PlanStore(None).plans() if (p.key.flavor, p.key.version) == (name, flavor.version)]
-        size = int(getattr(runtime, "engine_header_size", 0))
         refused = [
-            flavor.invalidity(runtime, plan.header(size)) if flavor.runs(plan.key.target, gpu) else "of another GPU"
+            flavor.invalidity(runtime, plan.header) if flavor.runs(plan.key.target, gpu) else "of another GPU"
             for plan in plans
         ]
         if None in refused or not plans:

@@ -272,7 +272,7 @@ def consistency_command(
         typer.Option("--guidance-scale", "--cfg-scale", help="Default: an embedded model's, or the paper's 7.5."),
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Default: the model's, or unipc.")] = None,
-    shard: Annotated[str, typer.Option(help="i/n: process every n-th prompt, starting at the i-th.")] = ("1/1"),
+    shard: Annotated[str, typer.Option(help="i/n: process every n-th prompt, starting at the i-th.")] = "1/1",
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier records instead of resuming.")] = False,
     fid: Annotated[
         Path | None, typer.Option(help="A folder of real images: compute the FID to them.", callback=user_path)

@@ -66,7 +66,9 @@ Device = Annotated[
 ]
 VramBudget = Annotated[
     str | None,
-    typer.Option(help="Device memory that weights, activations and buffers may take, as in 6GiB. With TensorRT."),
+    typer.Option(
+        help="Device memory that weights, activations, buffers and recordings may take, as in 6GiB. With TensorRT."
+    ),
 ]
 Plans = Annotated[
     Path | None,

@@ -81,16 +81,28 @@ class Flavor:
         """A new logger, which keeps the last errors and warnings, and what the layer list and memory are read from."""
         return _logger(self.trt)
 
-    def invalidity(self, runtime: Any, header: bytes) -> str | None:
+    def start_runtime(self, log: Any) -> Any:
+        """What deserializes plans.
+
+        Args:
+            log: as `logger` makes it.
+
+        Raises:
+            BackendError: it does not start here.
+        """
+        return self.create("start its runtime", self.trt.Runtime, log, log=log)
+
+    def invalidity(self, runtime: Any, header: Callable[[int], bytes]) -> str | None:
         """Why a plan cannot run on this machine, from its first bytes; None where it can, or where nothing tells.
 
         Args:
-            header: `Runtime.engine_header_size` bytes.
+            runtime: as `start_runtime` makes it.
+            header: gives so many of the plan's first bytes.
         """
         ask = getattr(runtime, "get_engine_validity", None)  # TensorRT-RTX alone has it
         if ask is None:
             return None
-        validity, diagnostics = ask(header)
+        validity, diagnostics = ask(header(runtime.engine_header_size))
         if validity != self.trt.EngineValidity.INVALID:
             return None
         kinds = self.trt.EngineInvalidityDiagnostics

@@ -46,11 +46,14 @@ class Table:
             if header not in places:
                 shown = "; ".join(places)
                 raise UserError(f"no column {printable(repr(header), 80)}: there are {printable(shown, 400)}")
-        kept = [0, *(places[header] for header in headers)]
+        return self._at([0, *(places[header] for header in headers)])
+
+    def _at(self, places: Sequence[int]) -> "Table":
+        """The columns at these indices."""
         return replace(
             self,
-            columns=tuple(self.columns[i] for i in kept),
-            rows=tuple(tuple(row[i] for i in kept) for row in self.rows),
+            columns=tuple(self.columns[i] for i in places),
+            rows=tuple(tuple(row[i] for i in places) for row in self.rows),
         )
 
     def markdown(self) -> str:
@@ -66,12 +69,7 @@ class Table:
 def make_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], title: str = "", total: bool = False) -> Table:
     """Without the columns in which no row says anything."""
     table = Table(tuple(columns), tuple(tuple(row) for row in rows), title, total)
-    kept = [i for i in range(len(columns)) if not i or any(row[i] not in ("", ABSENT) for row in table.rows)]
-    return replace(
-        table,
-        columns=tuple(columns[i] for i in kept),
-        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
-    )
+    return table._at([i for i in range(len(columns)) if not i or any(row[i] not in ("", ABSENT) for row in table.rows)])
 
 
 def escape(text: str) -> str:

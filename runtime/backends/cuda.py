@@ -38,8 +38,8 @@ class Cuda:
     Everything runs on one stream, in the order of the calls.
 
     Args:
-        budget: device bytes that weights, activations and buffers may take together; None is all there are. What CUDA
-            takes for itself (its context, kernels, recordings) is not in it.
+        budget: device bytes that weights, activations, buffers and recordings may take together; None is all there
+            are. What CUDA takes for itself (its context, kernels) is not in it.
         device: the index of the GPU.
 
     Attributes:
@@ -85,8 +85,7 @@ class Cuda:
         Raises:
             BackendError: CUDA cannot be used any more in this process.
         """
-        depth = getattr(self._thread, "depth", 0)
-        if depth:
+        if getattr(self._thread, "active", False):
             yield
             return
         if os.getpid() != self._process:
@@ -97,11 +96,11 @@ class Cuda:
         if self._broken is not None:
             raise BackendError(f"{self._broken}; nothing runs on the GPU in this process any more: start it again")
         self._check(self._driver.cuCtxPushCurrent, self._context)
-        self._thread.depth = 1
+        self._thread.active = True
         try:
             yield
         finally:
-            self._thread.depth = 0
+            self._thread.active = False
             self._driver.cuCtxPopCurrent()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:

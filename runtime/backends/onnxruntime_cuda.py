@@ -84,22 +84,25 @@ class OnnxRuntimeCuda(Cuda):
             "prefer_nhwc": "1",  # the layout of tensor cores
             "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
         }
-        options = self._ort.SessionOptions()
-        options.log_severity_level = 3
-        # Nodes that the provider has no kernel for would run on the CPU, with a copy there and back at each step.
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        common = self._bundle, graph, "cuda"
-        providers: list[Any] = [("CUDAExecutionProvider", cuda)]
+
+        def opened(strict: bool) -> Session:
+            options = self._ort.SessionOptions()
+            options.log_severity_level = 3
+            providers: list[Any] = [("CUDAExecutionProvider", cuda)]
+            if strict:
+                # Nodes without a kernel there would run on the CPU, with a copy there and back at each step.
+                options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            else:
+                providers.append("CPUExecutionProvider")
+            return Session(self._ort, self._bundle, graph, "cuda", providers, options, self._run_options, self._index)
+
         with self.active():
             try:
-                return Session(self._ort, *common, providers, options, self._run_options, self._index)
+                return opened(strict=True)
             except BundleError as e:
                 if not re.search("fallback to (the )?CPU EP", str(e)):
                     raise
-            options = self._ort.SessionOptions()
-            options.log_severity_level = 3
-            providers.append("CPUExecutionProvider")
-            session = Session(self._ort, *common, providers, options, self._run_options, self._index)
+            session = opened(strict=False)
             if session.session.get_providers()[0] == "CUDAExecutionProvider":
                 logger.warning(f"{graph}: ONNX Runtime runs some of its nodes on the CPU, which is slow")
             return session

@@ -31,7 +31,7 @@ class TensorRt(Cuda):
 
     Args:
         plans: the plan store's folder; None is the default one.
-        budget: device bytes that weights, activations and buffers may take together.
+        budget: device bytes that weights, activations, buffers and recordings may take together.
         device: the index of the GPU.
 
     Raises:
@@ -91,8 +91,8 @@ class TensorRt(Cuda):
 
     def held(self) -> dict[str, int]:
         scratch = self._scratch_held()
-        own = {"weights": self._weights, "activations": scratch, "buffers": self._allocated - scratch}
-        return own | ({"recordings": self._recorded} if self._recorded else {})
+        own = {"weights": self._weights, "activations": scratch}
+        return own | super().held() | {"buffers": self._allocated - scratch}
 
     def scratch(self, nbytes: int) -> Buffer:
         """Memory for activations, shared by all contexts.
@@ -153,13 +153,12 @@ class TensorRt(Cuda):
         """
         self._flavor, self.name = flavor, flavor.name
         self._log = flavor.logger()
-        self._runtime = flavor.create("start its runtime", flavor.trt.Runtime, self._log, log=self._log)
+        self._runtime = flavor.start_runtime(self._log)
         plans = {graph: self._runnable(flavor, graph) for graph in _CORE}
         for graph, runnable in plans.items():
             if not runnable:
                 raise BackendError(self._why_not(flavor, graph))
-            header = runnable[0].header(int(getattr(self._runtime, "engine_header_size", 0)))
-            if reason := flavor.invalidity(self._runtime, header):
+            if reason := flavor.invalidity(self._runtime, runnable[0].header):
                 raise BackendError(self._why_invalid(flavor, graph, reason))
         self.engine(plans["update"][0])
         for warning in self._log.warnings[:1]:

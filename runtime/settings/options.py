@@ -38,8 +38,8 @@ class RuntimeOptions:
         precision: what the backend computes in: `fp32`, `fp16` or `bf16`. A backend computes in the precision of the
             bundle, but for OpenVINO, which computes any bundle in `fp32` (the default) or `bf16`.
         plans: the folder of TensorRT plans; by default that of `cnpp-trt build`.
-        vram_budget: of the backend `tensorrt`: device bytes that weights, activations and buffers may take. Engines of
-            conditions that were not used lately are unloaded to keep it, and loaded again on demand.
+        vram_budget: of the backend `tensorrt`: device bytes that weights, activations, buffers and recordings may take.
+            Engines of conditions that were not used lately are unloaded to keep it, and loaded again on demand.
 
     Raises:
         UserError: a value cannot be used.
