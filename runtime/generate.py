@@ -31,8 +31,9 @@ from .output.sheet import SheetControl, draw_sheet
 from .settings.request import Control, Request
 
 if TYPE_CHECKING:
-    from .pipeline import OnProgress, Pipeline
+    from .pipeline import Pipeline
     from .result import Result
+    from .watching import OnProgress
 
 logger = logging.getLogger(__name__)
 

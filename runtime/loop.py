@@ -1,52 +1,33 @@
-"""The denoising loop as a list of launches over named buffers (docs/design.md, "The loop is a list of launches").
+"""The denoising loop as launches over named buffers (docs/design.md, "The loop is launches of a few kinds of step").
 
-What shapes the list is a `LoopShape`: sizes, steps, guided or not, which controls apply at which step. What only
-changes values (prompt, seed, scales, the sampler's coefficients) is data in the buffers, so one list serves every
-request of a loop shape, and a backend that can record launches records it once.
+What decides which launches there are is a `LoopShape`; in which order steps of which kind run is a `Schedule`. What
+only changes values (prompt, seed, scales, the sampler's coefficients, the number of steps) is data in the buffers, so
+the launches of one kind of step are bound once, and a backend that can record them records each kind once.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundles.bundle import Bundle, Manifest, TensorSpec
-from ..errors import BackendError, BundleError
-from .backends.interface import ALIGNMENT, Allocate, Backend, Buffer, Launch, Step, Stopwatch, aligned
+from ..bundles.bundle import Bundle
+from .backends.interface import Backend, Buffer, Step, Stopwatch
 from .encoding_cache import EncodingCache
 from .sampling.schedulers import SamplerTable
+from .shape import LoopShape, Schedule, StepKind
 from .text.prompts import Prompts
-
-# What a ControlNet hands the UNet, buffer by tensor name.
-Residuals = dict[str, Buffer]
-
-# A step's values (timestep and coefficients) lie in a row each, so that both are aligned for TensorRT and all of a
-# request's are uploaded at once.
-_ROW = ALIGNMENT // 4
-_TIMESTEP, _COEFFICIENTS = 0, 1
-
-
-@dataclass(frozen=True)
-class LoopShape:
-    """Everything that decides which launches there are.
-
-    Attributes:
-        images: B, of all requests together.
-        guided: whether the batch is doubled for classifier-free guidance.
-        steps: N.
-        controls: conditions in their order, with the steps at which each applies ([N] booleans).
-        noisy: whether the sampler adds fresh noise at a step ([N] booleans).
-        chunks: of 77 tokens that a prompt has.
-    """
-
-    images: int
-    guided: bool
-    steps: int
-    controls: tuple[tuple[str, tuple[bool, ...]], ...]
-    noisy: tuple[bool, ...]
-    chunks: int = 1
+from .workspace import (
+    COEFFICIENTS,
+    TIMESTEP,
+    Residuals,
+    StepTable,
+    Workspace,
+    buffer_bytes,
+    table_bytes,
+    workspace_bytes,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,150 +60,75 @@ class RequestTensors:
         return np.stack([1 - scales, scales]) if guided else np.ones((1, len(scales)), np.float32)
 
 
-class Workspace:
-    """The named buffers of one loop shape. They are allocated once and live as long as any launch holds them."""
-
-    def __init__(self, allocate: Allocate, bundle: Bundle, shape: LoopShape) -> None:
-        self._allocate = allocate
-        s, m = shape, bundle.manifest
-        b, n = s.images, 2 if s.guided else 1
-        float_type = "float16" if m.precision == "fp16" else "float32"
-        tokens, width = bundle.graph("text_encoder").outputs[0].shape[1:]
-        latent = latent_shape(m)
-
-        self.input_ids = self._new("int64", n * b * s.chunks, tokens)
-        self.clip_skip = self._new("int64", n * b * s.chunks)
-        self.prompt_embeds = self._new(float_type, n * b, int(tokens) * s.chunks, width)
-        # A row's chunks follow each other: the same memory, chunk by chunk.
-        self.encoded_prompts = self.prompt_embeds.reshape(n * b * s.chunks, int(tokens), int(width))
-        # One control image at a time is encoded, and its hint copied to the rows of the batch that it belongs to.
-        self.control_image = self._new("uint8", 1, m.height, m.width, 3) if s.controls else None
-        hint_shapes = [self._output(bundle, f"hint_{name}", "hint").shape[1:] for name, _ in s.controls]
-        if len(set(hint_shapes)) > 1:
-            raise BundleError(
-                f"the hints of {', '.join(c for c, _ in s.controls)} differ in size: export the bundle again"
-            )
-        self.hint = self._new(float_type, 1, *hint_shapes[0]) if s.controls else None
-        self.hints = [self._new(float_type, n * b, *shape) for shape in hint_shapes]
-
-        self.model_input = self._new(float_type, n * b, *latent)
-        self.noise_pred = self._new(float_type, n * b, *latent)
-        # Read from one, write to the other: step k leaves the state in states[(k + 1) % 2].
-        self.states = [self._new("float32", 4, b, *latent) for _ in range(2)]
-        self.latents = self.states[s.steps % 2].part(0)
-        self.image = self._new("uint8", b, m.height, m.width, 3)
-        # One for each step, and the decoder's.
-        self.magnitudes = self._new("float32", s.steps + 1, _ROW)
-
-        self.guidance = self._new("float32", n, b)
-        self.x0_limit = self._new("float32", 1)
-        self.rows = self._new("float32", s.steps, 2, _ROW)
-        # A row for each step, so long that every one is aligned for TensorRT.
-        self.step_noise = self._new("float32", sum(s.noisy), aligned(4 * b * math.prod(latent)) // 4)
-        zero_noise = self._new("float32", b, *latent)
-        noisy_steps = iter(range(sum(s.noisy)))
-        self.noises = [
-            self.step_noise.part(next(noisy_steps), shape=(b, *latent)) if noisy else zero_noise for noisy in s.noisy
-        ]
-
-        unet = bundle.graph("unet")
-        # What only a distilled UNet reads.
-        self.distilled = {
-            t.name: self._new(t.dtype, n * b, *t.shape[1:]) for t in unet.inputs if t.name == "timestep_cond"
-        }
-        self._residual_shapes = {t.name: t.shape for t in unet.inputs if t.name == "mid" or t.name.startswith("down_")}
-        self._residual_batch = (float_type, n * b)
-        # Where no control applies, the UNet reads zeros that nothing writes.
-        self.no_residuals = self.residuals() if not all(any_active(s)) else {}
-        self.control_residuals = [self.residuals() for _ in s.controls]
-        self.sums = [self.residuals() for _ in range(min(len(s.controls) - 1, 2))]
-        self.scales = [self._new("float32", len(self._residual_shapes), n * b) for _ in s.controls]
-
-    def timestep(self, k: int) -> Buffer:
-        """The timestep of step k, [1]."""
-        return self.rows.part(k, _TIMESTEP, shape=(1,))
-
-    def coefficients(self, k: int) -> Buffer:
-        """The coefficients of step k, [5,7]."""
-        return self.rows.part(k, _COEFFICIENTS, shape=(5, 7))
-
-    def magnitude(self, k: int) -> Buffer:
-        """The mean magnitude of the state after step k, [1]; the last is the decoder's."""
-        return self.magnitudes.part(k, shape=(1,))
-
-    def residuals(self) -> Residuals:
-        """New buffers for a ControlNet's residuals."""
-        float_type, batch = self._residual_batch
-        return {name: self._new(float_type, batch, *shape[1:]) for name, shape in self._residual_shapes.items()}
-
-    def _new(self, dtype: str, *shape: int | str) -> Buffer:
-        if not all(isinstance(d, int) for d in shape):
-            raise BundleError(f"a graph has {list(shape)} where its sizes must be fixed: export the bundle again")
-        return self._allocate([int(d) for d in shape], dtype)
-
-    def _output(self, bundle: Bundle, graph: str, output: str) -> TensorSpec:
-        return next(t for t in bundle.graph(graph).outputs if t.name == output)
-
-
-def workspace_bytes(bundle: Bundle, shape: LoopShape) -> int:
-    """What the buffers of a loop shape take, each rounded up to the alignment."""
-    total = 0
-
-    def count(shape: Sequence[int], dtype: str) -> Buffer:
-        nonlocal total
-        buffer = Buffer(0, tuple(shape), np.dtype(dtype), None)
-        total += aligned(buffer.nbytes)
-        return buffer
-
-    Workspace(count, bundle, shape)
-    return total
-
-
 class Program:
-    """The launches of one loop shape, in three phases: `encode` (prompt and conditions), `denoise`, `decode`."""
+    """The launches of one loop shape, in three phases: `encode` (prompt and conditions), the steps, `decode`.
 
-    def __init__(self, backend: Backend, bundle: Bundle, shape: LoopShape) -> None:
+    Attributes:
+        schedule: of the request that it is filled with next, or was last.
+        table: the values of its steps.
+    """
+
+    def __init__(self, backend: Backend, bundle: Bundle, shape: LoopShape, schedule: Schedule) -> None:
         self.shape = shape
-        nbytes = workspace_bytes(bundle, shape)
-        backend.reserve(graphs_of(shape), nbytes)
-        self.workspace = w = Workspace(backend.arena(nbytes), bundle, shape)
-        self.recording: Launch | None = None
-        self.unrecordable = ""  # why there is no recording, where the backend tried
+        self.schedule = schedule
         self._backend = backend
         self._bundle = bundle
+        backend.reserve(graphs_of(shape), buffer_bytes(bundle, shape, schedule))
+        self.workspace = w = Workspace(backend.arena(workspace_bytes(bundle, shape)), bundle, shape)
+        self._kinds: dict[StepKind, tuple[Step, ...]] = {}
+        self.table: StepTable | None = None
+        self.follow(schedule)
         self.text = self._step(
             "text_encoder", input_ids=w.input_ids, clip_skip=w.clip_skip, prompt_embeds=w.encoded_prompts
         )
         self.hints = [
             self._step("hint", f"hint_{condition}", control_image=w.control_image, hint=w.hint)
-            for condition, _ in shape.controls
+            for condition in shape.controls
             if w.control_image is not None and w.hint is not None
         ]
-        self.denoise = [step for k in range(shape.steps) for step in self._denoise_step(k)]
+        for k in range(schedule.steps):
+            self.of_kind(schedule.kind(k))
         self.decode = [self.decoder("vae_decoder")]
+
+    def follow(self, schedule: Schedule) -> None:
+        """The steps to come are those of this schedule, whose controls are the loop shape's.
+
+        Raises:
+            DeviceMemoryError: there is no memory for the values of so many steps.
+        """
+        noisy, steps, table = any(schedule.noisy), schedule.steps, self.table
+        if table is None or table.rows.shape[0] < steps or (noisy and table.noise.shape[0] < steps):
+            self.table = None
+            allocate = self._backend.arena(table_bytes(self._bundle, self.shape, schedule))
+            self.table = StepTable(allocate, self._bundle.manifest, self.shape.images, steps, noisy)
+        self.schedule = schedule
 
     def fill(self, tensors: RequestTensors) -> None:
         """Writes a request's values into the buffers, but for prompt and conditions: those are `encode`'s."""
         w, put, s, table = self.workspace, self._backend.upload, self.shape, tensors.table
-        n = 2 if s.guided else 1
+        n, steps = 2 if s.guided else 1, self.schedule.steps
         put(w.guidance, tensors.guidance(s.guided))
         put(w.x0_limit, np.array([table.x0_limit], np.float32))
-        rows = np.zeros(w.rows.shape, np.float32)
-        rows[:, _TIMESTEP, 0] = table.timesteps
-        rows[:, _COEFFICIENTS, :35] = table.coefficients.reshape(s.steps, 35)
-        put(w.rows, rows)
+        assert self.table is not None
+        rows = np.zeros(self.table.rows.shape, np.float32)
+        rows[:steps, TIMESTEP, 0] = table.timesteps
+        rows[:steps, COEFFICIENTS, :35] = table.coefficients.reshape(steps, 35)
+        put(self.table.rows, rows)
         for buffer, scales in zip(w.scales, tensors.residual_scales, strict=True):
             put(buffer, scales.reshape(buffer.shape))
-        noises = [noise for noise in tensors.step_noise if noise is not None]
-        if noises:
-            padded = np.zeros(w.step_noise.shape, np.float32)
-            padded[:, : noises[0].size] = np.stack(noises).reshape(len(noises), -1)
-            put(w.step_noise, padded)
+        if any(self.schedule.noisy):
+            padded = np.zeros(self.table.noise.shape, np.float32)
+            for row, noise in zip(padded, tensors.step_noise, strict=False):
+                if noise is not None:
+                    row[: noise.size] = noise.reshape(-1)
+            put(self.table.noise, padded)
+        else:
+            put(w.noise, np.zeros(w.noise.shape, np.float32))
         for buffer in w.distilled.values():
             assert tensors.timestep_cond is not None
             put(buffer, tensors.timestep_cond.astype(buffer.dtype))
         x = tensors.latents
-        put(w.states[0], np.stack([x, *[np.zeros_like(x)] * 3]))
+        put(self.state(0), np.stack([x, *[np.zeros_like(x)] * 3]))
         put(w.model_input, np.concatenate([x * np.float32(table.input_scale)] * n))
 
     def encode(self, tensors: RequestTensors, encodings: EncodingCache, clock: Stopwatch) -> None:
@@ -236,112 +142,101 @@ class Program:
                 targets = [hints.part(row) for row in range(hints.shape[0]) if images[row % b] is image]
                 encodings.encode(step, {"control_image": image[None]}, clock, targets)
 
-    def latents_after(self, k: int) -> NDArray[np.float32]:
-        """The latents [B,4,h,w] after step k, while step k + 1 has not run yet."""
-        state: NDArray[np.float32] = self._backend.download(self.workspace.states[(k + 1) % 2])[0]
-        return state
+    def state(self, k: int) -> Buffer:
+        """Where the state [4,B,4,h,w] is that step k reads, k from 0 to N; N stands for that of the last step."""
+        return self.workspace.states[(self.schedule.steps - k) % 2]
 
-    def record(self) -> None:
-        """Records denoising and decoding as one launch, where the backend can. They must have run before."""
-        if self.recording is not None or self.unrecordable:
-            return
-        try:
-            self.recording = self._backend.record([step.launch for step in (*self.denoise, *self.decode)])
-        except BackendError as e:
-            self.unrecordable = str(e)
+    def step(self, k: int) -> list[Step]:
+        """What step k launches: its values are copied into their slots, then come the graphs of its kind."""
+        return [self.begin(k), *self.of_kind(self.schedule.kind(k))]
+
+    def launches(self) -> Iterator[Step]:
+        """Denoising and decoding, launch by launch."""
+        for k in range(self.schedule.steps):
+            yield from self.step(k)
+        yield from self.decode
+
+    def begin(self, k: int) -> Step:
+        """Copies the values of step k into their slots; no graph runs."""
+        assert self.table is not None
+        copies = [(self.table.rows.part(k), self.workspace.row)]
+        if any(self.schedule.noisy):
+            slot = self.workspace.noise
+            copies.append((self.table.noise.part(k, shape=slot.shape), slot))
+        return Step("update", "", partial(_copy, self._backend, copies), {}, {})
+
+    def of_kind(self, kind: StepKind) -> tuple[Step, ...]:
+        """The launches of a kind of step, bound when they are first asked for."""
+        if kind not in self._kinds:
+            self._kinds[kind] = tuple(self._bind(kind))
+        return self._kinds[kind]
 
     def decoder(self, graph: str) -> Step:
         """The decoding of the final latents with this graph."""
         w = self.workspace
-        buffers = {"latents": w.latents, "image": w.image, "magnitude": w.magnitude(self.shape.steps)}
+        buffers = {"latents": w.latents, "image": w.image, "magnitude": w.magnitude(decoded=True)}
         return self._step("vae_decoder", graph, **buffers)
 
-    def _denoise_step(self, k: int) -> list[Step]:
+    def _bind(self, kind: StepKind) -> list[Step]:
         s, w = self.shape, self.workspace
-        step = {"model_input": w.model_input, "timestep": w.timestep(k), "prompt_embeds": w.prompt_embeds}
+        step = {"model_input": w.model_input, "timestep": w.timestep, "prompt_embeds": w.prompt_embeds}
         steps: list[Step] = []
         total: Residuals | None = None
         sums = 0
-        for i, (condition, active) in enumerate(s.controls):
-            if not active[k]:
+        for i, condition in enumerate(s.controls):
+            if not kind.active[i]:
                 continue
             own = w.control_residuals[i]
             controlnet = {**step, "hint": w.hints[i], "scales": w.scales[i], **own}
-            steps.append(self._step("controlnet", f"controlnet_{condition}", k, **controlnet))
+            steps.append(self._step("controlnet", f"controlnet_{condition}", **controlnet))
             if total is None:
                 total = own
                 continue
             target = w.sums[sums % 2]
             sums += 1
             both = {**total, **{f"other_{t}": b for t, b in own.items()}, **{f"sum_{t}": b for t, b in target.items()}}
-            steps.append(self._step("controlnet", "add_residuals", k, **both))
+            steps.append(self._step("controlnet", "add_residuals", **both))
             total = target
         residuals = w.no_residuals if total is None else total
-        steps.append(self._step("unet", "unet", k, **step, **w.distilled, **residuals, noise_pred=w.noise_pred))
+        steps.append(self._step("unet", **step, **w.distilled, **residuals, noise_pred=w.noise_pred))
 
         n, b = 2 if s.guided else 1, s.images
         grouped = (n, b, *w.model_input.shape[1:])
         update = self._step(
             "update",
-            "update",
-            k,
-            True,
             noise_pred=w.noise_pred.reshape(*grouped),
             guidance=w.guidance,
-            state=w.states[k % 2],
-            coefficients=w.coefficients(k),
+            state=w.states[kind.state],
+            coefficients=w.coefficients,
             x0_limit=w.x0_limit,
-            noise=w.noises[k],
-            new_state=w.states[(k + 1) % 2],
+            noise=w.noise,
+            new_state=w.states[1 - kind.state],
             model_input=w.model_input.reshape(*grouped),
-            magnitude=w.magnitude(k),
+            magnitude=w.magnitude(),
         )
         return [*steps, update]
 
-    def _step(
-        self, stage: str, graph: str | None = None, index: int | None = None, ends: bool = False, /, **buffers: Buffer
-    ) -> Step:
+    def _step(self, stage: str, graph: str | None = None, /, **buffers: Buffer) -> Step:
         graph = graph or stage
         spec = self._bundle.graph(graph)
         inputs, outputs = ({t.name: buffers[t.name] for t in tensors} for tensors in (spec.inputs, spec.outputs))
-        return Step(stage, graph, self._backend.load(graph).bind(buffers), inputs, outputs, index, ends)
+        return Step(stage, graph, self._backend.load(graph).bind(buffers), inputs, outputs)
 
 
-def run(
-    steps: Sequence[Step],
-    clock: Stopwatch,
-    on_step_end: Callable[[int], None] | None = None,
-    on_progress: Callable[[int], None] | None = None,
-) -> None:
-    """Launches in order, marks each one's stage, and tells `on_step_end` the step k that ended.
-
-    `on_progress` is told too; its time, unlike that of `on_step_end`, is no stage of its own.
-    """
+def run(steps: Iterable[Step], clock: Stopwatch) -> None:
+    """Launches the steps in their order and marks each one's stage."""
     for step in steps:
         step.launch()
         clock.mark(step.stage)
-        if not step.ends or step.index is None:
-            continue
-        if on_step_end is not None:
-            on_step_end(step.index)
-            clock.mark("callback")
-        if on_progress is not None:
-            on_progress(step.index)
 
 
 def graphs_of(shape: LoopShape) -> list[str]:
     """The names of the graphs that a loop shape launches."""
-    own = [f"{role}_{condition}" for condition, _ in shape.controls for role in ("hint", "controlnet")]
+    own = [f"{role}_{condition}" for condition in shape.controls for role in ("hint", "controlnet")]
     adding = ["add_residuals"] if len(shape.controls) > 1 else []
     return ["text_encoder", "unet", "update", "vae_decoder", *adding, *own]
 
 
-def any_active(shape: LoopShape) -> list[bool]:
-    """For each step whether any control applies."""
-    return [any(active[k] for _, active in shape.controls) for k in range(shape.steps)]
-
-
-def latent_shape(manifest: Manifest) -> tuple[int, int, int]:
-    """(channels, h, w) of one image's latents."""
-    factor = manifest.vae_scale_factor
-    return manifest.latent_channels, manifest.height // factor, manifest.width // factor
+def _copy(backend: Backend, copies: Sequence[tuple[Buffer, Buffer]]) -> None:
+    for source, target in copies:
+        backend.copy(source, target)

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..bundles.bundle import Bundle
 from ..bundles.defaults import SamplingDefaults
@@ -22,15 +21,14 @@ from .control.extraction import extract
 from .finiteness import check_finite
 from .images.image_files import WHITE, ImageLike, Pixels, to_pixels
 from .init_image import ENCODER, encoder_bytes
-from .loop import graphs_of, run, workspace_bytes
+from .loop import graphs_of, run
 from .planning import Plan, launch_lists, open_tokenizer, plan_request
 from .preparing import Preparation, Prepared, fit_control
 from .result import Result
 from .settings.options import OptionFields, RuntimeOptions
 from .settings.request import MAX_IMAGES, Control, Request, ResolvedRequest, whole_number
-
-OnStepEnd = Callable[[int, float, NDArray[np.float32]], None]
-OnProgress = Callable[[int, int], None]
+from .watching import OnProgress, OnStepEnd, Watcher
+from .workspace import buffer_bytes
 
 
 class Pipeline:
@@ -80,7 +78,7 @@ class Pipeline:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         pipeline = cls(opened, *open_backend(opened, replace(base, **fields)))
         if warm:
-            pipeline(warm if isinstance(warm, Request) else pipeline._smallest_request())
+            pipeline._warm_up(warm if isinstance(warm, Request) else pipeline._smallest_request())
         return pipeline
 
     def __call__(
@@ -99,11 +97,13 @@ class Pipeline:
             request: a request, or its prompt with its other fields as arguments:
                 `pipeline("a red house", Control("seg", "map.png"), seed=3)`.
             controls: of a prompt's request.
-            callback_on_step_end: gets the step k, its timestep and a copy of the latents [B,4,h,w] after it.
-            on_progress: gets the number of steps that were launched and how many there are, after each one. It costs
-                nothing but its own time. Not called where the whole loop runs as one recording.
-            cancel: once another thread has set it, the request ends with `Cancelled` after its current step; where the
-                whole loop runs as one recording, after that. A callback cancels by raising `Cancelled`.
+            callback_on_step_end: gets the step k, its timestep and a copy of the latents [B,4,h,w] after it. On a GPU
+                the next step runs meanwhile.
+            on_progress: gets the number of steps that have ended and how many there are, after each one. It costs
+                nothing but its own time. Not called where the whole loop is one CUDA graph.
+            cancel: once another thread has set it, the request ends with `Cancelled` after its current step, on a GPU
+                after one more; where the whole loop is one CUDA graph, after that. A callback cancels by raising
+                `Cancelled`.
             **fields: of `Request`, for a prompt.
 
         Raises:
@@ -151,7 +151,7 @@ class Pipeline:
         max_images = whole_number("max_images", max_images, 1, MAX_IMAGES)
         plans = [self._plan(self.resolve(request)) for request in requests]
         launches = launch_lists(plans, max_images)
-        total = sum(plans[indices[0]].shape.steps for indices in launches)
+        total = sum(plans[indices[0]].schedule.steps for indices in launches)
         results: dict[int, Result] = {}
         done = 0
         for indices in launches:
@@ -159,7 +159,7 @@ class Pipeline:
             progress = None if on_progress is None else partial(_advance, on_progress, done, total)
             found = self._locked(partial(self._generate, group, None, progress, cancel))
             results |= dict(zip(indices, found, strict=True))
-            done += group[0].shape.steps
+            done += group[0].schedule.steps
         return [results[i] for i in range(len(plans))]
 
     def resolve(self, request: Request) -> ResolvedRequest:
@@ -184,8 +184,8 @@ class Pipeline:
 
         Empty on a CPU. A request that does not fit raises DeviceMemoryError and loads nothing.
         """
-        shape = self._plan(self.resolve(request)).shape
-        graphs, nbytes = graphs_of(shape), workspace_bytes(self.bundle, shape)
+        plan = self._plan(self.resolve(request))
+        graphs, nbytes = graphs_of(plan.shape), buffer_bytes(self.bundle, plan.shape, plan.schedule)
         if request.init_image is not None:
             graphs, nbytes = [*graphs, ENCODER], nbytes + encoder_bytes(self.bundle)
         with self._lock:
@@ -274,27 +274,28 @@ class Pipeline:
         cancel: threading.Event | None,
     ) -> list[Result]:
         start = time.perf_counter()
-        _require_not_cancelled(cancel)
+        if cancel is not None and cancel.is_set():
+            raise Cancelled
         ready = self._preparation.prepare(plans)
-        program, clock = ready.program, ready.clock
-        steps = ready.tensors.table.timesteps
-
-        def progress(k: int) -> None:
-            if on_progress is not None:
-                on_progress(k + 1, len(steps))
-            _require_not_cancelled(cancel)
-
-        if on_step_end is not None:
-            run(program.denoise, clock, lambda k: on_step_end(k, float(steps[k]), program.latents_after(k)), progress)
-            run(program.decode, clock)
-        elif program.recording is not None:
-            program.recording()
+        program, recordings, clock = ready.program, ready.recordings, ready.clock
+        programs = self._preparation.programs
+        if recordings.rung != "off":
+            programs.record(recordings)
+            clock.mark("record")
+        watcher = Watcher(program, self.backend, clock, ready.tensors.table.timesteps, on_step_end, on_progress, cancel)
+        loop = recordings.loop()
+        if loop is not None and on_step_end is None:
+            loop()
             clock.mark("loop")
-            _require_not_cancelled(cancel)
+            watcher.require_not_cancelled()
         else:
-            run([*program.denoise, *program.decode], clock, on_progress=progress)
+            for k in range(program.schedule.steps):
+                run(recordings.step(k), clock)
+                watcher.launched(k)
+            run(recordings.decode(), clock)
+            watcher.finish()
         try:
-            remarks = self._preparation.programs.retry_with_eviction(  # it may load another decoder
+            remarks = programs.retry_with_eviction(  # it may load another decoder
                 [program.shape, *graphs_of(program.shape)],
                 lambda: check_finite(program, ready.tensors, self.backend, self.bundle),
             )
@@ -304,10 +305,9 @@ class Pipeline:
         images = self.backend.download(program.workspace.image)
         latents = self.backend.download(program.workspace.latents)
         timings = clock.seconds()
-        if on_step_end is None:
-            program.record()  # everything in it has run now; the next request of this loop shape replays it
-        if program.unrecordable:
-            remarks = [*remarks, f"the loop runs launch by launch: {program.unrecordable}"]
+        recordings.ran()
+        if recordings.note:
+            remarks = [*remarks, recordings.note]
         timings["total"] = time.perf_counter() - start
         results, first = [], 0
         for plan, controls, notes in zip(plans, ready.control_images, ready.notes, strict=True):
@@ -317,6 +317,13 @@ class Pipeline:
             parts = (images, latents) if len(plans) == 1 else (images[own].copy(), latents[own].copy())
             results.append(Result(*parts, plan.request, dict(timings), controls, (*notes, *remarks), self))
         return results
+
+    def _warm_up(self, request: Request) -> None:
+        """Runs a request, and records what it launched."""
+        self(request)
+        with self._lock:
+            ready = self.prepare(request)
+            self._preparation.programs.record(ready.recordings)
 
     def _plan(self, request: ResolvedRequest) -> Plan:
         return plan_request(self.bundle, self._tokenizer, request)
@@ -338,8 +345,3 @@ def _request_of(prompt: str, controls: Control | Sequence[Control], fields: dict
 def _advance(on_progress: OnProgress, before: int, total: int, done: int, _: int) -> None:
     """Of a launch list that has `done` steps behind it, `before` of them in earlier lists."""
     on_progress(before + done, total)
-
-
-def _require_not_cancelled(cancel: threading.Event | None) -> None:
-    if cancel is not None and cancel.is_set():
-        raise Cancelled

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from ..bundles.bundle import Bundle
 from ..errors import BundleError, UserError
 from .init_image import first_step
-from .loop import LoopShape
 from .sampling.schedulers import UNLIMITED, SamplerTable, build_table
 from .settings.request import ResolvedRequest
+from .shape import LoopShape, Schedule
 from .text.prompts import Prompts, read_prompts
 from .text.tokenizer import Tokenizer
 
@@ -19,19 +19,21 @@ class Plan:
 
     Attributes:
         shape: of this request alone.
+        schedule: its steps.
     """
 
     request: ResolvedRequest
     prompts: Prompts
     table: SamplerTable
     shape: LoopShape
+    schedule: Schedule
     notes: tuple[str, ...]
 
     @property
     def key(self) -> tuple[object, ...]:
         """Requests that share it can run in one launch list: they have one loop shape and one table."""
         r = self.request
-        return replace(self.shape, images=0), r.scheduler, r.num_inference_steps, first_step(r)
+        return replace(self.shape, images=0), self.schedule, r.scheduler, r.num_inference_steps, first_step(r)
 
 
 def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest) -> Plan:
@@ -53,19 +55,24 @@ def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest)
             "scheduler config, or diffusers' default where it is not there"
         )
     prompts, remarks = read_prompts(tokenizer, request, is_guided(bundle, request))
-    shape = loop_shape(bundle, request, table, prompts.chunks)
-    return Plan(request, prompts, table, shape, (*notes, *remarks))
+    schedule = loop_schedule(request, table)
+    shape = loop_shape(bundle, request, schedule, prompts.chunks)
+    return Plan(request, prompts, table, shape, schedule, (*notes, *remarks))
 
 
-def loop_shape(bundle: Bundle, request: ResolvedRequest, table: SamplerTable, chunks: int = 1) -> LoopShape:
-    """What of a request decides which launches there are; `table` is its sampler's."""
+def loop_schedule(request: ResolvedRequest, table: SamplerTable) -> Schedule:
+    """The steps of a request; `table` is its sampler's."""
     n = len(table.timesteps)
+    return Schedule(tuple(c.active(n) for c in request.controls), tuple(bool(b) for b in table.uses_noise))
+
+
+def loop_shape(bundle: Bundle, request: ResolvedRequest, schedule: Schedule, chunks: int = 1) -> LoopShape:
+    """What of a request decides which launches there are."""
     return LoopShape(
         images=request.num_images_per_prompt,
         guided=is_guided(bundle, request),
-        steps=n,
-        controls=tuple((c.condition, c.active(n)) for c in request.controls),
-        noisy=tuple(bool(b) for b in table.uses_noise),
+        controls=tuple(c.condition for c in request.controls),
+        uncontrolled=schedule.uncontrolled,
         chunks=chunks,
     )
 

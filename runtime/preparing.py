@@ -14,13 +14,16 @@ from .encoding_cache import EncodingCache
 from .images.fitting import to_size
 from .images.image_files import Pixels
 from .init_image import draws_noise, encode_init_image, fit_init_image
-from .loop import LoopShape, Program, RequestTensors, graphs_of, latent_shape
+from .loop import Program, RequestTensors, graphs_of
 from .planning import Plan
 from .program_cache import ProgramCache
+from .recordings import Recordings
 from .sampling.guidance import guidance_embedding
 from .sampling.noise import TorchGenerator
 from .settings.request import Control, ResolvedRequest
+from .shape import LoopShape
 from .text.prompts import join
+from .workspace import latent_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,17 +31,23 @@ class Prepared:
     """A program that is ready for its first step.
 
     Attributes:
+        recordings: of the program.
         plans: of the requests whose images it makes.
         control_images: for each request, those of its controls.
         notes: for each request.
     """
 
-    program: Program
+    recordings: Recordings
     tensors: RequestTensors
     clock: Stopwatch
     plans: tuple[Plan, ...]
     control_images: tuple[tuple[Pixels, ...], ...]
     notes: tuple[tuple[str, ...], ...]
+
+    @property
+    def program(self) -> Program:
+        """What runs."""
+        return self.recordings.program
 
 
 class Preparation:
@@ -64,13 +73,15 @@ class Preparation:
         clock = self.backend.stopwatch()
         requests = [plan.request for plan in plans]
         shape = replace(plans[0].shape, images=sum(plan.shape.images for plan in plans))
-        program = self.programs.program(shape)
+        schedule = plans[0].schedule
+        recordings = self.programs.program(shape, schedule)
+        program = recordings.program
         clock.mark("load")
         fitted = [[fit_control(self.bundle, control) for control in request.controls] for request in requests]
         starts = [self._start(plan, shape) for plan in plans]
         images = [(i, r) for i, r in enumerate(requests) for _ in range(r.num_images_per_prompt)]
         width, sides = self.bundle.guidance_width, 2 if shape.guided else 1
-        noise = [[step[k] for _, step, _ in starts] for k in range(shape.steps)]
+        noise = [[step[k] for _, step, _ in starts] for k in range(schedule.steps)]
         tensors = RequestTensors(
             prompts=join([plan.prompts for plan in plans], sides),
             control_images=[[fitted[i][c][0] for i, _ in images] for c in range(len(shape.controls))],
@@ -82,7 +93,7 @@ class Preparation:
             latents=np.concatenate([latents for latents, _, _ in starts]),
             step_noise=[
                 np.concatenate([part for part in parts if part is not None]) if needed else None
-                for parts, needed in zip(noise, shape.noisy, strict=True)
+                for parts, needed in zip(noise, schedule.noisy, strict=True)
             ],
             timestep_cond=None
             if width is None
@@ -92,7 +103,7 @@ class Preparation:
         clock.mark("fill")
         program.encode(tensors, self.encodings, clock)
         return Prepared(
-            program,
+            recordings,
             tensors,
             clock,
             tuple(plans),
@@ -133,7 +144,7 @@ class Preparation:
         else:
             a, b = table.add_noise
             latents = np.float32(a) * init_latents + np.float32(b) * noise
-        return latents, [draw() if needed else None for needed in shape.noisy], notes
+        return latents, [draw() if needed else None for needed in plan.schedule.noisy], notes
 
     def _scales(self, request: ResolvedRequest, control: int, guided: bool) -> NDArray[np.float32]:
         return residual_scales(

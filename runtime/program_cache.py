@@ -1,4 +1,4 @@
-"""What a pipeline keeps from request to request: programs, and on a GPU the engines of conditions."""
+"""What a pipeline keeps from request to request: programs with their recordings, and the engines of conditions."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -7,7 +7,9 @@ from typing import TypeVar
 from ..bundles.bundle import Bundle
 from ..errors import DeviceMemoryError
 from .backends.interface import Backend
-from .loop import LoopShape, Program, graphs_of
+from .loop import Program, graphs_of
+from .recordings import Recordings
+from .shape import LoopShape, Schedule
 
 # Every condition with room to spare. At full size the buffers of one are some 30 MB for each pair of images in fp16.
 MAX_PROGRAMS = 8
@@ -26,14 +28,18 @@ class ProgramCache:
     """
 
     def __init__(self, backend: Backend, bundle: Bundle) -> None:
-        self.programs: OrderedDict[LoopShape, Program] = OrderedDict()
+        self.programs: OrderedDict[LoopShape, Recordings] = OrderedDict()
         self._backend = backend
         self._bundle = bundle
         # Loop shapes and graphs in the order of their last use, a loop shape before its graphs.
         self._used: OrderedDict[LoopShape | str, None] = OrderedDict()
 
-    def program(self, shape: LoopShape) -> Program:
-        """The program of a loop shape, made where it is not there.
+    def program(self, shape: LoopShape, schedule: Schedule) -> Recordings:
+        """The program of a loop shape with its recordings, made where it is not there.
+
+        Args:
+            shape: what it is made for.
+            schedule: what it will follow.
 
         Raises:
             DeviceMemoryError: it does not fit although everything else that can go is gone.
@@ -42,10 +48,21 @@ class ProgramCache:
         if shape not in self.programs:
             while len(self.programs) >= MAX_PROGRAMS:
                 self._used.pop(self.programs.popitem(last=False)[0], None)
-            self.programs[shape] = self.retry_with_eviction(graphs, lambda: Program(self._backend, self._bundle, shape))
+            made = self.retry_with_eviction(graphs, lambda: Program(self._backend, self._bundle, shape, schedule))
+            self.programs[shape] = Recordings(self._backend, made)
         self.programs.move_to_end(shape)
         self._touch(shape, *graphs)
-        return self.programs[shape]
+        found = self.programs[shape]
+        self.retry_with_eviction([shape, *graphs], lambda: found.program.follow(schedule))
+        return found
+
+    def record(self, recordings: Recordings) -> None:
+        """Records what the program has run before; where there is no memory for that, it runs launch by launch."""
+        shape = recordings.program.shape
+        try:
+            self.retry_with_eviction([shape, *graphs_of(shape)], recordings.record)
+        except DeviceMemoryError as e:
+            recordings.lower(str(e), "off")
 
     def retry_with_eviction(self, keep: Collection[LoopShape | str], work: Callable[[], T]) -> T:
         """What `work` returns; while device memory is too short for it, something that it does not need goes.

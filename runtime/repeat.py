@@ -12,8 +12,9 @@ from ..messages import printable
 from .generate import GenerateResult, generate
 from .images.image_files import read_image
 from .output.metadata import BundleRecord, read_record, request_from_record
-from .pipeline import OnProgress, Pipeline
+from .pipeline import Pipeline
 from .settings.options import RuntimeOptions
+from .watching import OnProgress
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Result:
         latents: float32 [B,4,h,w], what the decoder was given (not divided by the scaling factor).
         request: as it was run: with every setting and seed.
         timings: seconds by stage, `total` included; of a batch, those of all requests that ran together. Where the
-            whole loop ran as one recording, `loop` stands for its stages.
+            steps were recorded, `denoise` stands for their stages; where the whole loop was, `loop`.
         control_images: as they were used, uint8 [H,W,3] each. Like every array here they share no memory with the
             request or the pipeline.
         notes: what was changed or dropped (resized images, truncated prompts), one line each.

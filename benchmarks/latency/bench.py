@@ -16,7 +16,7 @@ from ...export.provenance import find_source_checkpoint
 from ...gpu import find_gpu
 from ...places import home
 from ...runtime.pipeline import Pipeline
-from ...runtime.planning import loop_shape
+from ...runtime.planning import loop_schedule, loop_shape
 from ...runtime.sampling.schedulers import build_table
 from ...runtime.settings.request import ResolvedRequest
 from ..environment import GpuSampler, physical_cores
@@ -166,7 +166,10 @@ def _run_benchmark(
     try:
         config = bundles[0].manifest.scheduler_config
         table = build_table(chosen[0]["scheduler"], config, chosen[0]["steps"])
-        roofline = measure_roofline(bundles[0], loop_shape(bundles[0], request(chosen[0], 0), table), device, threads)
+        counted = request(chosen[0], 0)
+        schedule = loop_schedule(counted, table)
+        shape = loop_shape(bundles[0], counted, schedule)
+        roofline = measure_roofline(bundles[0], shape, schedule, device, threads)
     except CnppError as e:
         roofline_reason = str(e)
     return Bench(

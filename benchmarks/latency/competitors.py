@@ -129,7 +129,7 @@ class _Runtime:
         start = time.perf_counter()
         ready = pipeline.prepare(request)
         program = ready.program
-        run([*program.denoise, *program.decode], ready.clock)
+        run(program.launches(), ready.clock)
         pipeline.backend.download(program.workspace.image)
         found = ready.clock.seconds()
         whole = time.perf_counter() - start

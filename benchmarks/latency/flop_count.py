@@ -12,7 +12,8 @@ from ...bundles.bundle import Bundle
 from ...errors import CnppError
 from ...install import cannot_import
 from ...runtime.backends.interface import Allocate, Backend, Buffer
-from ...runtime.loop import LoopShape, Program
+from ...runtime.loop import Program
+from ...runtime.shape import LoopShape, Schedule
 from ..records import OpCount
 
 Shape = tuple[int, ...]
@@ -60,15 +61,19 @@ def count_ops(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> OpCount:
     return OpCount(flop=float(flop), bytes=float(_bytes(model, shape, types)))
 
 
-def request_op_counts(bundle: Bundle, shape: LoopShape) -> tuple[dict[str, OpCount], dict[str, int]]:
-    """By stage, what one launch asks for, and how many launches a request of this loop shape has.
+def request_op_counts(
+    bundle: Bundle, shape: LoopShape, schedule: Schedule
+) -> tuple[dict[str, OpCount], dict[str, int]]:
+    """By stage, what one launch asks for, and how many launches a request of this loop shape and schedule has.
 
     Where a stage launches several graphs (two controls), the work is their mean.
     """
-    program = Program(cast(Backend, _NullBackend()), bundle, shape)
+    program = Program(cast(Backend, _NullBackend()), bundle, shape, schedule)
     launched: dict[str, list[OpCount]] = {}
     known: dict[tuple[Any, ...], OpCount] = {}
-    for step in (program.text, *program.hints, *program.denoise, *program.decode):
+    for step in (program.text, *program.hints, *program.launches()):
+        if not step.graph:
+            continue
         sizes = {
             dimension: size
             for tensor in bundle.graph(step.graph).inputs

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict, cast
 from ...bundles.bundle import Bundle
 from ...errors import CnppError
 from ...install import cannot_import
-from ...runtime.loop import LoopShape
+from ...runtime.shape import LoopShape, Schedule
 from ..records import Roofline
 
 Device = Literal["cpu", "gpu"]
@@ -40,13 +40,18 @@ class MachinePeak(TypedDict):
 
 
 def measure_roofline(
-    bundle: Bundle, shape: LoopShape, device: Device, threads: int | None, precisions: Sequence[str] = ()
+    bundle: Bundle,
+    shape: LoopShape,
+    schedule: Schedule,
+    device: Device,
+    threads: int | None,
+    precisions: Sequence[str] = (),
 ) -> Roofline:
     """What a request of this loop shape asks for, and what this machine can do.
 
     Args:
         bundle: whose graphs are counted.
-        shape: of the request.
+        shape, schedule: of the request.
         device: that is measured.
         threads: of the CPU; None is the libraries' default.
         precisions: that are measured; none are all of the device's.
@@ -56,7 +61,7 @@ def measure_roofline(
     """
     from .flop_count import request_op_counts
 
-    op_counts, launches = request_op_counts(bundle, shape)
+    op_counts, launches = request_op_counts(bundle, shape, schedule)
     machine = measure_machine(device, threads, precisions)
     return Roofline(**machine, op_counts=op_counts, launches=launches)
 

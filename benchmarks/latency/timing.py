@@ -229,7 +229,7 @@ def _time_case(processes: Sequence[Process], case: Case, plan: TimingPlan, reque
         try:
             warm = request_to_json(requests(case, 0))
             picture = process.ask({"do": "picture", "request": warm})["image"]
-            if BY_NAME[process.name].device == "gpu":  # after its first request a loop shape's loop is recorded
+            if BY_NAME[process.name].device == "gpu":  # what ran once is recorded before it runs again
                 process.ask({"do": "generate", "request": request_to_json(requests(case, 1))})
         except BackendError as e:  # too little memory for so many images, or no plan for them
             logger.info(f"{process.name} leaves this case out: {e}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from ...bundles.bundle import Bundle
 from ...errors import BackendError, CnppError, UserError
 from ...gpu import find_gpu
 from ...runtime.pipeline import Pipeline
-from ...runtime.settings.options import Precision
+from ...runtime.recordings import Recordings
+from ...runtime.settings.options import CudaGraphs, Precision
 from ...runtime.settings.request import ResolvedRequest
 from ..records import Case, OptimizationResult, Waterfall
 from ..requests import make_requests
@@ -73,9 +74,17 @@ OPTIMIZATIONS = (
     Optimization("io_binding", "Inputs and outputs bound to buffers", lambda b: b.program(b.onnxruntime)),
     Optimization("plan", "TensorRT plans", lambda b: b.program("tensorrt"), "gpu"),
     Optimization(
-        "graph_per_engine", "A CUDA graph for each launch", lambda b: b.program("tensorrt", record="each"), "gpu"
+        "graph_per_engine", "A CUDA graph for each launch", lambda b: b.program("tensorrt", cuda_graphs="launch"), "gpu"
     ),
-    Optimization("whole_loop", "One CUDA graph for the loop", lambda b: b.program("tensorrt", record="loop"), "gpu"),
+    Optimization(
+        "graph_per_step",
+        "A CUDA graph for each kind of step",
+        lambda b: b.program("tensorrt", cuda_graphs="step"),
+        "gpu",
+    ),
+    Optimization(
+        "whole_loop", "One CUDA graph for the loop", lambda b: b.program("tensorrt", cuda_graphs="loop"), "gpu"
+    ),
     Optimization("openvino", "OpenVINO", lambda b: b.program("openvino"), "cpu"),
     Optimization("openvino_bf16", "OpenVINO in bfloat16", lambda b: b.program("openvino", "bf16"), "cpu", half=True),
 )
@@ -197,39 +206,33 @@ class _Bench:
         values = self.pipeline(self.onnxruntime).prepare(self.request).tensors
         return HostLoop(sessions, self._condition, values, hoist_hint=hoist_hint, update_graph=update_graph)
 
-    def program(
-        self, name: str, precision: Precision | None = None, record: Literal["each", "loop"] | None = None
-    ) -> Generate:
-        """The runtime's program, launched one by one; or every launch recorded by itself; or the whole loop as one.
+    def program(self, name: str, precision: Precision | None = None, cuda_graphs: CudaGraphs = "off") -> Generate:
+        """The runtime's program, launched one by one or recorded.
 
-        Conditions are encoded outside of the loop's recording, as the runtime does.
+        Conditions are encoded outside of every recording, as the runtime does.
         """
         pipeline = self.pipeline(name, precision)
         ready = pipeline.prepare(self.request)
         backend, program, values, w = pipeline.backend, ready.program, ready.tensors, ready.program.workspace
         [hint], [images], [hint_rows] = program.hints, values.control_images, w.hints
         assert w.control_image is not None and w.hint is not None
-        loop = [step.launch for step in (*program.denoise, *program.decode)]
-        launches = [hint.launch, *loop]
-        if record is not None:
-            for launch in launches:
-                launch()  # what was never run cannot be recorded
-            groups = [[launch] for launch in launches] if record == "each" else [loop]
-            recorded = [recording for group in groups if (recording := backend.record(group)) is not None]
-            if len(recorded) < len(groups):
-                raise BackendError(f"{backend.name} records nothing")
-            launches = recorded if record == "each" else [hint.launch, *recorded]
-
-        control_image, encoded, (encode_hint, *launches) = w.control_image, w.hint, launches
+        for step in program.launches():
+            step.launch()  # what was never run cannot be recorded
+        recordings = Recordings(backend, program, cuda_graphs)
+        recordings.ran()
+        recordings.record()
+        if recordings.rung != cuda_graphs:
+            raise BackendError(recordings.note)
+        control_image, encoded = w.control_image, w.hint
 
         def generate() -> HostLoopOutput:
             program.fill(values)
             backend.upload(control_image, images[0][None])
-            encode_hint()
+            hint.launch()
             for row in range(hint_rows.shape[0]):
                 backend.copy(encoded, hint_rows.part(row, shape=encoded.shape))
-            for launch in launches:
-                launch()
+            for step in recordings.launches():
+                step.launch()
             return HostLoopOutput(backend.download(w.image), backend.download(w.latents))
 
         return generate

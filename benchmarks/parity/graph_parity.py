@@ -121,14 +121,18 @@ def compare_graphs(
     control_images = iter(ours.tensors.control_images)
     conditions = "+".join(c.condition for c in request.controls)
     fallback = "vae_decoder_fp32" if "vae_decoder_fp32" in deployed.bundle.manifest.graphs else None
-    for step, other in zip(_launches(ours.program), _launches(theirs.program), strict=True):
+    for (k, step), (_, other) in zip(_launches(ours.program), _launches(theirs.program), strict=True):
+        if not step.graph:  # copies
+            step.launch()
+            other.launch()
+            continue
         if step.stage == "hint":  # one buffer serves all controls
             reference.backend.upload(step.inputs["control_image"], next(control_images)[0][None])
         inputs = _contents(step.inputs, reference.backend)
         step.launch()
         outputs = _contents(step.outputs, reference.backend)
         found = _launch_on(other, inputs, deployed.backend)
-        where = step.graph if step.index is None else f"{step.graph} step {step.index + 1}"
+        where = step.graph if k is None else f"{step.graph} step {k + 1}"
         overflowed = step.graph == "vae_decoder" and not np.isfinite(found["magnitude"]).all()
         if not (overflowed and fallback):
             tallies.setdefault(step.graph, Tally()).add(f"{where} ({conditions})", outputs, found)
@@ -166,13 +170,13 @@ def compare_steps(deployed: Pipeline, request: ResolvedRequest, trajectory: Traj
     )
 
     ready = deployed.prepare(request)
-    program, w, put = ready.program, ready.program.workspace, deployed.backend.upload
+    program, put = ready.program, deployed.backend.upload
     forced: list[float] = []
     for k, (state, model_input) in enumerate(zip(trajectory.states, trajectory.model_inputs, strict=True)):
-        put(w.states[k % 2], state)
-        put(w.model_input, model_input.astype(w.model_input.dtype))
-        run([step for step in program.denoise if step.index == k], ready.clock)
-        forced.append(_relative(trajectory.latents[k], program.latents_after(k)))
+        put(program.state(k), state)
+        put(program.workspace.model_input, model_input.astype(program.workspace.model_input.dtype))
+        run(program.step(k), ready.clock)
+        forced.append(_relative(trajectory.latents[k], deployed.backend.download(program.state(k + 1))[0]))
     return StepParity(condition=request.controls[0].condition, free=free, forced=forced)
 
 
@@ -236,11 +240,15 @@ def compare_launches(
     return [tally.record(graph) for graph, tally in tallies.items()], steps
 
 
-def _launches(program: Program) -> Iterator[Step]:
-    yield program.text
-    yield from program.hints
-    yield from program.denoise
-    yield from program.decode
+def _launches(program: Program) -> Iterator[tuple[int | None, Step]]:
+    """Every launch, with the step that it belongs to."""
+    for step in (program.text, *program.hints):
+        yield None, step
+    for k in range(program.schedule.steps):
+        for step in program.step(k):
+            yield k, step
+    for step in program.decode:
+        yield None, step
 
 
 def _restore_inputs(ready: Prepared, backend: Backend) -> None:

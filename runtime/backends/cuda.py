@@ -19,11 +19,15 @@ from ...errors import BackendError, DeviceMemoryError
 from ...gpu import Gpu, find_gpu
 from ...install import cannot_import
 from ...messages import one_line
+from ..settings.options import CudaGraphs
+from .cuda_memory import DeviceMemory, PinnedMemory, forget_recording, primary_context
 from .host_memory import view
 from .interface import Allocate, Buffer, Launch, aligned
 
 # Pinned host memory that uploads and downloads go through. What a request uploads fits, so that nothing waits.
 _STAGING = 16 << 20
+# Device bytes that a node of a CUDA graph is expected to take; what it did take is counted afterwards.
+_BYTES_PER_NODE = 10_000
 # After these, every call of the process fails ("CUDA Driver API", CUresult: "the process must be terminated").
 _STICKY = (
     "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_LAUNCH_TIMEOUT", "CUDA_ERROR_ASSERT",
@@ -50,6 +54,10 @@ class Cuda:
         BackendError: there is no GPU or cuda-python is not installed.
     """
 
+    cuda_graphs: CudaGraphs = "off"
+    # One step runs while the next is queued: the GPU never waits for the host.
+    ahead = 1
+
     def __init__(self, budget: int | None = None, device: int = 0) -> None:
         search = find_gpu(device)
         if search.gpu is None:
@@ -61,22 +69,23 @@ class Cuda:
             raise BackendError(cannot_import("running on a GPU", e)) from None
         self.gpu: Gpu = search.gpu
         self.trace: list[str] | None = None
-        self._driver = driver
+        self.driver = driver
         self._index = device
         self._thread = threading.local()
         self._broken: str | None = None
         self._process = os.getpid()
         self._device = Device(device)
-        self._context = _primary_context(driver, device)
+        self.context = primary_context(driver, device)
         self._budget = budget
-        self._allocated = 0
-        self._recorded = 0  # device bytes that recordings take
+        self.allocated = 0
+        self.recorded = 0  # device bytes that recordings take
         self.call(self._device.set_current)  # cuda.core asks for it once; the context is current here already
         self._stream = self.call(self._device.create_stream)
         self.stream = int(self._stream.handle)
         self._most: dict[str, int] = {}
         self._staging = self._pinned(_STAGING)
         self._staged = 0
+        self._snapshots: list[PinnedMemory] = []  # the next to be written to comes first
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -95,13 +104,13 @@ class Cuda:
             )
         if self._broken is not None:
             raise BackendError(f"{self._broken}; nothing runs on the GPU in this process any more: start it again")
-        self._check(self._driver.cuCtxPushCurrent, self._context)
+        self._check(self.driver.cuCtxPushCurrent, self.context)
         self._thread.active = True
         try:
             yield
         finally:
             self._thread.active = False
-            self._driver.cuCtxPopCurrent()
+            self.driver.cuCtxPopCurrent()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls cuda.core (which raises) or cuda.bindings (which returns a status first).
@@ -120,17 +129,17 @@ class Cuda:
             result = function(*arguments)
         except Exception as e:  # cuda.core's errors share no base class that it documents
             raise self._failure(name, one_line(e)) from e
-        if not (isinstance(result, tuple) and result and isinstance(result[0], self._driver.CUresult)):
+        if not (isinstance(result, tuple) and result and isinstance(result[0], self.driver.CUresult)):
             return result
         status, *values = result
-        if status != self._driver.CUresult.CUDA_SUCCESS:
+        if status != self.driver.CUresult.CUDA_SUCCESS:
             raise self._failure(name, status.name)
         return values[0] if len(values) == 1 else tuple(values)
 
     def _failure(self, name: str, reason: str) -> BackendError:
         if "CUDA_ERROR" not in reason:  # cuda.core does not always tell; after a sticky error any call does
-            status = self._driver.cuMemGetInfo()[0]
-            if status != self._driver.CUresult.CUDA_SUCCESS:
+            status = self.driver.cuMemGetInfo()[0]
+            if status != self.driver.CUresult.CUDA_SUCCESS:
                 reason = f"{reason} ({status.name})"
         if any(sticky in reason for sticky in _STICKY):
             self._broken = self._broken or f"CUDA failed in {name}: {reason}"
@@ -140,7 +149,7 @@ class Cuda:
 
     def free_memory(self) -> int:
         """Bytes of device memory that nobody uses now."""
-        free: int = self.call(self._driver.cuMemGetInfo)[0]
+        free: int = self.call(self.driver.cuMemGetInfo)[0]
         return free
 
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
@@ -154,7 +163,7 @@ class Cuda:
 
     def held(self) -> dict[str, int]:
         """Bytes of device memory that this backend holds now, by part."""
-        return {"buffers": self._allocated} | ({"recordings": self._recorded} if self._recorded else {})
+        return {"buffers": self.allocated} | ({"recordings": self.recorded} if self.recorded else {})
 
     def require(self, nbytes: int, what: str) -> None:
         """Checks that so much more device memory is free and left of the budget.
@@ -179,7 +188,7 @@ class Cuda:
     def arena(self, nbytes: int) -> Allocate:
         if nbytes:
             self.require(nbytes, "the loop's buffers")
-        memory = _Memory(self, max(nbytes, 1))
+        memory = DeviceMemory(self, max(nbytes, 1))
         used = 0
 
         def allocate(shape: Sequence[int], dtype: str) -> Buffer:
@@ -197,28 +206,44 @@ class Cuda:
             return
         staged = self._stage(buffer)
         view(staged)[...] = array
-        self.call(self._driver.cuMemcpyHtoDAsync, buffer.address, staged.address, buffer.nbytes, self.stream)
+        self.call(self.driver.cuMemcpyHtoDAsync, buffer.address, staged.address, buffer.nbytes, self.stream)
 
     def download(self, buffer: Buffer) -> NDArray[Any]:
         if not buffer.nbytes:
             return np.zeros(buffer.shape, buffer.dtype)
         staged = self._stage(buffer)
-        self.call(self._driver.cuMemcpyDtoHAsync, staged.address, buffer.address, buffer.nbytes, self.stream)
+        self.call(self.driver.cuMemcpyDtoHAsync, staged.address, buffer.address, buffer.nbytes, self.stream)
         self.synchronize()
         return view(staged).copy()
 
+    def snapshot(self, buffer: Buffer) -> Callable[[], NDArray[Any]]:
+        memory = self._snapshots.pop(0) if len(self._snapshots) > self.ahead else None
+        if memory is None or memory.nbytes < buffer.nbytes:
+            memory = self._pinned(max(buffer.nbytes, 1))
+        self._snapshots.append(memory)
+        copied = Buffer(memory.address, buffer.shape, buffer.dtype, memory)
+        self.call(self.driver.cuMemcpyDtoHAsync, copied.address, buffer.address, buffer.nbytes, self.stream)
+        event = self.call(self._stream.record)
+
+        def read() -> NDArray[Any]:
+            self.call(event.sync)
+            return view(copied).copy()
+
+        return read
+
     def copy(self, source: Buffer, target: Buffer) -> None:
-        self.call(self._driver.cuMemcpyDtoDAsync, target.address, source.address, source.nbytes, self.stream)
+        self.call(self.driver.cuMemcpyDtoDAsync, target.address, source.address, source.nbytes, self.stream)
 
     def synchronize(self) -> None:
         self.call(self._stream.sync)
         self._staged = 0  # nothing reads from the pinned memory any more
 
-    def record(self, launches: Sequence[Launch]) -> Launch | None:
+    def record(self, launches: Sequence[Launch]) -> Launch:
         """Captures the launches into one CUDA graph; the capture executes nothing.
 
         Raises:
             BackendError: a launch cannot be captured.
+            DeviceMemoryError: there is no memory for the graph, as far as can be told from its nodes.
         """
         self.synchronize()
         builder = self.call(self._stream.create_graph_builder)
@@ -230,6 +255,8 @@ class Cuda:
             for launch in launches:
                 launch()
             self.call(builder.end_building)
+            nodes = self._nodes(builder)
+            self.require(nodes * _BYTES_PER_NODE, f"a recording of {nodes} launches")
         except BaseException:
             self._abandon(builder)
             raise
@@ -242,8 +269,8 @@ class Cuda:
         self.synchronize()
         taken = max(free - self.free_memory(), 0)
         recording = _Recording(self, graph, self._stream, tuple(launches))
-        weakref.finalize(recording, _forget_recording, weakref.ref(self), taken).atexit = False
-        self._recorded += taken
+        weakref.finalize(recording, forget_recording, weakref.ref(self), taken).atexit = False
+        self.recorded += taken
         self.took()
         return recording
 
@@ -265,6 +292,10 @@ class Cuda:
         with suppress(Exception):
             builder.close()
 
+    def _nodes(self, builder: Any) -> int:
+        graph = self.call(lambda: builder.graph_definition).handle
+        return int(self.call(self.driver.cuGraphGetNodes, graph, 0)[1])
+
     def _stage(self, buffer: Buffer) -> Buffer:
         """Pinned memory of the buffer's size and shape, that no copy in flight uses."""
         nbytes = aligned(buffer.nbytes)
@@ -276,75 +307,8 @@ class Cuda:
         self._staged += nbytes
         return staged
 
-    def _pinned(self, nbytes: int) -> "_Pinned":
-        return _Pinned(self, nbytes)
-
-
-class _Memory:
-    """Device memory. It is freed when the last buffer of it is gone, and thereby after every launch that holds one."""
-
-    def __init__(self, cuda: Cuda, nbytes: int) -> None:
-        driver = cuda._driver
-        self.nbytes = nbytes
-        self.address = int(cuda.call(driver.cuMemAlloc, nbytes))
-        weakref.finalize(self, _free_device, weakref.ref(cuda), cuda._context, self.address, nbytes).atexit = False
-        cuda._allocated += nbytes
-        cuda.took()
-        cuda.call(driver.cuMemsetD8Async, self.address, 0, nbytes, cuda.stream)
-
-
-class _Pinned:
-    def __init__(self, cuda: Cuda, nbytes: int) -> None:
-        driver = cuda._driver
-        self.nbytes = nbytes
-        self.address = int(cuda.call(driver.cuMemHostAlloc, nbytes, 0))
-        weakref.finalize(self, _free_in, cuda._context, driver.cuMemFreeHost, self.address).atexit = False
-
-
-def _primary_context(driver: Any, device: int) -> Any:
-    """The device's own context, which cuda.core, TensorRT and ONNX Runtime share; whatever is current stays so.
-
-    Raises:
-        BackendError: the device cannot be used.
-    """
-    driver.cuInit(0)
-    status, context = driver.cuDevicePrimaryCtxRetain(device)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise BackendError(f"CUDA cannot use GPU {device}: {status.name}")
-    return context
-
-
-def _free_in(context: Any, free: Callable[..., object], *arguments: Any) -> None:
-    """Frees something in its context, whatever is current in this thread: the garbage collector may run in any."""
-    import cuda.bindings.driver as driver
-
-    if driver.cuCtxPushCurrent(context)[0] == driver.CUresult.CUDA_SUCCESS:
-        free(*arguments)
-        driver.cuCtxPopCurrent()
-
-
-def free_with(owner: object, cuda: Cuda, objects: list[Any]) -> None:
-    """Has the objects of a library dropped in their CUDA context when `owner` goes.
-
-    Args:
-        objects: held by nobody else.
-    """
-    weakref.finalize(owner, _free_in, cuda._context, objects.clear).atexit = False
-
-
-def _free_device(cuda: "weakref.ref[Cuda]", context: Any, address: int, nbytes: int) -> None:
-    import cuda.bindings.driver as driver
-
-    _free_in(context, driver.cuMemFree, address)  # waits for work that is under way
-    owner = cuda()
-    if owner is not None:
-        owner._allocated -= nbytes
-
-
-def _forget_recording(cuda: "weakref.ref[Cuda]", nbytes: int) -> None:
-    owner = cuda()
-    if owner is not None:
-        owner._recorded -= nbytes
+    def _pinned(self, nbytes: int) -> PinnedMemory:
+        return PinnedMemory(self, nbytes)
 
 
 @dataclass(frozen=True, eq=False)

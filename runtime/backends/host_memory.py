@@ -1,17 +1,22 @@
 """Buffers in the host's own memory, for the backends that run on the CPU."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import BackendError
+from ..settings.options import CudaGraphs
 from .interface import ALIGNMENT, Allocate, Buffer, Launch, WallClock
 
 
 class HostMemory:
     """The part of a backend that every CPU backend shares: buffers, copies, and a clock for launches that block."""
+
+    cuda_graphs: CudaGraphs = "off"
+    ahead = 0
 
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
         return {}
@@ -32,8 +37,12 @@ class HostMemory:
     def copy(self, source: Buffer, target: Buffer) -> None:
         view(target)[...] = view(source)
 
-    def record(self, launches: Sequence[Launch]) -> Launch | None:
-        return None
+    def snapshot(self, buffer: Buffer) -> Callable[[], NDArray[Any]]:
+        copied = self.download(buffer)
+        return lambda: copied
+
+    def record(self, launches: Sequence[Launch]) -> Launch:
+        raise BackendError("CUDA graphs are for a GPU: nothing is recorded on a CPU")
 
     def stopwatch(self) -> WallClock:
         return WallClock()

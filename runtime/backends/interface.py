@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..settings.options import CudaGraphs
+
 # TensorRT wants its tensors at multiples of this; what every backend allocates is.
 ALIGNMENT = 256
 
@@ -74,9 +76,8 @@ class Step:
     """A launch with the stage it counts for.
 
     Attributes:
+        graph: empty where it is none: copies, or a recording of several.
         inputs, outputs: what it reads and writes, by the graph's tensor names.
-        index: the denoising step k that it belongs to.
-        ends: whether that step ends with it.
     """
 
     stage: str
@@ -84,8 +85,6 @@ class Step:
     launch: Launch
     inputs: Mapping[str, Buffer]
     outputs: Mapping[str, Buffer]
-    index: int | None = None
-    ends: bool = False
 
 
 class LoadedGraph(Protocol):
@@ -113,9 +112,17 @@ class Stopwatch(Protocol):
 
 
 class Backend(Protocol):
-    """Loads graphs and holds buffers. One thread at a time; launches run in the order in which they are called."""
+    """Loads graphs and holds buffers. One thread at a time; launches run in the order in which they are called.
+
+    Attributes:
+        cuda_graphs: what is worth recording; `off` where the backend records nothing.
+        ahead: how many steps may be launched before the first of them has ended: 0 where a launch returns when its
+            work is done.
+    """
 
     name: str
+    cuda_graphs: CudaGraphs
+    ahead: int
 
     def load(self, graph: str) -> LoadedGraph:
         """Loads a graph of the bundle; a second call returns the same one.
@@ -172,16 +179,24 @@ class Backend(Protocol):
         """Copies between buffers of one size, in the order of the launches."""
         ...
 
-    def record(self, launches: Sequence[Launch]) -> Launch | None:
+    def snapshot(self, buffer: Buffer) -> Callable[[], NDArray[Any]]:
+        """Copies the buffer's content in the order of the launches, and does not wait for it.
+
+        At most `ahead` + 1 snapshots may be under way.
+
+        Returns:
+            What waits for the copy, and for nothing that was launched after it, and gives it.
+        """
+        ...
+
+    def record(self, launches: Sequence[Launch]) -> Launch:
         """One launch that does what these do, in their order. They must have run before.
 
         It holds the launches, and they their buffers: what it replays cannot be freed or moved while it lives.
 
-        Returns:
-            None where the backend never records.
-
         Raises:
-            BackendError: these launches cannot be recorded.
+            BackendError: these launches cannot be recorded; a backend whose `cuda_graphs` is `off` records none.
+            DeviceMemoryError: there is no memory for the recording.
         """
         ...
 

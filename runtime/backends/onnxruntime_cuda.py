@@ -117,8 +117,8 @@ class OnnxRuntimeCuda(Cuda):
             self.synchronize()
             del self._graphs[graph]
 
-    def record(self, launches: Sequence[Launch]) -> Launch | None:
-        return None  # its sessions allocate while they run, which a capture does not allow
+    def record(self, launches: Sequence[Launch]) -> Launch:
+        raise BackendError("onnxruntime-cuda records nothing: its sessions allocate while they run")
 
 
 def preload(onnxruntime: Any) -> None:

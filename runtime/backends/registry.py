@@ -31,7 +31,7 @@ def open_backend(bundle: Bundle, options: RuntimeOptions) -> tuple[Backend, str]
     def tensorrt() -> Backend:
         from .tensorrt import TensorRt
 
-        return TensorRt(bundle, options.plans, options.vram_budget, options.device)
+        return TensorRt(bundle, options.plans, options.vram_budget, options.device, options.cuda_graphs)
 
     def onnxruntime_cuda() -> Backend:
         from .onnxruntime_cuda import OnnxRuntimeCuda

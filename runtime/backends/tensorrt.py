@@ -1,4 +1,4 @@
-"""The backend `tensorrt`: plans of either flavor, all on one stream, recorded as one CUDA graph."""
+"""The backend `tensorrt`: plans of either flavor, all on one stream, recorded as CUDA graphs."""
 
 import hashlib
 import logging
@@ -17,7 +17,9 @@ from ...engines.store import PlanStore
 from ...errors import BackendError, DeviceMemoryError, UserError
 from ...files import replace_file
 from ...install import install_command
-from .cuda import Cuda, free_with
+from ..settings.options import CudaGraphs
+from .cuda import Cuda
+from .cuda_memory import free_with
 from .interface import Buffer, Launch
 
 logger = logging.getLogger(__name__)
@@ -33,15 +35,22 @@ class TensorRt(Cuda):
         plans: the plan store's folder; None is the default one.
         budget: device bytes that weights, activations, buffers and recordings may take together.
         device: the index of the GPU.
+        cuda_graphs: what is recorded as one CUDA graph.
 
     Raises:
         BackendError: there is no GPU, no TensorRT, or no plan that runs here, with what helps.
     """
 
     def __init__(
-        self, bundle: Bundle, plans: Path | str | None = None, budget: int | None = None, device: int = 0
+        self,
+        bundle: Bundle,
+        plans: Path | str | None = None,
+        budget: int | None = None,
+        device: int = 0,
+        cuda_graphs: CudaGraphs = "step",
     ) -> None:
         super().__init__(budget, device)
+        self.cuda_graphs: CudaGraphs = cuda_graphs
         self._bundle = bundle
         self._store = PlanStore(None if plans is None else Path(plans))
         self._graphs: dict[str, _Graph] = {}
@@ -80,7 +89,7 @@ class TensorRt(Cuda):
             for engine in self._engines.values():
                 engine.forget_idle_contexts()
 
-    def record(self, launches: Sequence[Launch]) -> Launch | None:
+    def record(self, launches: Sequence[Launch]) -> Launch:
         with self.active():
             for engine in self._engines.values():
                 engine.save_runtime_cache()
@@ -92,7 +101,7 @@ class TensorRt(Cuda):
     def held(self) -> dict[str, int]:
         scratch = self._scratch_held()
         own = {"weights": self._weights, "activations": scratch}
-        return own | super().held() | {"buffers": self._allocated - scratch}
+        return own | super().held() | {"buffers": self.allocated - scratch}
 
     def scratch(self, nbytes: int) -> Buffer:
         """Memory for activations, shared by all contexts.
@@ -308,7 +317,7 @@ class _Engine:
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if backend._flavor.rtx:
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the whole loop is captured, not one engine
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # steps are captured, not single engines
             # Compiled when first run, not later by a thread of its own: a recording would keep the slow kernels.
             eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             config.dynamic_shapes_kernel_specialization_strategy = eager

@@ -10,10 +10,12 @@ from ...messages import printable, unknown_choice
 
 BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16")
+CUDA_GRAPHS = ("step", "loop", "launch", "off")
 MAX_THREADS = 1024
 _BUDGETED = ("auto", "tensorrt")
 
 Precision = Literal["fp32", "fp16", "bf16"]
+CudaGraphs = Literal["step", "loop", "launch", "off"]
 
 
 class OptionFields(TypedDict, total=False):
@@ -25,6 +27,7 @@ class OptionFields(TypedDict, total=False):
     precision: Precision | None
     plans: Path | str | None
     vram_budget: int | None
+    cuda_graphs: CudaGraphs
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class RuntimeOptions:
         plans: the folder of TensorRT plans; by default that of `cnpp-trt build`.
         vram_budget: of the backend `tensorrt`: device bytes that weights, activations, buffers and recordings may take.
             Engines of conditions that were not used lately are unloaded to keep it, and loaded again on demand.
+        cuda_graphs: of the backend `tensorrt`: what is recorded as one CUDA graph, from the second request of a loop
+            shape on: each kind of step (`step`), denoising and decoding as a whole for each number of steps (`loop`),
+            each launch (`launch`), or nothing (`off`). What cannot be recorded is tried in smaller parts.
 
     Raises:
         UserError: a value cannot be used.
@@ -51,9 +57,11 @@ class RuntimeOptions:
     precision: Precision | None = None
     plans: Path | str | None = None
     vram_budget: int | None = None
+    cuda_graphs: CudaGraphs = "step"
 
     def __post_init__(self) -> None:
         _require_one_of("backend", self.backend, BACKENDS)
+        _require_one_of("cuda_graphs", self.cuda_graphs, CUDA_GRAPHS)
         if self.precision is not None:
             _require_one_of("precision", self.precision, PRECISIONS)
         if not _whole(self.device) or self.device < 0:

@@ -54,7 +54,9 @@ def recorded_and_unrecorded_draw_the_cpu_backends_images() -> None:
         recorded = pipeline(wanted)
         stepped: list = []
         watched = pipeline(wanted, callback_on_step_end=lambda k, t, latents, to=stepped: to.append((k, latents)))
-        assert "unet" in one_by_one.timings and "loop" in recorded.timings and "unet" in watched.timings
+        assert "unet" in one_by_one.timings
+        for result in (recorded, watched):
+            assert "denoise" in result.timings and "unet" not in result.timings and result.notes == ()
         assert same(expected, one_by_one) and same(expected, recorded) and same(expected, watched)
         assert [k for k, _ in stepped] == [0, 1, 2] and np.array_equal(stepped[-1][1], expected.latents)
 
@@ -75,16 +77,16 @@ def images_to_begin_with_long_prompts_and_clip_skip() -> None:
     assert [s.chunks for s in pipeline._preparation.programs.programs] == [1, 2]
 
 
-def one_graph_launch_and_no_wait_inside() -> None:
+def a_graph_launch_for_each_step_and_no_wait_inside() -> None:
     pipeline = opened(warm=request())
     gpu.clear()
     fake_tensorrt.launches.clear()
     pipeline(request(seed=9, prompt="a tree", image=1))
     trace = gpu.trace()
-    assert trace.count("cuGraphLaunch") == 1, trace
+    assert trace.count("cuGraphLaunch") == 3 + 1, trace
     waits = [i for i, call in enumerate(trace) if "Synchronize" in call]
     first_copy_back = next(i for i, call in enumerate(trace) if call.startswith("cuMemcpyDtoH"))
-    assert min(waits) > first_copy_back > trace.index("cuGraphLaunch"), trace
+    assert min(waits) > first_copy_back > max(i for i, call in enumerate(trace) if call == "cuGraphLaunch"), trace
     step = ["controlnet_seg", "unet", "update"]
     assert fake_tensorrt.launches == ["text_encoder", "hint_seg", *step * 3, "vae_decoder"], fake_tensorrt.launches
     assert not any("Alloc" in call or "Free" in call for call in trace if "Host" in call), trace
@@ -92,12 +94,13 @@ def one_graph_launch_and_no_wait_inside() -> None:
 
 def values_are_data_in_the_recording() -> None:
     pipeline = opened(warm=request())
-    (program,) = pipeline._preparation.programs.programs.values()
-    recording = program.recording
+    (recordings,) = pipeline._preparation.programs.programs.values()
+    made = gpu.live_objects()["exec"]
     changes = dict(prompt="a tree", seed=7, scale=0.3, guidance_scale=2.0, image=2, scheduler="ddim")
     for changed in [{name: value} for name, value in changes.items()] + [changes, {}]:
         assert same(pipeline(request(**changed)), cpu(request(**changed))), changed
-    assert program.recording is recording and len(pipeline._preparation.programs.programs) == 1
+    assert gpu.live_objects()["exec"] == made == 3  # both kinds of step and the decoder
+    assert list(pipeline._preparation.programs.programs.values()) == [recordings]
 
 
 def two_hundred_mixed_requests_need_no_more_memory() -> None:
@@ -122,19 +125,18 @@ def two_hundred_mixed_requests_need_no_more_memory() -> None:
             assert same(result, cpu(wanted))
             used.append((gpu.live_bytes(), gpu.live_objects()["device"], gpu.live_objects()["exec"]))
     assert max(u[0] for u in used[1:]) <= used[0][0] * 1.25, used
-    assert all(u[2] <= MAX_PROGRAMS for u in used), used
+    assert all(u[2] <= 3 * MAX_PROGRAMS for u in used), used  # two kinds of step and the decoder
     assert gpu.live_objects()["event"] == 0
 
 
 def a_recording_keeps_its_memory_and_gives_it_back() -> None:
     import gc
 
-    pipeline = opened()
-    pipeline(request())
-    (program,) = pipeline._preparation.programs.programs.values()
-    recording, latents, before = program.recording, program.workspace.latents, gpu.live_bytes()
+    pipeline = opened(warm=request(), cuda_graphs="loop")
+    (recordings,) = pipeline._preparation.programs.programs.values()
+    recording, latents, before = recordings.loop(), recordings.program.workspace.latents, gpu.live_bytes()
     pipeline._preparation.programs.programs.clear()
-    del program
+    del recordings
     gc.collect()
     assert gpu.live_bytes() == before
     recording()
@@ -164,7 +166,7 @@ def garbage_that_is_collected_during_a_capture_does_not_spoil_it() -> None:
     pipeline.backend.record = lambda launches: record([launches[0], collect, *launches[1:]])
     pipeline(request())
     recorded = pipeline(request())
-    assert "loop" in recorded.timings and recorded.notes == (), recorded.notes
+    assert "denoise" in recorded.timings and recorded.notes == (), recorded.notes
     assert same(recorded, cpu(request()))
     gc.collect()
     assert memory() is None
@@ -216,13 +218,107 @@ def what_was_compiled_is_kept_for_the_next_process() -> None:
 
 def what_cannot_be_captured_runs_launch_by_launch_and_says_so() -> None:
     fake_tensorrt.uncapturable.add("unet")
-    pipeline = opened()
-    for _ in range(2):
-        result = pipeline(request())
-        assert same(result, cpu(request())) and "unet" in result.timings
-        assert result.notes[0].startswith(
-            "the loop runs launch by launch: tensorrt-rtx 1.7.1.116 cannot capture unet on"
+    for asked in ("loop", "step"):
+        pipeline = opened(cuda_graphs=asked)
+        first = pipeline(request())
+        assert first.notes == ()
+        gpu.clear()
+        second = pipeline(request())
+        assert same(first, cpu(request())) and same(second, first) and "unet" in second.timings
+        [note] = second.notes
+        what = {"loop": "the whole loop", "step": "each step"}[asked]
+        assert note.startswith(f"CUDA graphs record each launch instead of {what}: tensorrt-rtx 1.7.1.116 cannot "), (
+            note
         )
+        assert "capture unet" in note, note
+        assert gpu.trace().count("cuGraphLaunch") == 2 * 3 + 1  # the UNet's own launches are none
+    fake_tensorrt.uncapturable.update(bundle.manifest.graphs)
+    pipeline = opened(warm=request())
+    gpu.clear()
+    last = pipeline(request())
+    assert same(last, first) and not any("cuGraphLaunch" in call for call in gpu.trace())
+    assert last.notes[0].startswith("CUDA graphs record nothing instead of each step: "), last.notes
+
+
+def every_rung_draws_the_same_bytes() -> None:
+    """More steps than any program was made for, controls that end early, callbacks, progress and cancellation."""
+    import threading
+
+    from cnpp_trt.errors import Cancelled
+
+    wanted = [
+        request(),
+        request(steps=7, seed=3),
+        request(steps=4, scheduler="lcm", guidance_scale=1.0),
+        request("seg", "depth", steps=5),
+    ]
+    half = request(steps=6)
+    half = Request(**{**vars(half), "controls": [Control("seg", IMAGES[0], control_guidance_end=0.5)]})
+    wanted.append(half)
+    graphs = {"loop": 1, "step": 4, "launch": 10, "off": 0}
+    for rung, count in graphs.items():
+        pipeline = opened(cuda_graphs=rung)
+        for each in wanted:
+            expected = cpu(each)
+            for _ in range(3):
+                found = pipeline(each)
+                assert same(found, expected) and found.notes == (), (rung, found.notes)
+        gpu.clear()
+        pipeline(wanted[0])
+        assert gpu.trace().count("cuGraphLaunch") == count, (rung, gpu.trace())
+        seen: list[Any] = []
+        pipeline(wanted[1], on_progress=lambda *of, to=seen: to.append(of))
+        assert seen == ([] if rung == "loop" else [(k + 1, 7) for k in range(7)]), seen
+        latents: list[Any] = []
+        pipeline(wanted[1], callback_on_step_end=lambda k, t, x, to=latents: to.append((k, t, x)))
+        expected_latents: list[Any] = []
+
+        def expect(k: int, t: float, x: Any, to: Any = expected_latents) -> None:
+            to.append((k, t, x))
+
+        cpu(wanted[1], callback_on_step_end=expect)
+        for (k, t, x), (j, u, y) in zip(latents, expected_latents, strict=True):
+            assert (k, t) == (j, u) and np.array_equal(x, y)
+        cancel = threading.Event()
+        stopped: list[int] = []
+
+        def stop(k: int, t: float, x: Any, to: Any = stopped, cancel: Any = cancel) -> None:
+            to.append(k)
+            if k == 2:
+                cancel.set()
+
+        fake_tensorrt.launches.clear()
+        try:
+            pipeline(wanted[1], callback_on_step_end=stop, cancel=cancel)
+            raise AssertionError("it was not cancelled")
+        except Cancelled:
+            pipeline.backend.synchronize()
+        assert stopped == [0, 1, 2] and fake_tensorrt.launches.count("update") == 4  # one step more was under way
+        assert same(pipeline(wanted[1]), cpu(wanted[1]))
+
+
+def a_single_request_records_nothing() -> None:
+    pipeline = opened()
+    pipeline(request())
+    assert not any("Capture" in call or "Instantiate" in call for call in gpu.trace())
+    pipeline(request(steps=5))  # of the same kinds of step
+    assert sum("Instantiate" in call for call in gpu.trace()) == 3
+
+
+def a_recording_that_does_not_fit_evicts_or_is_not_made() -> None:
+    from cnpp_trt.runtime.backends import cuda
+
+    pipeline = opened(vram_budget=1 << 40)
+    pipeline(request())
+    held = sum(pipeline.backend.held().values())
+    tight = opened(vram_budget=held + 1000)
+    tight(request())
+    result = tight(request())
+    assert same(result, cpu(request())) and "unet" in result.timings
+    assert "CUDA graphs record nothing instead of each step: a recording of" in result.notes[0], result.notes
+    roomy = opened(vram_budget=held + 100 * cuda._BYTES_PER_NODE)
+    roomy(request())
+    assert "denoise" in roomy(request()).timings
 
 
 def a_plan_that_was_changed_is_not_loaded() -> None:

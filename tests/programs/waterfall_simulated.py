@@ -17,7 +17,7 @@ def recordings_draw_the_same_bytes(bundle_folder: str, plans_folder: str) -> Non
     fake_tensorrt.make_plans(bundle, plans)
     bench = module._Bench(bundle, "seg", "gpu", 1, plans, {"num_inference_steps": 3})
     expected = Pipeline.open(bundle, "onnxruntime-cpu", threads=1)(bench.request)
-    replays = {"plan": 0, "graph_per_engine": 1 + 3 * 3 + 1, "whole_loop": 1}
+    replays = {"plan": 0, "graph_per_engine": 3 * 3 + 1, "graph_per_step": 3 + 1, "whole_loop": 1}
     for optimization in module.OPTIMIZATIONS:
         if optimization.name in replays:
             generate = optimization.open(bench)

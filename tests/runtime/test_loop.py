@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.runtime.backends import interface
 from cnpp_trt.runtime.backends.interface import ALIGNMENT, Allocate, Buffer, Step, WallClock, aligned
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.encoding_cache import EncodingCache
-from cnpp_trt.runtime.loop import LoopShape, Program, RequestTensors, run, workspace_bytes
+from cnpp_trt.runtime.loop import Program, RequestTensors, run
 from cnpp_trt.runtime.sampling.schedulers import build_table
+from cnpp_trt.runtime.shape import LoopShape, Schedule
 from cnpp_trt.runtime.text.prompts import Prompts
+from cnpp_trt.runtime.workspace import buffer_bytes
 
 
 class Recorder:
@@ -26,6 +29,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.launched: list[tuple[str, dict[str, Buffer]]] = []
+        self.copied: list[tuple[Buffer, Buffer]] = []
         self.allocated: list[Buffer] = []
         self._end = ALIGNMENT
 
@@ -54,20 +58,39 @@ class Recorder:
 
     def upload(self, buffer: Buffer, array: np.ndarray) -> None: ...
 
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        assert source.nbytes == target.nbytes
+        self.copied.append((source, target))
+
     def download(self, buffer: Buffer) -> np.ndarray:
         return np.zeros(buffer.shape, buffer.dtype)
 
 
-def program_of(backend: Any, bundle: Any, shape: LoopShape) -> Program:
-    return Program(backend, bundle, shape)
+Controls = tuple[tuple[str, tuple[bool, ...]], ...]
+
+
+def program_of(
+    backend: Any, bundle: Any, controls: Controls, images: int, guided: bool, noisy: Sequence[bool], chunks: int = 1
+) -> Program:
+    schedule = Schedule(tuple(active for _, active in controls), tuple(noisy))
+    shape = LoopShape(images, guided, tuple(name for name, _ in controls), schedule.uncontrolled, chunks)
+    return Program(backend, bundle, shape, schedule)
 
 
 def record(bundle: Any, *controls: tuple[str, tuple[bool, ...]], steps: int = 3, **fields: Any) -> Recorder:
     backend = Recorder()
     noisy = fields.pop("noisy", (False,) * steps)
-    program = program_of(backend, bundle, LoopShape(fields.pop("images", 2), True, steps, controls, noisy))
-    run([program.text, *program.hints, *program.denoise, *program.decode], WallClock())
+    program = program_of(backend, bundle, controls, fields.pop("images", 2), True, noisy)
+    run([program.text, *program.hints, *program.launches()], WallClock())
     return backend
+
+
+@pytest.fixture
+def request_of(control_image: Any) -> Any:
+    def make(model: Any, **fields: Any) -> Request:
+        return Request("a house", controls=Control("seg", control_image(*model.size)), seed=1, **fields)
+
+    return make
 
 
 def names(backend: Recorder) -> list[str]:
@@ -111,12 +134,48 @@ def test_every_step_reads_the_state_that_the_last_one_wrote(tiny):
     for before, after in itertools.pairwise(updates):
         assert after["state"].address == before["new_state"].address
         assert after["state"].address != after["new_state"].address
-        assert after["coefficients"].address != before["coefficients"].address
+        assert after["coefficients"].address == before["coefficients"].address
     decoded = next(buffers for name, buffers in backend.launched if name == "vae_decoder")
     assert decoded["latents"].address == updates[-1]["new_state"].address
     unets = [buffers for name, buffers in backend.launched if name == "unet"]
     assert {u["model_input"].address for u in unets} == {updates[0]["model_input"].address}
-    assert len({u["timestep"].address for u in unets}) == 3
+    # One slot for what differs, which every step fills from its own row.
+    [slot] = {u["timestep"].address for u in unets}
+    rows = [source.address for source, target in backend.copied if target.address == slot]
+    assert len(set(rows)) == 3 == len(rows) and rows == sorted(rows)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_the_last_step_of_any_number_leaves_the_latents_where_they_are_decoded(tiny, steps):
+    backend = record(tiny.pipeline.bundle, ("seg", (True,) * steps), steps=steps)
+    last = [buffers for name, buffers in backend.launched if name == "update"][-1]
+    decoded = next(buffers for name, buffers in backend.launched if name == "vae_decoder")
+    assert decoded["latents"].address == last["new_state"].address
+
+
+def test_a_kind_of_step_is_bound_once(tiny):
+    """A step differs from another one by the controls that apply and by the state that it reads."""
+    bundle, backend = tiny.pipeline.bundle, Recorder()
+    active = (True, True, True, True, False, False)
+    program = program_of(backend, bundle, (("seg", active),), 1, True, (False,) * 6)
+    assert len(program._kinds) == 4
+    assert program.step(0)[1:] == program.step(2)[1:] and program.step(0)[1:] != program.step(1)[1:]
+    many = Schedule((active * 20,), (True,) * 120)
+    program.follow(many)
+    assert len([step for step in program.launches() if step.graph == "unet"]) == 120
+    assert len(program._kinds) == 4
+
+
+def test_the_table_grows_with_the_number_of_steps(tiny):
+    backend = Recorder()
+    program = program_of(backend, tiny.pipeline.bundle, (("seg", ALWAYS),), 1, True, (False,) * 3)
+    first = program.table
+    program.follow(Schedule(((True, True),), (False,) * 2))
+    assert program.table is first
+    for longer in (Schedule(((True,) * 4,), (False,) * 4), Schedule(((True,) * 2,), (True, False))):
+        program.follow(longer)
+        assert program.table is not first
+        first = program.table
 
 
 def test_the_unet_reads_what_the_controls_wrote(tiny):
@@ -136,12 +195,21 @@ def test_the_unet_reads_what_the_controls_wrote(tiny):
     assert silent not in outputs
 
 
-def test_noise_is_bound_only_where_it_is_drawn(tiny):
-    backend = record(tiny.pipeline.bundle, ("seg", ALWAYS), noisy=(True, True, False))
-    noises = [buffers["noise"].address for name, buffers in backend.launched if name == "update"]
-    assert len(set(noises)) == 3
-    quiet = record(tiny.pipeline.bundle, ("seg", ALWAYS))
-    assert len({buffers["noise"].address for name, buffers in quiet.launched if name == "update"}) == 1
+def test_noise_is_copied_only_where_a_sampler_draws_some(tiny):
+    for noisy, copies in (((True, True, False), 3), ((False,) * 3, 0)):
+        backend = record(tiny.pipeline.bundle, ("seg", ALWAYS), noisy=noisy)
+        [slot] = {buffers["noise"].address for name, buffers in backend.launched if name == "update"}
+        found = [source.address for source, target in backend.copied if target.address == slot]
+        assert len(set(found)) == len(found) == copies
+
+
+def test_noise_of_an_earlier_request_does_not_stay(tiny, request_of):
+    """LCM adds noise, DDIM does not: the slot is the same."""
+    pipeline = Pipeline(tiny.pipeline.bundle, OnnxRuntimeCpu(tiny.pipeline.bundle, threads=1))
+    quiet = request_of(tiny, scheduler="ddim", num_inference_steps=3)
+    expected = pipeline(quiet).latents
+    pipeline(request_of(tiny, scheduler="lcm", num_inference_steps=3))
+    np.testing.assert_array_equal(pipeline(quiet).latents, expected)
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
@@ -152,8 +220,8 @@ def test_buffers_have_the_graphs_own_shapes_and_types(tiny, images, guided, chun
     bundle = tiny.pipeline.bundle
     backend = Recorder()
     controls = (("seg", ALWAYS), ("depth", ALWAYS))
-    program = program_of(backend, bundle, LoopShape(images, guided, 3, controls, (True,) * 3, chunks))
-    run([program.text, *program.hints, *program.denoise, *program.decode], WallClock())
+    program = program_of(backend, bundle, controls, images, guided, (True,) * 3, chunks)
+    run([program.text, *program.hints, *program.launches()], WallClock())
     n = 2 if guided else 1
     sizes = {"batch": n * images, "images": images, "guidance": n}
     sizes |= {"tokens": 77 * chunks, "prompts": n * images * chunks}
@@ -166,9 +234,8 @@ def test_buffers_have_the_graphs_own_shapes_and_types(tiny, images, guided, chun
             assert (buffers[name].shape, buffers[name].dtype.name) == (shape, tensor.dtype), f"{graph}.{name}"
 
 
-def test_timings_and_steps_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The seconds are those of a clock by hand: each call of the UNet takes two."""
-    told: list[int] = []
     now = [5.0]
     monkeypatch.setattr(interface, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     clock = WallClock()
@@ -176,22 +243,19 @@ def test_timings_and_steps_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(seconds: float) -> None:
         now[0] += seconds
 
-    def step(stage: str, index: int | None = None, ends: bool = False) -> Step:
-        return Step(stage, stage, partial(launch, 2.0 if stage == "unet" else 0.25), {}, {}, index, ends)
+    def step(stage: str) -> Step:
+        return Step(stage, stage, partial(launch, 2.0 if stage == "unet" else 0.25), {}, {})
 
-    run([step("unet", 0), step("update", 0, True), step("unet", 1), step("update", 1, True), step("x")], clock)
-    assert clock.seconds().keys() == {"unet", "update", "x"}
-    run([step("unet", 0), step("update", 0, True), step("update", 1, True)], clock, told.append)
-    assert told == [0, 1]
-    assert list(clock.seconds()) == ["unet", "update", "x", "callback"]
-    assert clock.seconds() == {"unet": 6.0, "update": 1.0, "x": 0.25, "callback": 0.0}
+    run([step("unet"), step("update"), step("unet"), step("update"), step("x")], clock)
+    assert list(clock.seconds()) == ["unet", "update", "x"]
+    run([step("unet"), step("update"), step("update")], clock)
+    assert clock.seconds() == {"unet": 6.0, "update": 1.0, "x": 0.25}
 
 
 def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
     backend = OnnxRuntimeCpu(tiny.pipeline.bundle, threads=1)
     bundle = tiny.pipeline.bundle
-    shape = LoopShape(1, False, 2, (("seg", (True, True)),), (False, False))
-    program = Program(backend, bundle, shape)
+    program = program_of(backend, bundle, (("seg", (True, True)),), 1, False, (False, False))
     owner = weakref.ref(program.workspace.noise_pred.owner)
     table = build_table("ddim", bundle.manifest.scheduler_config, 2)
     rng = np.random.default_rng(0)
@@ -209,7 +273,7 @@ def test_buffers_live_as_long_as_a_launch_that_holds_them(tiny):
     )
     program.fill(tensors)
     program.encode(tensors, EncodingCache(backend), WallClock())
-    steps, latents = program.denoise, program.workspace.latents
+    steps, latents = [*program.step(0), *program.step(1)], program.workspace.latents
     del program
     gc.collect()
     litter = [np.full(1 << 16, 0xFF, np.uint8) for _ in range(200)]  # would land in memory that was freed
@@ -265,11 +329,10 @@ def test_a_part_of_a_buffer(tiny):
 
 def test_the_arena_is_exactly_as_large_as_its_buffers(tiny):
     bundle = tiny.pipeline.bundle
-    shape = LoopShape(2, True, 3, (("seg", ALWAYS), ("depth", ALWAYS)), (True, False, True))
     backend = Recorder()
     start = backend._end
-    program_of(backend, bundle, shape)
-    assert backend._end - start == workspace_bytes(bundle, shape)
+    program = program_of(backend, bundle, (("seg", ALWAYS), ("depth", ALWAYS)), 2, True, (True, False, True))
+    assert backend._end - start == buffer_bytes(bundle, program.shape, program.schedule)
     spans = sorted((b.address, b.address + b.nbytes) for b in backend.allocated if b.nbytes)
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert all(b.address % ALIGNMENT == 0 for b in backend.allocated)

@@ -363,7 +363,7 @@ def test_v_prediction_at_an_odd_size(v_prediction, v_reference, make, scheduler,
 def test_guidance_of_one_or_less_runs_at_half_the_work(tiny, make, guidance_scale, batch):
     request = make(tiny, num_inference_steps=2, guidance_scale=guidance_scale)
     tiny.pipeline(request)
-    program = next(reversed(tiny.pipeline._preparation.programs.programs.values()))
+    program = next(reversed(tiny.pipeline._preparation.programs.programs.values())).program
     assert program.workspace.model_input.shape[0] == batch
     assert program.workspace.prompt_embeds.shape[0] == batch
 

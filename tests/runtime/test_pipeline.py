@@ -130,18 +130,22 @@ def test_a_bundle_may_be_given_opened_or_as_a_string(tiny, request_):
 
 def test_only_so_many_programs_are_kept(tiny, request_):
     pipeline = Pipeline.open(tiny.bundle, threads=1)
-    expected = {n: pipeline(replace(request_, num_inference_steps=n)).latents for n in range(1, 4)}
+
+    def of(n: int) -> Request:
+        return replace(request_, num_inference_steps=1, num_images_per_prompt=n)
+
+    expected = {n: pipeline(of(n)).latents for n in range(1, 4)}
     for n in (1, *range(4, MAX_PROGRAMS + 2), 1, MAX_PROGRAMS + 2):
-        pipeline(replace(request_, num_inference_steps=n))
+        pipeline(of(n))
     assert len(pipeline._preparation.programs.programs) == MAX_PROGRAMS
     # The least recently used went: 1 was used again and again, 2 and 3 were not.
-    assert [s.steps for s in pipeline._preparation.programs.programs] == [
+    assert [s.images for s in pipeline._preparation.programs.programs] == [
         *range(4, MAX_PROGRAMS + 2),
         1,
         MAX_PROGRAMS + 2,
     ]
     for n, latents in expected.items():
-        np.testing.assert_array_equal(pipeline(replace(request_, num_inference_steps=n)).latents, latents)
+        np.testing.assert_array_equal(pipeline(of(n)).latents, latents)
 
 
 def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, request_):
@@ -155,12 +159,12 @@ def test_programs_that_were_used_longest_ago_make_room_for_a_new_one(tiny, reque
     room = 2
     pipeline = Pipeline(tiny.pipeline.bundle, Small(tiny.pipeline.bundle, threads=1))
     for n in (1, 2, 3, 2, 1):
-        wanted = replace(request_, num_inference_steps=n)
+        wanted = replace(request_, num_inference_steps=1, num_images_per_prompt=n)
         np.testing.assert_array_equal(pipeline(wanted).latents, tiny.pipeline(wanted).latents)
-    assert [s.steps for s in pipeline._preparation.programs.programs] == [2, 1]
+    assert [s.images for s in pipeline._preparation.programs.programs] == [2, 1]
     room = 0
     with pytest.raises(DeviceMemoryError, match="full"):
-        pipeline(request_)
+        pipeline(replace(request_, num_images_per_prompt=4))
 
 
 def test_values_do_not_make_new_programs(tiny, request_):
@@ -171,6 +175,9 @@ def test_values_do_not_make_new_programs(tiny, request_):
         {"negative_prompt": "rain"},
         {"guidance_scale": 3.0},
         {"controls": [replace(request_.controls[0], controlnet_conditioning_scale=0.2)]},
+        {"num_inference_steps": 5},
+        {"scheduler": "lcm"},
+        {"num_inference_steps": 2},
     ):
         pipeline(replace(request_, **fields))
     assert len(pipeline._preparation.programs.programs) == 1

@@ -17,7 +17,7 @@ from cnpp_trt.export import graphs
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.onnx_graph import ExportSpec
-from cnpp_trt.runtime.loop import LoopShape
+from cnpp_trt.runtime.shape import LoopShape, Schedule
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional
@@ -112,9 +112,9 @@ def test_bytes_are_those_of_weights_inputs_and_outputs(request, tiny, precision)
 
 def test_a_request_asks_for_what_its_program_launches(tiny):
     bundle = tiny.pipeline.bundle
-    controls = (("seg", (True, True, True, False)), ("depth", (False, True, False, False)))
-    guided = LoopShape(images=1, guided=True, steps=4, controls=controls, noisy=(False,) * 4)
-    asked, launches = request_op_counts(bundle, guided)
+    schedule = Schedule(((True, True, True, False), (False, True, False, False)), (False,) * 4)
+    guided = LoopShape(images=1, guided=True, controls=("seg", "depth"))
+    asked, launches = request_op_counts(bundle, guided, schedule)
     assert launches == {"text_encoder": 1, "hint": 2, "controlnet": 5, "unet": 4, "update": 4, "vae_decoder": 1}
     sizes = SIZES[0]
     for stage in ("text_encoder", "unet", "update", "vae_decoder"):
@@ -124,8 +124,8 @@ def test_a_request_asks_for_what_its_program_launches(tiny):
     for name in ("flop", "bytes"):
         assert 5 * asked["controlnet"][name] == pytest.approx(sum(part[name] for part in parts))
 
-    unguided = LoopShape(images=3, guided=False, steps=1, controls=(("seg", (True,)),), noisy=(True,))
-    asked, launches = request_op_counts(bundle, unguided)
+    unguided = LoopShape(images=3, guided=False, controls=("seg",), uncontrolled=False)
+    asked, launches = request_op_counts(bundle, unguided, Schedule(((True,),), (True,)))
     assert set(launches.values()) == {1}
     assert asked == {s: count_ops(bundle, f"{s}_seg" if s in ("hint", "controlnet") else s, SIZES[1]) for s in launches}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cnpp_trt.benchmarks.latency import machine_peak as machine
 from cnpp_trt.errors import CnppError
-from cnpp_trt.runtime.loop import LoopShape
+from cnpp_trt.runtime.shape import LoopShape, Schedule
 from hints import hint
 
 pytestmark = pytest.mark.slow
@@ -72,8 +72,9 @@ def test_the_fastest_of_the_repeats_counts_and_the_first_call_only_warms_up(monk
 
 def test_floor_of_a_request_on_this_machine(tiny):
     threads = torch.get_num_threads()
-    shape = LoopShape(images=1, guided=True, steps=2, controls=(("seg", (True, True)),), noisy=(False, False))
-    found = machine.measure_roofline(tiny.pipeline.bundle, shape, "cpu", 1, ["fp32"])
+    shape = LoopShape(images=1, guided=True, controls=("seg",), uncontrolled=False)
+    schedule = Schedule(((True, True),), (False, False))
+    found = machine.measure_roofline(tiny.pipeline.bundle, shape, schedule, "cpu", 1, ["fp32"])
     assert set(found["flop_per_second"]) == {"fp32"}
     assert found["flop_per_second"]["fp32"] > 0
     assert found["bytes_per_second"] > 0

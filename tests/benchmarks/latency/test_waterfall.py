@@ -77,9 +77,9 @@ def test_every_bar_that_works_here_is_measured_and_every_other_has_its_reason(ti
     for t in result["optimizations"]:
         assert ("seconds" in t) == ("ratio" in t) == (t["reason"] == "")
     if not find_gpu().gpu:
-        assert {optimizations[name]["reason"] for name in ("plan", "graph_per_engine", "whole_loop")} == {
-            find_gpu().reason
-        }
+        assert {
+            optimizations[name]["reason"] for name in ("plan", "graph_per_engine", "graph_per_step", "whole_loop")
+        } == {find_gpu().reason}
     told = logged()
     assert told and not any("\n" in line for line in told)
 

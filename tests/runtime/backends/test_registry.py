@@ -169,7 +169,7 @@ def test_auto_takes_the_first_that_works(tiny, fake_gpu, monkeypatch, tmp_path, 
     monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCuda", maker("onnxruntime-cuda"))
     backend, said = open_backend(tiny.pipeline.bundle, RuntimeOptions(plans=tmp_path))
     assert (backend.name, said) == (expected, reason)
-    assert given[0] == ("tensorrt", tiny.pipeline.bundle, tmp_path, None, 0)
+    assert given[0] == ("tensorrt", tiny.pipeline.bundle, tmp_path, None, 0, "step")
     assert given[1:] in ([], [("onnxruntime-cuda", tiny.pipeline.bundle, 0)])
 
 
@@ -268,7 +268,9 @@ def test_it_runs_on_our_stream_in_full_precision(tiny, on_a_gpu, monkeypatch):
         assert options["user_compute_stream"] == "4321"
         assert options["use_tf32"] == "0"
     assert fake.entries["disable_synchronize_execution_providers"] == "1"
-    assert backend.record([]) is None
+    assert backend.cuda_graphs == "off"
+    with pytest.raises(BackendError, match="records nothing"):
+        backend.record([])
 
 
 def test_an_onnxruntime_without_cuda(tiny, on_a_gpu, monkeypatch):

@@ -37,8 +37,8 @@ def test_images_to_begin_with_long_prompts_and_clip_skip(simulate):
     simulate("images_to_begin_with_long_prompts_and_clip_skip")
 
 
-def test_one_graph_launch_and_no_wait_inside(simulate):
-    simulate("one_graph_launch_and_no_wait_inside")
+def test_a_graph_launch_for_each_step_and_no_wait_inside(simulate):
+    simulate("a_graph_launch_for_each_step_and_no_wait_inside")
 
 
 def test_values_are_data_in_the_recording(simulate):
@@ -150,3 +150,15 @@ def test_the_stand_in_has_nothing_that_tensorrt_has_not():
                  "ExecutionContextAllocationStrategy.USER_MANAGED"):  # fmt: skip
         owner, _, attribute = path.partition(".")
         assert hasattr(getattr(trt, owner), attribute), path
+
+
+def test_every_rung_draws_the_same_bytes(simulate):
+    simulate("every_rung_draws_the_same_bytes")
+
+
+def test_a_single_request_records_nothing(simulate):
+    simulate("a_single_request_records_nothing")
+
+
+def test_a_recording_that_does_not_fit_is_not_made(simulate):
+    simulate("a_recording_that_does_not_fit_evicts_or_is_not_made")

@@ -1,0 +1,139 @@
+"""The named buffers that launches are bound to, and the values that each step of a request copies into them."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..bundles.bundle import Bundle, Manifest, TensorSpec
+from ..errors import BundleError
+from .backends.interface import ALIGNMENT, Allocate, Buffer, aligned
+from .shape import LoopShape, Schedule
+
+# What a ControlNet hands the UNet, buffer by tensor name.
+Residuals = dict[str, Buffer]
+
+# A step's values (timestep and coefficients) lie in a row each, so that both are aligned for TensorRT and all of a
+# request's are uploaded at once.
+ROW = ALIGNMENT // 4
+TIMESTEP, COEFFICIENTS = 0, 1
+
+
+class Workspace:
+    """The named buffers of one loop shape. They are allocated once and live as long as any launch holds them.
+
+    What differs from step to step (timestep, coefficients, noise) has one slot, whatever the number of steps: a step
+    begins by copying its own values there from a `StepTable`.
+    """
+
+    def __init__(self, allocate: Allocate, bundle: Bundle, shape: LoopShape) -> None:
+        self._allocate = allocate
+        s, m = shape, bundle.manifest
+        b, n = s.images, 2 if s.guided else 1
+        float_type = "float16" if m.precision == "fp16" else "float32"
+        tokens, width = bundle.graph("text_encoder").outputs[0].shape[1:]
+        latent = latent_shape(m)
+
+        self.input_ids = self._new("int64", n * b * s.chunks, tokens)
+        self.clip_skip = self._new("int64", n * b * s.chunks)
+        self.prompt_embeds = self._new(float_type, n * b, int(tokens) * s.chunks, width)
+        # A row's chunks follow each other: the same memory, chunk by chunk.
+        self.encoded_prompts = self.prompt_embeds.reshape(n * b * s.chunks, int(tokens), int(width))
+        # One control image at a time is encoded, and its hint copied to the rows of the batch that it belongs to.
+        self.control_image = self._new("uint8", 1, m.height, m.width, 3) if s.controls else None
+        hint_shapes = [self._output(bundle, f"hint_{name}", "hint").shape[1:] for name in s.controls]
+        if len(set(hint_shapes)) > 1:
+            raise BundleError(f"the hints of {', '.join(s.controls)} differ in size: export the bundle again")
+        self.hint = self._new(float_type, 1, *hint_shapes[0]) if s.controls else None
+        self.hints = [self._new(float_type, n * b, *shape) for shape in hint_shapes]
+
+        self.model_input = self._new(float_type, n * b, *latent)
+        self.noise_pred = self._new(float_type, n * b, *latent)
+        # A step reads one and writes the other; the last one writes the first.
+        self.states = [self._new("float32", 4, b, *latent) for _ in range(2)]
+        self.latents = self.states[0].part(0)
+        self.image = self._new("uint8", b, m.height, m.width, 3)
+        # That of the state after the last step that ran, and the decoder's.
+        self.magnitudes = self._new("float32", 2, ROW)
+
+        self.guidance = self._new("float32", n, b)
+        self.x0_limit = self._new("float32", 1)
+        self.row = self._new("float32", 2, ROW)
+        self.timestep = self.row.part(TIMESTEP, shape=(1,))
+        self.coefficients = self.row.part(COEFFICIENTS, shape=(5, 7))
+        self.noise = self._new("float32", b, *latent)
+
+        unet = bundle.graph("unet")
+        # What only a distilled UNet reads.
+        self.distilled = {
+            t.name: self._new(t.dtype, n * b, *t.shape[1:]) for t in unet.inputs if t.name == "timestep_cond"
+        }
+        self._residual_shapes = {t.name: t.shape for t in unet.inputs if t.name == "mid" or t.name.startswith("down_")}
+        self._residual_batch = (float_type, n * b)
+        # Where no control applies, the UNet reads zeros that nothing writes.
+        self.no_residuals = self.residuals() if s.uncontrolled else {}
+        self.control_residuals = [self.residuals() for _ in s.controls]
+        self.sums = [self.residuals() for _ in range(min(len(s.controls) - 1, 2))]
+        self.scales = [self._new("float32", len(self._residual_shapes), n * b) for _ in s.controls]
+
+    def magnitude(self, decoded: bool = False) -> Buffer:
+        """The mean magnitude of the last step's new state, or of the decoder's image, [1]."""
+        return self.magnitudes.part(int(decoded), shape=(1,))
+
+    def residuals(self) -> Residuals:
+        """New buffers for a ControlNet's residuals."""
+        float_type, batch = self._residual_batch
+        return {name: self._new(float_type, batch, *shape[1:]) for name, shape in self._residual_shapes.items()}
+
+    def _new(self, dtype: str, *shape: int | str) -> Buffer:
+        if not all(isinstance(d, int) for d in shape):
+            raise BundleError(f"a graph has {list(shape)} where its sizes must be fixed: export the bundle again")
+        return self._allocate([int(d) for d in shape], dtype)
+
+    def _output(self, bundle: Bundle, graph: str, output: str) -> TensorSpec:
+        return next(t for t in bundle.graph(graph).outputs if t.name == output)
+
+
+class StepTable:
+    """The values of every step of a request, which no launch is bound to: each step copies its own into the slots."""
+
+    def __init__(self, allocate: Allocate, manifest: Manifest, images: int, steps: int, noisy: bool) -> None:
+        self.rows = allocate((steps, 2, ROW), "float32")
+        # A row for each step, so long that every one is aligned.
+        noise = aligned(4 * images * math.prod(latent_shape(manifest))) // 4
+        self.noise = allocate((steps if noisy else 0, noise), "float32")
+
+
+def buffer_bytes(bundle: Bundle, shape: LoopShape, schedule: Schedule) -> int:
+    """What the buffers of a request take, each rounded up to the alignment."""
+    return workspace_bytes(bundle, shape) + table_bytes(bundle, shape, schedule)
+
+
+def workspace_bytes(bundle: Bundle, shape: LoopShape) -> int:
+    """What the buffers of a loop shape take, whatever the number of steps."""
+    return _counted(lambda allocate: Workspace(allocate, bundle, shape))
+
+
+def table_bytes(bundle: Bundle, shape: LoopShape, schedule: Schedule) -> int:
+    """What the values of every step of a request take."""
+    noisy = any(schedule.noisy)
+    return _counted(lambda allocate: StepTable(allocate, bundle.manifest, shape.images, schedule.steps, noisy))
+
+
+def _counted(make: Callable[[Allocate], object]) -> int:
+    total = 0
+
+    def count(shape: Sequence[int], dtype: str) -> Buffer:
+        nonlocal total
+        buffer = Buffer(0, tuple(shape), np.dtype(dtype), None)
+        total += aligned(buffer.nbytes)
+        return buffer
+
+    make(count)
+    return total
+
+
+def latent_shape(manifest: Manifest) -> tuple[int, int, int]:
+    """(channels, h, w) of one image's latents."""
+    factor = manifest.vae_scale_factor
+    return manifest.latent_channels, manifest.height // factor, manifest.width // factor
