@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -117,6 +118,28 @@ class Watch:
             if not self._said:
                 os.write(2, text.encode())
             self._said = True
+
+
+@contextmanager
+def handled_by(handler: Callable[[int], None]) -> Iterator[None]:
+    """Within, SIGINT and SIGTERM call `handler` and nothing else: a server finishes what it has accepted.
+
+    A signal that was ignored stays so. In a thread other than the main one it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kinds = [kind for kind in _WORDS if signal.getsignal(kind) is not signal.SIG_IGN]
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+    descriptor = signal.set_wakeup_fd(-1)
+    for kind in kinds:
+        signal.signal(kind, lambda signum, frame: handler(signum))
+    try:
+        yield
+    finally:
+        for kind, old in before.items():
+            signal.signal(kind, old)
+        signal.set_wakeup_fd(descriptor)
 
 
 def _say_nothing(complaint: object) -> None:

@@ -125,6 +125,7 @@ class Pipeline:
         requests: Sequence[Request],
         *,
         max_images: int = MAX_IMAGES,
+        callback_on_step_end: OnStepEnd | None = None,
         on_progress: OnProgress | None = None,
         cancel: threading.Event | None = None,
     ) -> list[Result]:
@@ -138,6 +139,8 @@ class Pipeline:
         Args:
             requests: any number.
             max_images: of one launch list, 1 to 16. The backend `tensorrt` needs a plan for each number that occurs.
+            callback_on_step_end: as in `__call__`; it gets the latents of all images of a launch list, those of the
+                first request first.
             on_progress: gets the number of steps that were launched and how many there are for all requests.
             cancel: as in `__call__`.
 
@@ -157,7 +160,7 @@ class Pipeline:
         for indices in launches:
             group = [plans[i] for i in indices]
             progress = None if on_progress is None else partial(_advance, on_progress, done, total)
-            found = self._locked(partial(self._generate, group, None, progress, cancel))
+            found = self._locked(partial(self._generate, group, callback_on_step_end, progress, cancel))
             results |= dict(zip(indices, found, strict=True))
             done += group[0].schedule.steps
         return [results[i] for i in range(len(plans))]

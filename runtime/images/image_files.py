@@ -155,8 +155,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise UserError(f"{name} is not a path ({error}); check it") from None
 
 
-def decode_image(data: bytes, name: str, *, background: Color = (0, 0, 0)) -> tuple[Pixels, str]:
-    """Decode the bytes of an image file; `name` is what messages call it.
+def decode_image(
+    data: bytes, name: str, *, background: Color = (0, 0, 0), max_pixels: int = MAX_PIXELS
+) -> tuple[Pixels, str]:
+    """Decode the bytes of an image file; `name` is what messages call it, and more than `max_pixels` are refused.
 
     Returns:
         pixels, uint8 [H, W, 3], and the format's name; see `read_image`.
@@ -174,7 +176,7 @@ def decode_image(data: bytes, name: str, *, background: Color = (0, 0, 0)) -> tu
     try:
         with _open(data) as image:
             width, height = image.size
-            _check_size(name, width, height, len(data))
+            _check_size(name, width, height, len(data), max_pixels)
             with _decoding(name):
                 image.load()
                 pixels = _to_rgb(image, data, name, background)
@@ -248,11 +250,11 @@ def _decoding(name: str) -> Iterator[None]:
         raise UserError(f"{name} does not fit into memory; give a smaller image") from None
 
 
-def _check_size(name: str, width: int, height: int, file_bytes: int) -> None:
+def _check_size(name: str, width: int, height: int, file_bytes: int, max_pixels: int = MAX_PIXELS) -> None:
     if min(width, height) < 1:
         raise UserError(f"{name} has no pixels (it is {width}×{height}); give another image")
-    if width * height > MAX_PIXELS:
-        raise UserError(_too_many_pixels(name, (width, height), file_bytes))
+    if width * height > max_pixels:
+        raise UserError(_too_many_pixels(name, (width, height), file_bytes, max_pixels))
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
         raise UserError(
             f"{name} is {width}×{height}; sides must be at least {MIN_SIDE} and "
@@ -260,14 +262,14 @@ def _check_size(name: str, width: int, height: int, file_bytes: int) -> None:
         )
 
 
-def _too_many_pixels(name: str, size: tuple[int, int] | None, file_bytes: int) -> str:
+def _too_many_pixels(name: str, size: tuple[int, int] | None, file_bytes: int, max_pixels: int = MAX_PIXELS) -> str:
     declared = "far more pixels" if size is None else f"{size[0]:,}×{size[1]:,} pixels"
     if size is None or size[0] * size[1] * 3 > BOMB_RATIO * file_bytes:
         return (
             f"{name} looks like a decompression bomb: {file_bytes:,} bytes that declare {declared}, "
-            f"more than {MAX_PIXELS:,}; give a smaller image"
+            f"more than {max_pixels:,}; give a smaller image"
         )
-    return f"{name} is too large: {declared}, more than {MAX_PIXELS:,}; resize it first"
+    return f"{name} is too large: {declared}, more than {max_pixels:,}; resize it first"
 
 
 def _declared_size(data: bytes, kind: str | None) -> tuple[int, int] | None:
