@@ -1,0 +1,165 @@
+"""What the interfaces share: models, limits, jobs and figures; accepting, draining and stopping."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..bundles.bundle import Bundle
+from ..runtime.pipeline import Pipeline
+from ..runtime.settings.options import RuntimeOptions
+from .errors import ServiceError
+from .jobs import Jobs
+from .limits import Limits
+from .metrics import Metrics
+from .models import Models, ServedModel, names_of
+from .tasks import Order, Outcome, Task
+
+
+class Service:
+    """The scheduler of a server.
+
+    Args:
+        models: (name, pipelines) of each, in their order; the first one serves requests that name none.
+        limits: of requests.
+
+    Attributes:
+        draining: set once nothing is accepted any more.
+        log_prompts: whether the access log may have prompts.
+    """
+
+    def __init__(self, models: Sequence[tuple[str, Sequence[Pipeline]]], limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.metrics = Metrics()
+        self.models = Models(
+            [ServedModel(name, pipelines, self.limits, self.metrics.batch_of(name)) for name, pipelines in models]
+        )
+        self.jobs = Jobs(self.limits.jobs, self.limits.job_seconds)
+        self.metrics.watch(self.models)
+        self.draining = False
+        self.log_prompts = False
+        self._active: set[Task] = set()
+
+    @classmethod
+    def open(
+        cls, bundles: Sequence[Path], options: Sequence[RuntimeOptions], limits: Limits | None = None
+    ) -> "Service":
+        """Opens a pipeline of each bundle with each of the options.
+
+        Raises:
+            UserError: a bundle or an option cannot be used.
+            BackendError: a backend does not work here.
+        """
+        opened = [Bundle.open(folder) for folder in bundles]
+        names = names_of(bundles, [bundle.manifest for bundle in opened])
+        return cls(
+            [
+                (name, [Pipeline.open(bundle, each) for each in options])
+                for name, bundle in zip(names, opened, strict=True)
+            ],
+            limits,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are accepted and answered without a warm-up."""
+        return not self.draining and all(model.ready for model in self.models.all)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not self.active
+
+    @property
+    def active(self) -> tuple[Task, ...]:
+        """What was accepted and has not ended, the oldest first."""
+        self._active = {task for task in self._active if not task.ended}
+        return tuple(sorted(self._active, key=lambda task: task.accepted))
+
+    def start(self, *, warm: bool = True) -> None:
+        """Starts the workers, each with a first picture of its own unless told otherwise."""
+        for model in self.models.all:
+            for worker in model.workers:
+                worker.start(model.smallest_request() if warm else None)
+
+    def require_room(self, model: ServedModel) -> None:
+        """Raises ServiceError where a request would be refused: before its images are decoded."""
+        if self.draining:
+            raise stopping()
+        try:
+            model.queue.require_room()
+        except ServiceError as e:
+            self.metrics.rejected(e.code)
+            raise
+
+    def submit(self, model: ServedModel, order: Order, timeout: float | None, owner: tuple[str, str]) -> Task:
+        """Accepts a request.
+
+        Args:
+            model: that draws it.
+            order: what is drawn.
+            timeout: seconds; None, or more than the server allows, is the server's.
+            owner: the interface and the address that it came from.
+
+        Raises:
+            ServiceError: the queue is full (429), or the server is stopping (503).
+        """
+        if self.draining:
+            raise stopping()
+        seconds = min(timeout or self.limits.deadline, self.limits.deadline)
+        task = Task(order, time.monotonic() + seconds, owner)
+        try:
+            model.queue.put(task)
+        except ServiceError as e:
+            self.metrics.rejected(e.code)
+            raise
+        self._active.add(task)
+        return task
+
+    async def wait(self, task: Task) -> Outcome:
+        """The outcome of a task, as soon as it is there or its deadline is over.
+
+        Raises:
+            CnppError: it failed, was cancelled or took too long.
+        """
+        ended = asyncio.wrap_future(task.future)
+        left = task.deadline - time.monotonic()
+        try:
+            return await asyncio.wait_for(asyncio.shield(ended), max(left, 0) + 0.01)
+        except TimeoutError:
+            task.expire()
+            return await ended
+        except asyncio.CancelledError:
+            task.cancel("the client went away")
+            ended.add_done_callback(_forget)
+            raise
+
+    def drain(self) -> None:
+        """From now on nothing is accepted; what was accepted is finished."""
+        self.draining = True
+        for model in self.models.all:
+            model.queue.close()
+
+    def stop(self, seconds: float = 10.0) -> bool:
+        """Ends everything: what still waits or runs is cancelled, at the next step.
+
+        Returns:
+            Whether every worker has ended within these seconds.
+        """
+        self.drain()
+        for task in self.active:
+            task.cancel("the server was stopped")
+        until = time.monotonic() + seconds
+        workers = [worker for model in self.models.all for worker in model.workers]
+        return all([worker.stop(max(0.0, until - time.monotonic())) for worker in workers])
+
+
+def stopping() -> ServiceError:
+    """The error of a request that comes while the server drains."""
+    return ServiceError(503, "the server is stopping: try again later", code="stopping", retry_after=5)
+
+
+def _forget(future: "asyncio.Future[Outcome]") -> None:
+    """Takes the exception of a task that nobody waits for, which would be complained of."""
+    if not future.cancelled():
+        future.exception()
