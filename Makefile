@@ -166,7 +166,7 @@ $(VENV)/bench.stamp: $(VENV)/export.stamp
 # Compared with are two extractors of controlnet-aux and the tokenizer of open_clip_torch, which get by without their
 # dependencies: their torchvision would have to be of the very build of torch that is here.
 $(VENV)/test.stamp: $(VENV)/export.stamp
-	@echo "installing cnpp-trt[rtx,test,types] into $(VENV)"
-	@$(PIP) --editable '.[$(DEVICE),export,rtx,test,types]' $(NAMED)
+	@echo "installing cnpp-trt[rtx,service,test,types] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE),export,rtx,service,test,types]' $(NAMED)
 	@$(PIP) --no-deps controlnet-aux open_clip_torch ftfy wcwidth $(NAMED)
 	@touch $@

@@ -29,6 +29,10 @@ EXTRAS = {
     "onnxscript": "export",
     "onnx_ir": "export",
     "huggingface_hub": "export",
+    "fastapi": "service",
+    "uvicorn": "service",
+    "prometheus_client": "service",
+    "python_multipart": "service",
     "jinja2": "bench",
     "matplotlib": "bench",
     "skimage": "bench",
@@ -42,6 +46,7 @@ EXTRAS = {
 EXPORT_MODULES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors", "onnxruntime")
 """What `export` imports: the extra, and an ONNX Runtime that compares each graph with PyTorch."""
 REPORT_MODULES = ("jinja2", "matplotlib")
+SERVICE_MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
 
 def install_command(*extras: str) -> str:

@@ -132,7 +132,7 @@ def test_large_files_are_let_in_by_name_alone() -> None:
 
 def test_every_extra_is_pinned() -> None:
     pinned = {name.lower().replace("_", "-") for name in PINS}
-    for extra in ("lint", "types", "package", "test"):
+    for extra in ("lint", "types", "package", "service", "test"):
         for requirement in PROJECT["optional-dependencies"][extra]:
             name = re.split(r"[<>=\[; ]", requirement)[0].lower().replace("_", "-")
             assert name in pinned, f"{requirement} of [{extra}] is not in constraints.txt"

@@ -1,0 +1,183 @@
+"""The process of `cnpp-trt serve`: uvicorn with bounds on what a client may keep open, and an orderly end."""
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import UserError
+from ..interrupts import handled_by
+from .app import create_app
+from .service import Service
+
+logger = logging.getLogger(__name__)
+
+_HEADER_SECONDS = 20.0
+"""That a client may take for the head of a request."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where the server listens, and who may call.
+
+    Attributes:
+        host, port: of the socket; port 0 takes a free one.
+        token: see `Gate`.
+        origins: see `Gate`.
+        drain: seconds that accepted requests may take after SIGTERM.
+        access_log: whether each request is logged.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    origins: Sequence[str] = ()
+    drain: float = 30.0
+    access_log: bool = True
+
+    @property
+    def local(self) -> bool:
+        """Whether it can be reached from this machine alone."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection whose client does not finish the head of a request."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _watch(self) -> None:
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and self._timer is None:
+            self._timer = self.loop.call_later(_HEADER_SECONDS, self._give_up)
+        elif not waits and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: it would close its doors at once, while jobs are still to be fetched."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(service: Service, options: ServerOptions) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what was accepted.
+
+    Raises:
+        UserError: the address cannot be bound.
+    """
+    listener = bind(options.host, options.port)
+    app = create_app(
+        service,
+        token=options.token,
+        origins=options.origins,
+        local=options.local and options.token is None,
+        access_log=options.access_log,
+    )
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, int(options.drain)),
+    )
+    server = _Server(config)
+    stop = threading.Event()
+
+    def signalled(signum: int) -> None:
+        if stop.is_set():  # a second one: whoever waits for a picture is told
+            service.stop(0)
+            server.should_exit = server.force_exit = True
+            return
+        stop.set()
+        service.drain()
+        logger.info("stopping: %d requests are finished first, %g s at most", len(service.active), options.drain)
+        # Native code may hold a worker for longer than that; the process ends all the same.
+        last = threading.Timer(options.drain + 10, os._exit, (1,))
+        last.daemon = True
+        last.start()
+
+    with handled_by(signalled):
+        service.start()
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        names = ", ".join(model.id for model in service.models.all)
+        logger.info("serving %s at http://%s:%d (its interfaces: /docs)", names, shown, port)
+        try:
+            asyncio.run(_run(server, listener, service, stop, options.drain))
+        finally:
+            listener.close()
+            ended = service.stop()
+    logger.info("stopped")
+    if not ended:
+        os._exit(1)  # a thread in native code would keep the process
+
+
+async def _run(server: _Server, listener: socket.socket, service: Service, stop: threading.Event, drain: float) -> None:
+    running = asyncio.ensure_future(server.serve([listener]))
+    while not stop.is_set() and not running.done():
+        await asyncio.sleep(0.05)
+    until = time.monotonic() + drain
+    # Doors stay open while there is something to fetch; whoever comes with something new is told to go elsewhere.
+    while not running.done() and time.monotonic() < until and not (service.idle and not service.jobs.unfetched):
+        await asyncio.sleep(0.05)
+    for task in service.active:
+        task.cancel("the server was stopped: its time to finish is over")
+    server.should_exit = True
+    await running
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UserError: the address cannot be used.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as e:
+        reason = e.strerror or str(e)
+        raise UserError(f"cannot listen on {host}:{port} ({reason}): choose another --host or --port") from None
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,155 @@
+"""What every interface does with a request of HTTP: reads it, waits for its task, and notices that the client left."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+from anyio import to_thread
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..messages import one_line
+from ..schema import SchemaError, decode
+from .errors import ServiceError
+from .models import ServedModel
+from .orders import Asked, make_order
+from .service import Service
+from .tasks import Outcome, Task
+
+T = TypeVar("T")
+MAX_PARTS = 64
+"""Fields, and files, of a multipart form."""
+
+
+class ClientGone(Exception):
+    """Nobody reads the answer."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request of HTTP to an interface.
+
+    Attributes:
+        request: of Starlette's.
+        service: that serves it.
+        api: the interface: whose tasks its client may interrupt.
+    """
+
+    request: Request
+    service: Service
+    api: str
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """The interface and the client's address."""
+        client = self.request.client
+        return self.api, client.host if client else ""
+
+    def log(self, **fields: Any) -> None:
+        """Adds to the line of the access log."""
+        self.request.scope.setdefault("cnpp_trt.log", {}).update(fields)
+
+    async def json(self, kind: type[T]) -> T:
+        """The body as a record with closed keys.
+
+        Raises:
+            SchemaError: it is none.
+            ServiceError: it is not declared as JSON: so no page of another origin can send it unasked.
+        """
+        declared = self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        body = await self.request.body()
+        if declared != "application/json":
+            raise ServiceError(
+                415, "send the request as JSON, with `Content-Type: application/json`", code="unsupported_media_type"
+            )
+        return decode(body, kind)
+
+    async def form(self) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
+        """The fields of a multipart form, several values of one name as a list, and the bytes of its files.
+
+        Raises:
+            ServiceError: it is no form, or has too many parts.
+        """
+        declared = self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if declared != "multipart/form-data":
+            await self.request.body()
+            raise ServiceError(415, "send the request as multipart/form-data", code="unsupported_media_type")
+        fields: dict[str, Any] = {}
+        files: dict[str, list[bytes]] = {}
+        async with self.request.form(
+            max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=self.service.limits.body_bytes
+        ) as form:
+            for key, value in form.multi_items():
+                name, listed = key.removesuffix("[]"), key.endswith("[]")
+                if isinstance(value, UploadFile):
+                    files.setdefault(name, []).append(await value.read())
+                elif name in fields:
+                    before = fields[name]
+                    fields[name] = [*(before if isinstance(before, list) else [before]), value]
+                else:
+                    fields[name] = [value] if listed else value
+        return fields, files
+
+    async def accept(self, model: ServedModel, asked: Asked, timeout: float | None) -> Task:
+        """Checks a request and gives it to the scheduler.
+
+        Raises:
+            UserError, ServiceError: it is not accepted.
+        """
+        self.service.require_room(model)
+        order = await in_thread(make_order, model, asked, self.service.limits)
+        task = self.service.submit(model, order, timeout, self.owner)
+        self.log(model=model.id, images=order.images, steps=order.steps)
+        return task
+
+    async def outcome(self, task: Task) -> Outcome:
+        """Waits for a task.
+
+        Raises:
+            ClientGone: the client left; the task is cancelled.
+            CnppError: the task failed.
+        """
+        waiting = asyncio.ensure_future(self.service.wait(task))
+        gone = asyncio.ensure_future(self._disconnected())
+        try:
+            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise ClientGone
+            found = await waiting
+        finally:
+            gone.cancel()
+            if not waiting.done():
+                waiting.cancel()
+        self.log(queue_seconds=round(found.waited, 4), batch=found.batch)
+        return found
+
+    async def _disconnected(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+
+
+def from_form(fields: Mapping[str, Any], kind: type[T]) -> T:
+    """A record of a form's fields, whose values are texts.
+
+    Raises:
+        SchemaError: a field is unknown, or its text is no value of its type.
+    """
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:
+        raise SchemaError(one_line(e)) from None
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Runs what takes more than a millisecond beside the event loop."""
+    return await to_thread.run_sync(partial(function, *arguments))
+
+
+def answer(content: Any, ignored: tuple[str, ...] = (), status: int = 200) -> Response:
+    """JSON, with the fields that were understood and not used in a header."""
+    headers = {"X-Ignored-Fields": ", ".join(ignored)} if ignored else {}
+    return JSONResponse(content, status, headers)
