@@ -94,7 +94,7 @@ def serve_command(
     """Serve images over HTTP: OpenAI's interface, AUTOMATIC1111's with ControlNet, and jobs."""
     try:
         from ..service.limits import Limits
-        from ..service.server import ServerOptions, serve
+        from ..service.server import ServerOptions, bind, serve
         from ..service.service import Service
     except ImportError as e:
         raise UserError(cannot_import("cnpp-trt serve", e, *SERVICE_MODULES)) from None
@@ -118,12 +118,13 @@ def serve_command(
         resolve_bundle(name, folder, size, precision, backend, threads, plans, vram_budget)[0]
         for name, folder in [*((name, None) for name in names), *((None, folder) for folder in bundle or ())]
     ]
-    service = Service.open(found, options, limits)
-    service.log_prompts = log_prompts
     where = ServerOptions(host, port, token, tuple(cors_origin or ()), drain, access_log)
-    if token is None and not where.local:
-        echo("note: everybody who reaches this address may draw: ask for a token with --token-file FILE")
-    serve(service, where)
+    with bind(host, port) as listener:  # before the models are opened, which takes longer
+        if token is None and not where.local:
+            echo("note: everybody who reaches this address may draw: ask for a token with --token-file FILE")
+        service = Service.open(found, options, limits)
+        service.log_prompts = log_prompts
+        serve(service, listener, where)
 
 
 def _token(file: Path | None) -> str | None:

@@ -184,7 +184,7 @@ async def _images(call: Call, settings: Settings, fields: TextFields) -> Respons
 
 def _asked(fields: TextFields, clip_skip: int) -> tuple[Asked, list[str]]:
     """The request as the web UI understands it: emphasis, long prompts, and layers skipped for both prompts."""
-    if not 1 <= fields.batch_size * fields.n_iter <= 1000:
+    if fields.batch_size < 1 or fields.n_iter < 1:
         raise UserError("batch_size and n_iter must be whole numbers above 0")
     controls, guess, ignored = units_of(fields.alwayson_scripts or {})
     given: dict[str, Any] = {

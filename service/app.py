@@ -82,7 +82,8 @@ def create_app(
             return Response(status_code=499)
         refusal = _refusal_of(error)
         if refusal.status == 500:
-            logger.error("%s failed: %s", request.url.path, one_line(error), exc_info=error)
+            trace = None if isinstance(error, CnppError) else error
+            logger.error("%s failed: %s", request.url.path, one_line(error), exc_info=trace)
         body, headers = shape(request.url.path, refusal)
         return Response(body, refusal.status, headers)
 

@@ -75,6 +75,10 @@ def make_order(model: "ServedModel", asked: Asked, limits: Limits) -> Order:
     """
     if len(asked.controls) > MAX_CONTROLS:
         raise UserError(f"controls: {len(asked.controls)} are too many: give at most {MAX_CONTROLS}")
+    images = asked.fields.get("num_images_per_prompt", 1)
+    if not 1 <= images <= limits.images:
+        text = f"n, the images of a request, must be from 1 to {limits.images}, not {images}"
+        raise ServiceError(400, text, code="over_limit", param="n")
     notes: list[str] = []
     controls = [_control(model, control, limits, notes) for control in asked.controls]
     begin = None
@@ -82,8 +86,9 @@ def make_order(model: "ServedModel", asked: Asked, limits: Limits) -> Order:
         begin = _photo(model, asked.init_image, "init_image", asked.resize_mode, limits, notes)
     request = Request(controls=controls, init_image=begin, **asked.fields)
     resolved, key, steps = model.plan(request)
-    _require("num_inference_steps", resolved.num_inference_steps, limits.steps)
-    _require("n", resolved.num_images_per_prompt, limits.images)
+    if resolved.num_inference_steps > limits.steps:
+        text = f"num_inference_steps must be at most {limits.steps} here, not {resolved.num_inference_steps}"
+        raise ServiceError(400, text, code="over_limit", param="num_inference_steps")
     photos = tuple(control.photo for control in asked.controls)
     return Order(resolved, key, steps, photos, asked.score, asked.preview, tuple(dict.fromkeys(notes)))
 
@@ -159,11 +164,6 @@ def _mode(text: str) -> ResizeMode:
         case "stretch" | "crop" | "pad":
             return text
     raise unknown_choice("resize_mode", text, RESIZE_MODES)
-
-
-def _require(name: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise ServiceError(400, f"{name} must be at most {limit} here, not {value}", code="over_limit", param=name)
 
 
 def _in_fields(note: str) -> str:

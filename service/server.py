@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import UserError
@@ -91,13 +92,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(service: Service, options: ServerOptions) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what was accepted.
-
-    Raises:
-        UserError: the address cannot be bound.
-    """
-    listener = bind(options.host, options.port)
+def serve(service: Service, listener: socket.socket, options: ServerOptions) -> None:
+    """Serves on a socket, which `bind` made, until SIGTERM or SIGINT, then finishes what was accepted."""
     app = create_app(
         service,
         token=options.token,
@@ -105,6 +101,31 @@ def serve(service: Service, options: ServerOptions) -> None:
         local=options.local and options.token is None,
         access_log=options.access_log,
     )
+    server = make_server(app, options.drain)
+    # A handler may come in the middle of anything: it only notes the signal, the event loop does the rest.
+    signals: list[int] = []
+    with handled_by(signals.append):
+        service.start()
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        names = ", ".join(model.id for model in service.models.all)
+        logger.info("serving %s at http://%s:%d (its interfaces: /docs)", names, shown, port)
+        try:
+            asyncio.run(_run(server, listener, service, signals, options.drain))
+        finally:
+            ended = service.stop()
+    logger.info("stopped")
+    if not ended:
+        os._exit(1)  # a thread in native code would keep the process
+
+
+def make_server(app: ASGIApp, drain: float) -> uvicorn.Server:
+    """uvicorn's server of an application, which takes no signals.
+
+    Args:
+        app: that `create_app` made.
+        drain: seconds that open requests may take once it is told to stop.
+    """
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -116,52 +137,37 @@ def serve(service: Service, options: ServerOptions) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, int(options.drain)),
+        timeout_graceful_shutdown=max(1, int(drain)),
     )
-    server = _Server(config)
-    stop = threading.Event()
-
-    def signalled(signum: int) -> None:
-        if stop.is_set():  # a second one: whoever waits for a picture is told
-            service.stop(0)
-            server.should_exit = server.force_exit = True
-            return
-        stop.set()
-        service.drain()
-        logger.info("stopping: %d requests are finished first, %g s at most", len(service.active), options.drain)
-        # Native code may hold a worker for longer than that; the process ends all the same.
-        last = threading.Timer(options.drain + 10, os._exit, (1,))
-        last.daemon = True
-        last.start()
-
-    with handled_by(signalled):
-        service.start()
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        names = ", ".join(model.id for model in service.models.all)
-        logger.info("serving %s at http://%s:%d (its interfaces: /docs)", names, shown, port)
-        try:
-            asyncio.run(_run(server, listener, service, stop, options.drain))
-        finally:
-            listener.close()
-            ended = service.stop()
-    logger.info("stopped")
-    if not ended:
-        os._exit(1)  # a thread in native code would keep the process
+    return _Server(config)
 
 
-async def _run(server: _Server, listener: socket.socket, service: Service, stop: threading.Event, drain: float) -> None:
+async def _run(
+    server: uvicorn.Server, listener: socket.socket, service: Service, signals: list[int], drain: float
+) -> None:
     running = asyncio.ensure_future(server.serve([listener]))
-    while not stop.is_set() and not running.done():
+    while not signals and not running.done():
         await asyncio.sleep(0.05)
+    service.drain()
+    logger.info("stopping: %d requests are finished first, %g s at most", len(service.active), drain)
+    # Native code may hold a worker for longer than that; the process ends all the same.
+    last = threading.Timer(drain + 10, os._exit, (1,))
+    last.daemon = True
+    last.start()
     until = time.monotonic() + drain
     # Doors stay open while there is something to fetch; whoever comes with something new is told to go elsewhere.
-    while not running.done() and time.monotonic() < until and not (service.idle and not service.jobs.unfetched):
+    while not running.done() and len(signals) < 2 and time.monotonic() < until:
+        if service.idle and not service.jobs.unfetched:
+            break
         await asyncio.sleep(0.05)
     for task in service.active:
         task.cancel("the server was stopped: its time to finish is over")
     server.should_exit = True
+    while not running.done():
+        server.force_exit = server.force_exit or len(signals) > 1
+        await asyncio.sleep(0.02)
     await running
+    last.cancel()
 
 
 def bind(host: str, port: int) -> socket.socket:
