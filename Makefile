@@ -42,7 +42,7 @@ TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 # A worker for each core, of which every one holds PyTorch: four at most. What a test file sets up is set up once.
 WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: run bundle test test-fast fuzz reliability test-gpu lint types package test-sdist test-wheel engines bench parity \
+.PHONY: run bundle test test-fast fuzz reliability service-load test-gpu lint types package test-sdist test-wheel engines bench parity \
 	consistency report tables docs clean help
 
 # The embedded model runs without an export, and so without PyTorch; any other model is exported first.
@@ -112,6 +112,9 @@ parity: $(VENV)/bench.stamp  ## how close to PyTorch, graph by graph, step by st
 consistency: $(VENV)/bench.stamp  ## how well pictures follow their condition, beside PyTorch's
 	$(BIN)/cnpp-trt export --model "$(MODEL)" $(MEASURED) $(SIZED)
 	$(BIN)/cnpp-trt consistency --model "$(MODEL)" $(MEASURED) $(SIZED) --against pytorch $(FLAGS)
+
+service-load: $(VENV)/test.stamp  ## the server under load, beside the bare pipeline (minutes; FLAGS="--seconds 120")
+	$(BIN)/python -m cnpp_trt.developer.service_load $(FLAGS)
 
 report: $(VENV)/bench.stamp  ## one page of all that was measured, and its Markdown twin
 	$(BIN)/cnpp-trt report

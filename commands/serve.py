@@ -33,7 +33,7 @@ _PANELS = {
     "Scheduling": ("max_batch", "batch_window", "queue", "deadline", "drain"),
     "Limits": ("max_images", "max_steps", "max_pixels", "max_body"),
     "Runtime": ("backend", "device", "plans", "vram_budget", "threads"),
-    "Log": ("access_log", "log_prompts"),
+    "Output": ("access_log", "log_prompts"),
 }
 _EXAMPLES = """Examples:
 

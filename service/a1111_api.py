@@ -173,6 +173,7 @@ async def _images(call: Call, settings: Settings, fields: TextFields) -> Respons
     model, clip_skip = settings.changed(fields.override_settings or {}, "override_settings")
     size = (fields.width or model.size[0], fields.height or model.size[1])
     model = call.service.models.find(model.id if model.size == size else model.bundle.manifest.model, size)
+    call.service.require_room(model)
     asked, more = await in_thread(_asked, fields, clip_skip)
     if call.service.log_prompts:
         call.log(prompt=fields.prompt)

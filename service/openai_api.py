@@ -66,6 +66,7 @@ async def _images(call: Call, fields: ImageFields, files: list[bytes] | None, ev
     ignored = ignored_of(fields)
     reply = reply_of(fields)
     model = service.models.find(fields.model, size_of(fields.size))
+    service.require_room(model)
     partial = fields.partial_images or 0 if fields.stream else 0
     asked = await in_thread(asked_of, fields, files, partial > 0)
     if service.log_prompts:

@@ -95,12 +95,11 @@ class Call:
         return fields, files
 
     async def accept(self, model: ServedModel, asked: Asked, timeout: float | None) -> Task:
-        """Checks a request and gives it to the scheduler.
+        """Checks a request and gives it to the scheduler; whoever calls this has asked for room already.
 
         Raises:
             UserError, ServiceError: it is not accepted.
         """
-        self.service.require_room(model)
         order = await in_thread(make_order, model, asked, self.service.limits)
         task = self.service.submit(model, order, timeout, self.owner)
         self.log(model=model.id, images=order.images, steps=order.steps)

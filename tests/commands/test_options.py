@@ -14,7 +14,9 @@ from cnpp_trt.commands.logs import logs_on_stderr
 from cnpp_trt.commands.options import read_bytes
 from cnpp_trt.errors import UserError
 
-PANELS = ("Model", "Prompt", "Control", "Sampling", "Runtime", "Measurement", "Output")
+PANELS = (
+    "Model", "Prompt", "Control", "Sampling", "Network", "Scheduling", "Limits", "Runtime", "Measurement", "Output",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
