@@ -137,7 +137,7 @@ def a1111_routes(service: Service) -> APIRouter:
     @router.get("/progress")
     async def progress(skip_current_image: bool = False) -> Response:
         """How far the oldest request of this interface is."""
-        return answer(await _progress(service, settings, not skip_current_image))
+        return answer(await _progress(service, not skip_current_image))
 
     @router.post("/interrupt")
     async def interrupt(request: Request) -> Response:
@@ -215,7 +215,7 @@ def _asked(fields: TextFields, clip_skip: int) -> tuple[Asked, list[str]]:
         strength = fields.denoising_strength
         if strength is not None:
             given["strength"] = strength
-    return Asked(controls, begin, mode, given, fields.score), ignored
+    return Asked(controls, begin, mode, given, fields.score, preview=True), ignored  # for /progress
 
 
 def _reply(model: ServedModel, fields: TextFields, task: Task, outcome: Outcome) -> dict[str, Any]:
@@ -273,12 +273,12 @@ def _info(model: ServedModel, fields: TextFields, task: Task, outcome: Outcome) 
     }
 
 
-async def _progress(service: Service, settings: Settings, picture: bool) -> dict[str, Any]:
+async def _progress(service: Service, picture: bool) -> dict[str, Any]:
     tasks = [task for task in service.active if task.owner[0] == _API]
     running = next((task for task in tasks if task.state == "running"), None)
     image = None
     if running is not None and picture and running.latents is not None:
-        content = await in_thread(preview_of, settings.model, running, 0, Reply())
+        content = await in_thread(preview_of, service.models.find(running.model), running, 0, Reply())
         image = None if content is None else base64_of(content)
     done = running.step / running.steps if running is not None else 0.0
     spent = time.monotonic() - running.accepted if running is not None else 0.0

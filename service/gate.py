@@ -10,17 +10,23 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import Refusal, ServiceError
+from .limits import Limits
 from .service import Service
 
 logger = logging.getLogger(__name__)
 
 _OPEN = ("/healthz", "/readyz")
 """Answered without a token: who watches over the process has none."""
+
+
+_BODIES = 32
+"""Of the largest size, that are held at a time."""
 
 
 class Gate:
@@ -54,6 +60,7 @@ class Gate:
         self._origins = tuple(origins)
         self._local = local
         self._access_log = access_log
+        self._held = _Held(self._service.limits.body_bytes * _BODIES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -65,11 +72,17 @@ class Gate:
         try:
             try:
                 self._require_allowed(scope, headers)
-                body = _Body(receive, self._service.limits.body_bytes, self._service.limits.body_seconds, headers)
+                body = _Body(receive, self._service.limits, headers, self._held)
             except ServiceError as e:
                 await self._refuse(scope, answered, e)
                 return
-            await self._app(scope, body, answered)
+            try:
+                await self._app(scope, body, answered)
+            except Exception:  # it was logged where it was told to the client
+                if not answered.status:
+                    raise
+            finally:
+                body.forget()
         finally:
             self._tell(scope, answered, time.monotonic() - began)
 
@@ -116,6 +129,14 @@ class Gate:
         logger.info("%s", json.dumps(line))
 
 
+@dataclass
+class _Held:
+    """Bytes of the bodies of all requests that have not ended, and how many there may be."""
+
+    limit: int
+    nbytes: int = 0
+
+
 class _Answer:
     """Passes an answer on, and remembers its status."""
 
@@ -136,14 +157,14 @@ class _Body:
         ServiceError: it is declared to be larger (413).
     """
 
-    def __init__(self, receive: Receive, limit: int, seconds: float, headers: dict[str, str]) -> None:
+    def __init__(self, receive: Receive, limits: Limits, headers: dict[str, str], held: "_Held") -> None:
         self._receive: Callable[[], Awaitable[Message]] = receive
-        self._limit = limit
-        self._left = limit
-        self._until = time.monotonic() + seconds
+        self._limit = self._left = limits.body_bytes
+        self._until = time.monotonic() + limits.body_seconds
+        self._held = held
         self._whole = False
         declared = headers.get("content-length", "0")
-        if declared.isascii() and declared.isdigit() and int(declared) > limit:
+        if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._limit:
             raise self._too_large()
 
     async def __call__(self) -> Message:
@@ -154,11 +175,20 @@ class _Body:
         except TimeoutError:
             raise ServiceError(408, "the request did not come whole in time", code="timeout") from None
         if message["type"] == "http.request":
-            self._left -= len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self._left -= size
+            self._held.nbytes += size
             if self._left < 0:
                 raise self._too_large()
+            if self._held.nbytes > self._held.limit:
+                raise ServiceError(503, "too much is being sent at once: try again later", code="busy", retry_after=2)
             self._whole = not message.get("more_body", False)
         return message
+
+    def forget(self) -> None:
+        """The request has ended, and with it what was kept of its body."""
+        self._held.nbytes -= self._limit - self._left
+        self._left = self._limit
 
     def _too_large(self) -> ServiceError:
         return ServiceError(413, f"the request has more than {self._limit:,} bytes: send less", code="too_large")

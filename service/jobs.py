@@ -30,7 +30,7 @@ class Jobs:
     """The jobs of a server. Used from the event loop's thread alone.
 
     Args:
-        limit: finished jobs that are kept.
+        limit: images of finished jobs that are kept.
         seconds: that a finished one is kept.
     """
 
@@ -79,8 +79,11 @@ class Jobs:
             if job.ended is None and job.task.ended:
                 job.ended = now
         finished = [id for id, job in self._jobs.items() if job.ended is not None]
-        for id in finished[: max(0, len(finished) - self._limit)]:
-            del self._jobs[id]
+        images = sum(self._jobs[id].task.order.images for id in finished)
+        for id in finished:
+            if images > self._limit:
+                images -= self._jobs[id].task.order.images
+                del self._jobs[id]
         for id in finished:
             kept = self._jobs.get(id)
             if kept is not None and kept.ended is not None and now - kept.ended > self._seconds:

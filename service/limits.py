@@ -17,11 +17,12 @@ class Limits:
         batch_window: seconds that a worker waits for clients to come back that it has answered together.
         images: of one request, 1 to 16.
         steps: of one request, 1 to 1000.
+        prompt_chunks: of 77 tokens each, in a long prompt.
         body_bytes: of the body of a request.
         pixels: of an image that a client sends.
         deadline: seconds from the acceptance of a request to its end; a client may ask for less.
         body_seconds: that a client may take to send its request.
-        jobs: finished jobs that are kept.
+        jobs: images of finished jobs that are kept.
         job_seconds: that a finished job is kept.
 
     Raises:
@@ -33,6 +34,7 @@ class Limits:
     batch_window: float = 0.02
     images: int = 10
     steps: int = 150
+    prompt_chunks: int = 8
     body_bytes: int = 32 << 20
     pixels: int = 16_777_216
     deadline: float = 300.0

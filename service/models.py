@@ -12,8 +12,8 @@ from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..messages import printable
 from ..runtime.control.extraction import can_extract
-from ..runtime.planning import open_tokenizer, plan_request
-from ..runtime.settings.request import Control, Request, ResolvedRequest
+from ..runtime.planning import Plan, open_tokenizer, plan_request
+from ..runtime.settings.request import Control, Request
 from .errors import ServiceError
 from .limits import Limits
 from .preview import Previewer
@@ -59,16 +59,15 @@ class ServedModel:
         """Whether every worker has drawn its first picture."""
         return all(worker.ready.is_set() for worker in self.workers)
 
-    def plan(self, request: Request) -> tuple[ResolvedRequest, tuple[object, ...], int]:
-        """The request as it will be run, what it shares with those that can run together, and its steps.
+    def plan(self, request: Request) -> Plan:
+        """The request as it will be run, with what it shares with those that can run together, and its steps.
 
         Raises:
             UserError: the request asks for what the bundle does not have.
         """
         resolved = self.pipelines[0].resolve(request)
         with self._lock:
-            plan = plan_request(self.bundle, self._tokenizer, resolved)
-        return resolved, plan.key, plan.schedule.steps
+            return plan_request(self.bundle, self._tokenizer, resolved)
 
     def smallest_request(self) -> Request:
         """What the workers draw before the first client comes: the first condition, at the model's defaults."""

@@ -18,7 +18,7 @@ from .reply import Reply, encode_images, image_fields, images_reply, preview_of,
 from .schemas import form_body, json_body
 from .service import Service
 from .tasks import Task
-from .web import Call, answer, from_form, in_thread
+from .web import Call, answer, from_form, ignored_header, in_thread
 
 _QUIET = 15.0
 """Seconds after which a stream that has nothing to tell says so, lest somebody in between closes it."""
@@ -73,7 +73,7 @@ async def _images(call: Call, fields: ImageFields, files: list[bytes] | None, ev
         call.log(prompt=fields.prompt)
     task = await call.accept(model, asked, fields.timeout)
     if fields.stream:
-        headers = {"Cache-Control": "no-store", **({"X-Ignored-Fields": ", ".join(ignored)} if ignored else {})}
+        headers = {"Cache-Control": "no-store", **ignored_header(ignored)}
         stream = _events(call, model, task, reply, partial, event)
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
     outcome = await call.outcome(task)

@@ -3,18 +3,20 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..messages import printable, unknown_choice
-from ..runtime.control.extraction import can_extract
+from ..runtime.control.extraction import can_extract, fit_photo
 from ..runtime.control.plausibility import control_image_note
 from ..runtime.images.file_kinds import lossy
 from ..runtime.images.fitting import RESIZE_MODES, ResizeMode, aspect_note, fit
 from ..runtime.images.image_files import WHITE, Color, ImageFile, Pixels, decode_image
+from ..runtime.init_image import fit_init_image
+from ..runtime.preparing import fit_control
 from ..runtime.settings.request import MAX_CONTROLS, Control, Request
 from .errors import ServiceError
 from .limits import Limits
@@ -68,7 +70,7 @@ class Asked:
 
 
 def make_order(model: "ServedModel", asked: Asked, limits: Limits) -> Order:
-    """Checks a request, as the pipeline will, and decides everything that it leaves open.
+    """Checks a request, as the pipeline will, and decides everything that it leaves open. Images are brought to size.
 
     Raises:
         UserError, ServiceError: it cannot be served.
@@ -84,13 +86,20 @@ def make_order(model: "ServedModel", asked: Asked, limits: Limits) -> Order:
     begin = None
     if asked.init_image is not None:
         begin = _photo(model, asked.init_image, "init_image", asked.resize_mode, limits, notes)
+        begin, more = fit_init_image(model.bundle, begin)
+        notes += more
     request = Request(controls=controls, init_image=begin, **asked.fields)
-    resolved, key, steps = model.plan(request)
-    if resolved.num_inference_steps > limits.steps:
-        text = f"num_inference_steps must be at most {limits.steps} here, not {resolved.num_inference_steps}"
+    steps = request.num_inference_steps or 0
+    if steps > limits.steps:
+        text = f"num_inference_steps must be at most {limits.steps} here, not {steps}"
         raise ServiceError(400, text, code="over_limit", param="num_inference_steps")
+    plan = model.plan(request)
+    if plan.prompts.chunks > limits.prompt_chunks:
+        text = f"prompt takes {plan.prompts.chunks} chunks of 77 tokens, more than {limits.prompt_chunks}: shorten it"
+        raise ServiceError(400, text, code="over_limit", param="prompt")
     photos = tuple(control.photo for control in asked.controls)
-    return Order(resolved, key, steps, photos, asked.score, asked.preview, tuple(dict.fromkeys(notes)))
+    unique = tuple(dict.fromkeys(notes))
+    return Order(plan.request, plan.key, plan.schedule.steps, photos, asked.score, asked.preview, unique)
 
 
 def image_bytes(text: str, name: str) -> bytes:
@@ -130,7 +139,7 @@ def _control(model: "ServedModel", asked: AskedControl, limits: Limits, notes: l
     if asked.photo:
         if not extractable:
             raise UserError(f"extract: {model.id} has no extractor for {condition!r}: give the control image itself")
-        pixels = _photo(model, asked.image, asked.name, asked.resize_mode, limits, notes)
+        pixels = fit_photo(_photo(model, asked.image, asked.name, asked.resize_mode, limits, notes), *model.size)
     else:
         pixels, kind = decode(asked.image, asked.name, limits)
         file = ImageFile(pixels, kind, Path(asked.name), lossy(asked.image, kind))
@@ -142,7 +151,11 @@ def _control(model: "ServedModel", asked: AskedControl, limits: Limits, notes: l
             _note_shape(model, pixels, asked.name, notes)
         else:
             pixels = fit(pixels, *model.size, mode, CONDITIONS[condition].resample)
-    return Control(condition, pixels, asked.scale, asked.start, asked.end)
+    control = Control(condition, pixels, asked.scale, asked.start, asked.end)
+    # As the pipeline would do it: what waits in the queue takes no more memory than what is drawn.
+    fitted, more = fit_control(bundle, control)
+    notes += more
+    return replace(control, image=fitted) if more else control
 
 
 def _photo(model: "ServedModel", data: bytes, name: str, resize_mode: str, limits: Limits, notes: list[str]) -> Pixels:

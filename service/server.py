@@ -102,6 +102,8 @@ def serve(service: Service, listener: socket.socket, options: ServerOptions) -> 
         access_log=options.access_log,
     )
     server = make_server(app, options.drain)
+    # It would tell on stderr what is wrong with each form, beside the answer to its client.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     # A handler may come in the middle of anything: it only notes the signal, the event loop does the rest.
     signals: list[int] = []
     with handled_by(signals.append):

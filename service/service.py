@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from anyio import CapacityLimiter
+
 from ..bundles.bundle import Bundle
 from ..runtime.pipeline import Pipeline
 from ..runtime.settings.options import RuntimeOptions
@@ -26,6 +28,7 @@ class Service:
     Attributes:
         draining: set once nothing is accepted any more.
         log_prompts: whether the access log may have prompts.
+        decoding: how many requests may have their images decoded at a time.
     """
 
     def __init__(self, models: Sequence[tuple[str, Sequence[Pipeline]]], limits: Limits | None = None) -> None:
@@ -38,6 +41,7 @@ class Service:
         self.metrics.watch(self.models)
         self.draining = False
         self.log_prompts = False
+        self.decoding = CapacityLimiter(4)
         self._active: set[Task] = set()
 
     @classmethod
@@ -107,13 +111,13 @@ class Service:
         if self.draining:
             raise stopping()
         seconds = min(timeout or self.limits.deadline, self.limits.deadline)
-        task = Task(order, time.monotonic() + seconds, owner)
+        task = Task(order, time.monotonic() + seconds, owner, model.id)
         try:
             model.queue.put(task)
         except ServiceError as e:
             self.metrics.rejected(e.code)
             raise
-        self._active.add(task)
+        self._active = {each for each in self._active if not each.ended} | {task}
         return task
 
     async def wait(self, task: Task) -> Outcome:

@@ -93,6 +93,7 @@ class Task:
     Attributes:
         order: what is drawn.
         owner: whose interface and address it came from: who may interrupt it.
+        model: what clients call the model that draws it.
         deadline: of `time.monotonic()`; after it nobody waits any more.
         step, steps: how far it is.
         latents: float32 [B,4,h,w] after the last step, where the order wants previews.
@@ -102,6 +103,7 @@ class Task:
     order: Order
     deadline: float
     owner: tuple[str, str] = ("", "")
+    model: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: float = field(default_factory=time.time)
     accepted: float = field(default_factory=time.monotonic)

@@ -1,7 +1,7 @@
 """What every interface does with a request of HTTP: reads it, waits for its task, and notices that the client left."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ import msgspec
 from anyio import to_thread
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..messages import one_line
 from ..schema import SchemaError, decode
@@ -100,7 +100,10 @@ class Call:
         Raises:
             UserError, ServiceError: it is not accepted.
         """
-        order = await in_thread(make_order, model, asked, self.service.limits)
+        # Few at a time: an image takes some hundred MiB while it is decoded.
+        order = await to_thread.run_sync(
+            partial(make_order, model, asked, self.service.limits), limiter=self.service.decoding
+        )
         task = self.service.submit(model, order, timeout, self.owner)
         self.log(model=model.id, images=order.images, steps=order.steps)
         return task
@@ -148,7 +151,12 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return await to_thread.run_sync(partial(function, *arguments))
 
 
-def answer(content: Any, ignored: tuple[str, ...] = (), status: int = 200) -> Response:
+def answer(content: Any, ignored: Sequence[str] = (), status: int = 200) -> Response:
     """JSON, with the fields that were understood and not used in a header."""
-    headers = {"X-Ignored-Fields": ", ".join(ignored)} if ignored else {}
-    return JSONResponse(content, status, headers)
+    return Response(msgspec.json.encode(content), status, ignored_header(ignored), "application/json")
+
+
+def ignored_header(ignored: Sequence[str]) -> dict[str, str]:
+    """The header that lists fields which change nothing; names may come from a client, headers are ASCII."""
+    text = ", ".join(ignored).encode("ascii", "backslashreplace").decode("ascii")
+    return {"X-Ignored-Fields": text} if text else {}

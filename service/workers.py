@@ -99,7 +99,7 @@ class Worker:
             if self.pipeline.backend.ahead:
                 result = self.pipeline(self._warm)
             self._previewer.learn(result.latents, result.images)
-        except CnppError as e:
+        except Exception as e:  # the worker must live on
             logger.warning("the warm-up failed, requests may: %s", one_line(e))
 
     def _serve(self, batch: list[Task]) -> None:

@@ -22,7 +22,7 @@ def extract(bundle: Bundle, backend: Backend, condition: str, image: NDArray[np.
         UserError: the bundle has no extractor for the condition.
     """
     m = bundle.manifest
-    image = _fitted(image, m.width, m.height)
+    image = fit_photo(image, m.width, m.height)
     if not CONDITIONS[condition].extractor_graph:
         from .canny import canny
 
@@ -55,7 +55,8 @@ def can_extract(bundle: Bundle, condition: str) -> bool:
     return not CONDITIONS[condition].extractor_graph or f"extractor_{condition}" in bundle.manifest.graphs
 
 
-def _fitted(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+def fit_photo(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """A photo uint8 [*,*,3] as `extract` brings it to the bundle's size, [height,width,3]."""
     if image.shape[:2] == (height, width):
         return image
     import cv2

@@ -55,6 +55,14 @@ def test_a_batch_is_its_requests_alone(tiny: Any, requests: list[Request]) -> No
     assert all(not np.array_equal(a, b) for a, b in pairs)
 
 
+def test_a_callback_sees_the_latents_of_a_whole_batch(tiny: Any, requests: list[Request]) -> None:
+    seen: list[tuple[int, np.ndarray]] = []
+    results = tiny.pipeline.batch(requests[:2], callback_on_step_end=lambda k, t, latents: seen.append((k, latents)))
+    assert [k for k, _ in seen] == [0, 1, 2]
+    last = seen[-1][1]
+    np.testing.assert_array_equal(last, np.concatenate([result.latents for result in results]))
+
+
 def test_a_batch_is_cut_to_a_number_of_images(tiny: Any, requests: list[Request]) -> None:
     launched: list[int] = []
     tiny.pipeline.batch(requests[:4], max_images=2, on_progress=lambda done, total: launched.append(total))

@@ -29,6 +29,9 @@ class Held:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pipeline, name)
 
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self.pipeline(*arguments, **options)
+
     def batch(self, requests: Any, *, on_progress: Any, **options: Any) -> Any:
         self.batches.append(list(requests))
 

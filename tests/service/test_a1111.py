@@ -230,10 +230,19 @@ def test_scripts_that_are_off_are_reported(server: Any) -> None:
     answer = server.client.post("/sdapi/v1/txt2img", json=body)
     assert answer.status_code == 200
     assert answer.headers["x-ignored-fields"] == "alwayson_scripts.ADetailer, eta"
+    body = {**TINY, "alwayson_scripts": {"日本\r\nX-Mine: 1": {"args": [False]}}}
+    answer = server.client.post("/sdapi/v1/txt2img", json=body)
+    assert answer.headers["x-ignored-fields"] == "alwayson_scripts.\\u65e5\\u672c X-Mine: 1"
+    assert "x-mine" not in answer.headers
 
 
-def test_progress_and_interrupt(serving: Any, held: Any) -> None:
-    server = serving(held)
+def test_a_prompt_has_a_limit(server: Any) -> None:
+    answer = server.client.post("/sdapi/v1/txt2img", json={**TINY, "prompt": "house " * 700})
+    assert answer.status_code == 400 and "chunks of 77 tokens" in answer.json()["detail"]
+
+
+def test_progress_and_interrupt(serving: Any, held: Any, pixels: Any) -> None:
+    server = serving(held, warm=True)
     idle = server.client.get("/sdapi/v1/progress").json()
     assert idle["progress"] == 0 and idle["state"]["job_count"] == 0
     with ThreadPoolExecutor(2) as pool:
@@ -242,7 +251,10 @@ def test_progress_and_interrupt(serving: Any, held: Any) -> None:
         other = pool.submit(
             server.client.post, "/v1/images/generations", json={"prompt": "x", "num_inference_steps": 2}
         )
-        state = server.client.get("/sdapi/v1/progress").json()["state"]
+        told = server.client.get("/sdapi/v1/progress").json()
+        assert pixels(told["current_image"]).shape == (128, 128, 3)
+        assert server.client.get("/sdapi/v1/progress?skip_current_image=true").json()["current_image"] is None
+        state = told["state"]
         assert (state["sampling_steps"], state["job_count"]) == (10, 1)
         assert server.client.post("/sdapi/v1/interrupt").json() == {}
         assert theirs.result().status_code == 409

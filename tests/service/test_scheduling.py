@@ -374,3 +374,47 @@ def test_figures(serving: Any, mini: Pipeline, mask: Path) -> None:
     assert 'cnpp_trt_consistency_count{condition="seg",metric="mIoU",model="miniature"} 2.0' in lines
     assert any(line.startswith('cnpp_trt_stage_seconds_sum{model="miniature",stage="unet"}') for line in lines)
     assert 'cnpp_trt_requests_total{route="/v1/images/generations",status="200"} 1.0' in lines
+
+
+def test_what_waits_takes_no_more_memory_than_what_is_drawn(
+    serving: Any, held: Any, mini: Pipeline, mask: Path, pixels: Any, eventually: Any
+) -> None:
+    """Images are brought to the model's size before they wait, as the pipeline does it."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    large = Image.open(mask).convert("RGB").resize((700, 500), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    large.save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    server = serving(held)
+    fields = {"control_image": text, "condition": ["depth", "seg"], "extract": True, "init_image": text}
+    with ThreadPoolExecutor(2) as pool:
+        first = later(pool, server)
+        held.wait_until_running()
+        second = later(pool, server, **fields, num_inference_steps=4)
+        eventually(waiting(server, 1), "the request waits")
+        [task] = [task for task in server.service.active if task.state == "queued"]
+        request = task.order.request
+        assert [c.pixels.shape for c in request.controls] == [(128, 128, 3)] * 2
+        assert request.init_image.shape == (128, 128, 3)
+        held.go_on.set()
+        assert first.result().status_code == 200
+        controls = [Control(c, mini.extract(c, large)) for c in ("depth", "seg")]
+        expected = mini("a house", controls, init_image=large, num_inference_steps=4, seed=1).images[0]
+        assert (image(second.result(), pixels) == expected).all()
+
+
+def test_nothing_is_kept_of_what_has_ended(serving: Any, mini: Pipeline) -> None:
+    import gc
+
+    from cnpp_trt.service.tasks import Task
+
+    server = serving(mini)
+    for _ in range(3):
+        assert post(server).status_code == 200
+    gc.collect()
+    kept = [each for each in gc.get_objects() if isinstance(each, Task)]
+    assert len(kept) <= 1
