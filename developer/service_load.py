@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import httpx
 import numpy as np
@@ -60,7 +60,8 @@ class Load:
     """What the clients saw.
 
     Attributes:
-        seconds: of each answered picture, of each rejection (429), and of each malformed request.
+        drawn, rejected, malformed: seconds of each answered picture, rejection (429) and malformed request.
+        refused: seconds of each rejection, as the server's own log has them.
         statuses: of all answers.
         wrong: pictures that differ from the pipeline's by more than 1 of 255.
         left: clients that went away in the middle.
@@ -70,6 +71,7 @@ class Load:
     drawn: list[float] = field(default_factory=list)
     rejected: list[float] = field(default_factory=list)
     malformed: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     left: int = 0
@@ -102,9 +104,16 @@ class Child:
                 break
         if not self.url:
             raise CnppError(f"{name} did not start")
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()  # else its log would fill the pipe
+        self.rejections: list[float] = []
+        threading.Thread(target=self._read, args=[self.process.stderr], daemon=True).start()
         while httpx.get(f"{self.url}/readyz", trust_env=False).status_code != 200:
             time.sleep(0.1)
+
+    def _read(self, log: IO[str]) -> None:
+        """The access log, which has the server's own time of each request."""
+        for line in log:
+            if '"status": 429' in line:
+                self.rejections.append(json.loads(line)["seconds"])
 
     def memory(self) -> float:
         """MiB that the process holds."""
@@ -174,6 +183,7 @@ def main(
         try:
             figures = compare(pipeline, children, cases, rounds)
             load = asyncio.run(_load(children[0], cases, clients, seconds))
+            load.refused = list(children[0].rejections)
             served = asyncio.run(_timed(children[0].url, cases[:1], 1))
             ended = [child.stop() for child in children]
         finally:
@@ -304,7 +314,12 @@ def print_tables(figures: dict[str, Any], load: Load, clients: int, seconds: flo
         print(f"{row}| {statistics.median(rates):.2f} | {share:.0%} |")
     print(f"\n{clients} clients for {seconds:g} s:\n")
     print("| | count | median | p99 |\n|---|---:|---:|---:|")
-    rows = {"pictures": load.drawn, "rejections (429)": load.rejected, "malformed requests": load.malformed}
+    rows = {
+        "pictures": load.drawn,
+        "rejections (429)": load.rejected,
+        "the same, in the server": load.refused,
+        "malformed requests": load.malformed,
+    }
     for name, spent in rows.items():
         if spent:
             print(f"| {name} | {len(spent)} | {statistics.median(spent):.3f} s | {_p99(spent):.3f} s |")

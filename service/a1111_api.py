@@ -187,7 +187,8 @@ def _asked(fields: TextFields, clip_skip: int) -> tuple[Asked, list[str]]:
     """The request as the web UI understands it: emphasis, long prompts, and layers skipped for both prompts."""
     if fields.batch_size < 1 or fields.n_iter < 1:
         raise UserError("batch_size and n_iter must be whole numbers above 0")
-    controls, guess, ignored = units_of(fields.alwayson_scripts or {})
+    images = (fields.init_images or []) if isinstance(fields, ImageToImageFields) else []
+    controls, guess, ignored = units_of(fields.alwayson_scripts or {}, images[0] if images else None)
     given: dict[str, Any] = {
         "prompt": fields.prompt,
         "negative_prompt": fields.negative_prompt,
@@ -204,10 +205,9 @@ def _asked(fields: TextFields, clip_skip: int) -> tuple[Asked, list[str]]:
     }
     begin, mode = None, "stretch"
     if isinstance(fields, ImageToImageFields):
-        if len(fields.init_images or ()) != 1:
+        if len(images) != 1:
             raise UserError("init_images must hold one image in base64")
-        assert fields.init_images
-        begin = image_bytes(fields.init_images[0], "init_images")
+        begin = image_bytes(images[0], "init_images")
         modes = ("stretch", "crop", "pad")
         if fields.resize_mode not in (None, 0, 1, 2):
             raise UserError("resize_mode must be 0 (just resize), 1 (crop and resize) or 2 (resize and fill)")

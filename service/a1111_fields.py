@@ -214,8 +214,11 @@ def scheduler_of(sampler: str | None, schedule: str | None) -> str | None:
     raise UserError(f"scheduler {printable(repr(schedule), 60)} is not there for {A1111[name][0]}: send `automatic`")
 
 
-def units_of(scripts: dict[str, Any]) -> tuple[list[AskedControl], bool, list[str]]:
+def units_of(scripts: dict[str, Any], image: str | None = None) -> tuple[list[AskedControl], bool, list[str]]:
     """The controls of `alwayson_scripts`, whether ControlNet is more important, and what was ignored.
+
+    Args:
+        image: of units that have none: the image to begin with, in base64.
 
     Raises:
         UserError, ServiceError: another script, or a unit that cannot be used.
@@ -241,7 +244,7 @@ def units_of(scripts: dict[str, Any]) -> tuple[list[AskedControl], bool, list[st
                 raise SchemaError(f"controlnet unit {i}: {e}") from None
             if not unit.enabled:
                 continue
-            controls.append(_control(unit, i))
+            controls.append(_control(unit, i, image))
             guess.add(_more_important(unit))
             ignored += [f"controlnet.{field}" for field in _UNIT_IGNORED if getattr(unit, field) is not None]
     if len(guess) > 1:
@@ -267,7 +270,7 @@ def condition_of(name: str | None, what: str) -> str:
     return found[0]
 
 
-def _control(unit: UnitFields, i: int) -> AskedControl:
+def _control(unit: UnitFields, i: int, default: str | None) -> AskedControl:
     for name in ("mask", "mask_image", "effective_region_mask"):
         if getattr(unit, name) not in (None, ""):
             raise refused_field(f"controlnet unit {i}: {name}", "is not supported: a control applies everywhere")
@@ -281,12 +284,15 @@ def _control(unit: UnitFields, i: int) -> AskedControl:
         if image.get("mask") not in (None, ""):
             raise refused_field(f"controlnet unit {i}: mask", "is not supported: a control applies everywhere")
         image = image.get("image")
+    image = image if image not in (None, "") else default
     if not isinstance(image, str) or not image:
         raise UserError(f"controlnet unit {i}: image is missing: send it in base64")
     mode = "crop" if unit.resize_mode is None else _RESIZE.get(str(unit.resize_mode).lower())
     if mode is None:
         shown = printable(repr(unit.resize_mode), 40)
-        raise UserError(f"controlnet unit {i}: unknown resize_mode {shown}: send Just Resize, Crop and Resize or …")
+        raise UserError(
+            f"controlnet unit {i}: unknown resize_mode {shown}: send Just Resize, Crop and Resize or Resize and Fill"
+        )
     end = unit.guidance_end if unit.guidance is None else unit.guidance
     name = f"the image of controlnet unit {i}"
     return AskedControl(

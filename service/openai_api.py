@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from .errors import Refusal, ServiceError
+from .errors import Refusal, ServiceError, refused_field, unknown_field
 from .models import ServedModel
 from .openai_fields import ImageFields, asked_of, ignored_of, reply_of, size_of
 from .reply import Reply, encode_images, image_fields, images_reply, preview_of, scores_of
@@ -46,13 +46,12 @@ def openai_routes(service: Service) -> APIRouter:
         call = Call(request, service, "openai")
         fields, files = await call.form()
         images = files.pop("image", [])
-        for name, content in files.items():
-            if name in ("mask", "markup"):
-                fields[name] = name
-            elif name in ("init_image", "control_image"):
-                raise ServiceError(400, f"send {name} in base64, or as image", code="invalid_request", param=name)
-            elif content:
-                fields[name] = "a file"
+        for name in files:
+            if name not in ImageFields.__struct_fields__:
+                raise unknown_field(name, "the form")
+            if name not in ("mask", "markup"):
+                raise refused_field(name, "is a text, not a file: images go as image, or in base64")
+            fields[name] = "a file"  # is refused with the reason
         parsed = from_form(fields, ImageFields)
         if not images and parsed.controls is None and parsed.control_image is None and parsed.init_image is None:
             raise ServiceError(400, "image is missing: send it as a file", code="invalid_request", param="image")

@@ -139,8 +139,6 @@ def reply_of(fields: ImageFields) -> Reply:
         raise refused_field("output_compression", "must be from 0 to 100")
     if not 0 <= (fields.partial_images or 0) <= 3:
         raise refused_field("partial_images", "must be from 0 to 3")
-    if fields.timeout is not None and not fields.timeout > 0:
-        raise refused_field("timeout", "must be a number of seconds above 0")
     url = fields.response_format == "url"
     if fields.output_format in (None, "png"):
         return Reply("png", quality, url, fields.return_conditions)

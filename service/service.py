@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 from ..bundles.bundle import Bundle
 from ..runtime.pipeline import Pipeline
 from ..runtime.settings.options import RuntimeOptions
-from .errors import ServiceError
+from .errors import ServiceError, refused_field
 from .jobs import Jobs
 from .limits import Limits
 from .metrics import Metrics
@@ -110,6 +110,8 @@ class Service:
         """
         if self.draining:
             raise stopping()
+        if timeout is not None and not timeout > 0:
+            raise refused_field("timeout", "must be a number of seconds above 0")
         seconds = min(timeout or self.limits.deadline, self.limits.deadline)
         task = Task(order, time.monotonic() + seconds, owner, model.id)
         try:

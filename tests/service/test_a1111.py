@@ -106,6 +106,15 @@ def test_image_to_image(web: Any, mini: Pipeline, drawn: Any) -> None:
     expected = mini("at night", init_image=first, strength=0.5, seed=2, guidance_scale=3.0, num_inference_steps=8)
     assert (np.asarray(result.image) == expected.images[0]).all()
     assert result.info["denoising_strength"] == 0.5
+    # A unit without an image takes the one to begin with, as the extension does.
+    result = web.img2img(
+        images=[Image.fromarray(first)], prompt="at night", seed=2, width=128, height=128, cfg_scale=3.0, steps=8,
+        denoising_strength=0.5, controlnet_units=units(web, {"module": "canny", "model": "canny"}),
+    )  # fmt: skip
+    control = Control("canny", mini.extract("canny", first))
+    ours: dict[str, Any] = {"init_image": first, "strength": 0.5, "num_inference_steps": 8}
+    expected = mini("at night", control, seed=2, guidance_scale=3.0, **ours)
+    assert (np.asarray(result.image) == expected.images[0]).all()
 
 
 def test_what_webuiapi_asks_besides(web: Any, mini: Pipeline) -> None:
@@ -215,6 +224,7 @@ def test_scores_are_in_the_info(server: Any, mask: Path) -> None:
             "control_mode",
         ),
         ({"batch_size": 0}, "batch_size"),
+        ({"timeout": -1}, "timeout"),
         ({"n_iter": 99}, "from 1 to 10"),
     ],
 )

@@ -254,6 +254,8 @@ def test_forms_are_checked_like_json(client: Any, server: Any, mask: Path) -> No
         client.images.edit(image=mask.open("rb"), mask=mask.open("rb"), prompt="a house")
     answer = server.client.post("/v1/images/edits", data={"prompt": "x"}, files={"other": b"y"})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "other"
+    answer = server.client.post("/v1/images/edits", files={"prompt": ("p.txt", b"y"), "image": ("i.png", b"z")})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "prompt"
     answer = server.client.post("/v1/images/edits", files={"prompt": (None, "x")})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "image"
     answer = server.client.post("/v1/images/edits", json={"prompt": "x"})
