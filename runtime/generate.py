@@ -4,6 +4,7 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -331,7 +332,7 @@ def picture_records(pipeline: "Pipeline", result: "Result") -> list[PictureRecor
     recorded = metadata.request_record(result.request, result.control_images, init_image)
     fields = {"model": m.model, "digest": pipeline.bundle.digest, "precision": m.precision}
     bundle = convert({**fields, "width": m.width, "height": m.height}, BundleRecord)
-    versions = {"python": platform.python_version(), **installed(RUNTIME_PACKAGES)}
+    versions = _versions()
     return [
         PictureRecord(
             version=__version__,
@@ -344,3 +345,9 @@ def picture_records(pipeline: "Pipeline", result: "Result") -> list[PictureRecor
         )
         for i, image in enumerate(result.images)
     ]
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of what draws; looking them up takes some milliseconds, and a server does it for every image."""
+    return {"python": platform.python_version(), **installed(RUNTIME_PACKAGES)}

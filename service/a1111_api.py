@@ -26,7 +26,7 @@ from .reply import Reply, base64_of, encode_images, preview_of, scores_of
 from .schemas import json_body
 from .service import Service
 from .tasks import Outcome, Task
-from .web import Call, answer, in_thread
+from .web import Call, answer
 
 _API = "a1111"
 
@@ -155,7 +155,7 @@ def a1111_routes(service: Service) -> APIRouter:
         """What a picture says of itself."""
         call = Call(request, service, _API)
         fields = await call.json(PngInfoFields)
-        return answer(await in_thread(_png_info, service, fields.image))
+        return answer(await service.in_thread(_png_info, service, fields.image))
 
     return router
 
@@ -174,12 +174,12 @@ async def _images(call: Call, settings: Settings, fields: TextFields) -> Respons
     size = (fields.width or model.size[0], fields.height or model.size[1])
     model = call.service.models.find(model.id if model.size == size else model.bundle.manifest.model, size)
     call.service.require_room(model)
-    asked, more = await in_thread(_asked, fields, clip_skip)
+    asked, more = await call.service.in_thread(_asked, fields, clip_skip)
     if call.service.log_prompts:
         call.log(prompt=fields.prompt)
     task = await call.accept(model, asked, fields.timeout)
     outcome = await call.outcome(task)
-    content = await in_thread(_reply, model, fields, task, outcome)
+    content = await call.service.in_thread(_reply, model, fields, task, outcome)
     return answer(content, tuple(sorted((*ignored, *more))))
 
 
@@ -278,7 +278,7 @@ async def _progress(service: Service, picture: bool) -> dict[str, Any]:
     running = next((task for task in tasks if task.state == "running"), None)
     image = None
     if running is not None and picture and running.latents is not None:
-        content = await in_thread(preview_of, service.models.find(running.model), running, 0, Reply())
+        content = await service.in_thread(preview_of, service.models.find(running.model), running, 0, Reply())
         image = None if content is None else base64_of(content)
     done = running.step / running.steps if running is not None else 0.0
     spent = time.monotonic() - running.accepted if running is not None else 0.0

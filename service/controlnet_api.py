@@ -1,8 +1,9 @@
 """The interface of the ControlNet extension for AUTOMATIC1111's web UI: `/controlnet/…`."""
 
-import asyncio
+from functools import partial
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,7 +20,7 @@ from .orders import decode, image_bytes
 from .reply import base64_of
 from .schemas import json_body
 from .service import Service
-from .web import Call, answer, in_thread
+from .web import Call, answer
 
 _VERSION = 3
 """Of the extension's interface."""
@@ -42,7 +43,7 @@ def controlnet_routes(service: Service) -> APIRouter:
     """The routes of this interface."""
     router = APIRouter(tags=["ControlNet extension"], prefix="/controlnet")
     # An extraction waits in a thread until the pipeline is between two batches: they must not take all threads.
-    few = asyncio.Semaphore(2)
+    few = CapacityLimiter(2)
 
     def models() -> list[str]:
         there = {c for model in service.models.all for c in model.bundle.manifest.conditions}
@@ -107,8 +108,8 @@ def controlnet_routes(service: Service) -> APIRouter:
         service.require_room(model)
         names = ("controlnet_masks", "controlnet_processor_res", "controlnet_threshold_a", "controlnet_threshold_b")
         ignored = tuple(n for n in (*names, "low_vram") if getattr(fields, n) is not None)
-        async with few:
-            found = [await in_thread(_extract, service, model, condition, image) for image in images]
+        work = [partial(_extract, service, model, condition, image) for image in images]
+        found = [await to_thread.run_sync(each, limiter=few) for each in work]
         return answer({"images": found, "info": "Success"}, ignored)
 
     return router

@@ -14,7 +14,7 @@ from .openai_fields import JobFields, asked_of, ignored_of, reply_of, size_of
 from .reply import image_fields, images_reply, preview_of
 from .schemas import json_body
 from .service import Service
-from .web import Call, answer, in_thread
+from .web import Call, answer
 
 
 def jobs_routes(service: Service) -> APIRouter:
@@ -29,17 +29,17 @@ def jobs_routes(service: Service) -> APIRouter:
         ignored, reply = ignored_of(fields), reply_of(fields)
         model = service.models.find(fields.model, size_of(fields.size))
         service.require_room(model)
-        asked = await in_thread(asked_of, fields, None, fields.preview)
+        asked = await service.in_thread(asked_of, fields, None, fields.preview)
         if service.log_prompts:
             call.log(prompt=fields.prompt)
         job = Job(await call.accept(model, asked, fields.timeout), model, reply)
         service.jobs.add(job)
-        return answer(await _told(job), (*ignored, *(["stream"] if fields.stream else [])), 202)
+        return answer(await _told(service, job), (*ignored, *(["stream"] if fields.stream else [])), 202)
 
     @router.get("/{id}")
     async def get(id: str) -> Response:
         """Where a job is: its place in the queue, its step, a preview, and in the end its images or its error."""
-        return answer(await _told(service.jobs.get(id)))
+        return answer(await _told(service, service.jobs.get(id)))
 
     @router.delete("/{id}")
     async def delete(id: str) -> Response:
@@ -51,7 +51,7 @@ def jobs_routes(service: Service) -> APIRouter:
     return router
 
 
-async def _told(job: Job) -> dict[str, Any]:
+async def _told(service: Service, job: Job) -> dict[str, Any]:
     task, model = job.task, job.model
     state = task.state
     told: dict[str, Any] = {
@@ -65,11 +65,11 @@ async def _told(job: Job) -> dict[str, Any]:
         "steps": task.steps,
     }
     if state == "running" and task.order.preview:
-        content = await in_thread(preview_of, model, task, 0, job.reply)
+        content = await service.in_thread(preview_of, model, task, 0, job.reply)
         told["preview"] = None if content is None else image_fields(content, job.reply)
     if state == "done":
         outcome = task.future.result()
-        told["result"] = await in_thread(images_reply, model, outcome, job.reply, task.order.notes)
+        told["result"] = await service.in_thread(images_reply, model, outcome, job.reply, task.order.notes)
         job.fetched = True
     elif state in ("failed", "cancelled"):
         error = task.future.exception() or CnppError("the job failed")

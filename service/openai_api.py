@@ -18,7 +18,7 @@ from .reply import Reply, encode_images, image_fields, images_reply, preview_of,
 from .schemas import form_body, json_body
 from .service import Service
 from .tasks import Task
-from .web import Call, answer, from_form, ignored_header, in_thread
+from .web import Call, answer, from_form, ignored_header
 
 _QUIET = 15.0
 """Seconds after which a stream that has nothing to tell says so, lest somebody in between closes it."""
@@ -67,7 +67,7 @@ async def _images(call: Call, fields: ImageFields, files: list[bytes] | None, ev
     model = service.models.find(fields.model, size_of(fields.size))
     service.require_room(model)
     partial = fields.partial_images or 0 if fields.stream else 0
-    asked = await in_thread(asked_of, fields, files, partial > 0)
+    asked = await service.in_thread(asked_of, fields, files, partial > 0)
     if service.log_prompts:
         call.log(prompt=fields.prompt)
     task = await call.accept(model, asked, fields.timeout)
@@ -76,7 +76,7 @@ async def _images(call: Call, fields: ImageFields, files: list[bytes] | None, ev
         stream = _events(call, model, task, reply, partial, event)
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
     outcome = await call.outcome(task)
-    return answer(await in_thread(images_reply, model, outcome, reply, task.order.notes), ignored)
+    return answer(await service.in_thread(images_reply, model, outcome, reply, task.order.notes), ignored)
 
 
 async def _events(
@@ -110,14 +110,14 @@ async def _events(
                 yield b": waiting\n\n"
             changed.clear()
             while shown < len(due) and task.step >= due[shown] and not task.ended:
-                content = await in_thread(preview_of, model, task, 0, reply)
+                content = await call.service.in_thread(preview_of, model, task, 0, reply)
                 if content is not None:
                     fields = {**common, **image_fields(content, Reply(reply.format)), "partial_image_index": shown}
                     yield _event(f"{event}.partial_image", fields)
                 shown += 1
         outcome = await call.service.wait(task)
         seeds = outcome.result.request.seeds
-        for i, content in enumerate(await in_thread(encode_images, model, outcome, reply)):
+        for i, content in enumerate(await call.service.in_thread(encode_images, model, outcome, reply)):
             fields = {**common, **image_fields(content, Reply(reply.format)), "usage": _NO_USAGE, "seed": seeds[i]}
             if outcome.scores:
                 fields["scores"] = scores_of(outcome, i, reply)

@@ -2,10 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, to_thread
 
 from ..bundles.bundle import Bundle
 from ..runtime.pipeline import Pipeline
@@ -16,6 +18,8 @@ from .limits import Limits
 from .metrics import Metrics
 from .models import Models, ServedModel, names_of
 from .tasks import Order, Outcome, Task
+
+T = TypeVar("T")
 
 
 class Service:
@@ -28,7 +32,6 @@ class Service:
     Attributes:
         draining: set once nothing is accepted any more.
         log_prompts: whether the access log may have prompts.
-        decoding: how many requests may have their images decoded at a time.
     """
 
     def __init__(self, models: Sequence[tuple[str, Sequence[Pipeline]]], limits: Limits | None = None) -> None:
@@ -41,7 +44,7 @@ class Service:
         self.metrics.watch(self.models)
         self.draining = False
         self.log_prompts = False
-        self.decoding = CapacityLimiter(4)
+        self._threads = CapacityLimiter(2)
         self._active: set[Task] = set()
 
     @classmethod
@@ -85,6 +88,14 @@ class Service:
         for model in self.models.all:
             for worker in model.workers:
                 worker.start(model.smallest_request() if warm else None)
+
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs what takes more than a millisecond (images decoded, encoded) beside the event loop.
+
+        Two at a time: an image takes some hundred MiB while it is decoded, and where many threads compute, the event
+        loop waits for each of them before it can answer anybody.
+        """
+        return await to_thread.run_sync(partial(function, *arguments), limiter=self._threads)
 
     def require_room(self, model: ServedModel) -> None:
         """Raises ServiceError where a request would be refused: before its images are decoded."""

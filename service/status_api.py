@@ -5,7 +5,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from .service import Service
-from .web import answer, in_thread
+from .web import answer
 
 
 def status_routes(service: Service) -> APIRouter:
@@ -37,6 +37,6 @@ def status_routes(service: Service) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         """Figures in Prometheus' text format."""
-        return Response(await in_thread(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
+        return Response(await service.in_thread(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
 
     return router

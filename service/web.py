@@ -1,13 +1,11 @@
 """What every interface does with a request of HTTP: reads it, waits for its task, and notices that the client left."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from anyio import to_thread
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
@@ -100,10 +98,7 @@ class Call:
         Raises:
             UserError, ServiceError: it is not accepted.
         """
-        # Few at a time: an image takes some hundred MiB while it is decoded.
-        order = await to_thread.run_sync(
-            partial(make_order, model, asked, self.service.limits), limiter=self.service.decoding
-        )
+        order = await self.service.in_thread(make_order, model, asked, self.service.limits)
         task = self.service.submit(model, order, timeout, self.owner)
         self.log(model=model.id, images=order.images, steps=order.steps)
         return task
@@ -144,11 +139,6 @@ def from_form(fields: Mapping[str, Any], kind: type[T]) -> T:
         return msgspec.convert(fields, kind, strict=False)
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:
         raise SchemaError(one_line(e)) from None
-
-
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Runs what takes more than a millisecond beside the event loop."""
-    return await to_thread.run_sync(partial(function, *arguments))
 
 
 def answer(content: Any, ignored: Sequence[str] = (), status: int = 200) -> Response:
