@@ -54,7 +54,7 @@ class Settings:
         """All of them, and what else clients look for, with the only value that it can have."""
         return {
             "sd_model_checkpoint": self.model.id,
-            "sd_checkpoint_hash": self.model.bundle.digest,
+            "sd_checkpoint_hash": self.model.digest,
             "CLIP_stop_at_last_layers": self.clip_skip,
             "samples_format": "png",
             "control_net_no_detectmap": True,
@@ -231,7 +231,10 @@ def _reply(model: ServedModel, fields: TextFields, task: Task, outcome: Outcome)
 def _info(model: ServedModel, fields: TextFields, task: Task, outcome: Outcome) -> dict[str, Any]:
     """As the web UI's `Processed.js`, with the scores and notes beside it."""
     request, n = outcome.result.request, len(outcome.result.images)
-    texts = [metadata.a1111_parameters(record) for record in picture_records(model.pipelines[0], outcome.result)]
+    texts = [
+        metadata.a1111_parameters(record)
+        for record in picture_records(model.pipelines[0], outcome.result, model.digest)
+    ]
     width, height = model.size
     own: dict[str, Any] = {"notes": list(dict.fromkeys((*task.order.notes, *outcome.result.notes)))}
     if outcome.scores:
@@ -255,7 +258,7 @@ def _info(model: ServedModel, fields: TextFields, task: Task, outcome: Outcome) 
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": model.id,
-        "sd_model_hash": model.bundle.digest[:10],
+        "sd_model_hash": model.digest[:10],
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
@@ -302,7 +305,7 @@ async def _progress(service: Service, picture: bool) -> dict[str, Any]:
 
 
 def _listed(model: ServedModel) -> dict[str, Any]:
-    digest = model.bundle.digest
+    digest = model.digest
     return {
         "title": model.id,
         "model_name": model.id,

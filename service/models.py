@@ -35,6 +35,7 @@ class ServedModel:
 
     Attributes:
         bundle: of its pipelines.
+        digest: of the bundle.
         size: (width, height) in pixels.
         created: seconds since 1970 at which it was opened.
     """
@@ -46,6 +47,7 @@ class ServedModel:
         self.pipelines = tuple(pipelines)
         self.bundle = pipelines[0].bundle
         manifest = self.bundle.manifest
+        self.digest = self.bundle.digest
         self.size = (manifest.width, manifest.height)
         self.created = int(time.time())
         self.queue = TaskQueue(limits.queue, limits.batch_window)
@@ -86,7 +88,7 @@ class ServedModel:
             "owned_by": "cnpp-trt",
             "size": f"{m.width}x{m.height}",
             "precision": m.precision,
-            "digest": self.bundle.digest,
+            "digest": self.digest,
             "conditions": conditions,
             "extractors": [c for c in conditions if can_extract(self.bundle, c)],
             "defaults": {
