@@ -190,9 +190,9 @@ def test_plans_can_be_captured_and_are_built_for_the_gpus_that_were_asked_for(rt
     """ "REQUIRE_USER_ALLOCATION ensures that inference will support graph capture" (TensorRT-RTX's documents)."""
     trt, log = rtx.trt, rtx.logger()
     made = rtx.create("start its builder", trt.Builder, log, log=log)
-    config = builder._config(rtx, made, BuilderSettings(), None)
+    config = builder._config(rtx, made, BuilderSettings(), None, log)
     assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    config = builder._config(rtx.building_for([89, 120, 89]), made, BuilderSettings(), None)
+    config = builder._config(rtx.building_for([89, 120, 89]), made, BuilderSettings(), None, log)
     assert config.num_compute_capabilities == 2
     first, second = (config.get_compute_capability(i) for i in range(2))
     assert (first, second) == (trt.ComputeCapability.SM89, trt.ComputeCapability.SM120)
