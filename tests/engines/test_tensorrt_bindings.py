@@ -17,6 +17,7 @@ from typing import Any
 
 import cnpp_trt
 import pytest
+import wheels
 from tensorrt_stub import library
 from tensorrt_stub.signatures import short, signatures
 from tensorrt_stub.usage import MODULE, OBJECTS, Use, unknown, uses
@@ -110,8 +111,8 @@ def bindings_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bin
     @cache
     def make(version: str) -> Bindings:
         try:
-            folder = library.fetch(library.VERSIONS[version])
-        except library.Unavailable as e:
+            folder = wheels.fetch(library.VERSIONS[version])
+        except wheels.Unavailable as e:
             pytest.skip(str(e))
         libraries = tmp_path_factory.mktemp(f"tensorrt-{version}")
         library.build(folder, libraries)

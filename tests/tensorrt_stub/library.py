@@ -1,6 +1,6 @@
 """TensorRT's real Python bindings over a library that stands for TensorRT's own, which are gigabytes.
 
-The bindings are a wheel of a megabyte. `fetch` gets it, `build` compiles `library.c` in the place of what it is linked
+The bindings are a wheel of a megabyte (wheels.py). `build` compiles `library.c` in the place of what it is linked
 against, with the functions that it asks for, and `environment` makes the variables of a process in which
 `import tensorrt` then works.
 """
@@ -8,15 +8,8 @@ against, with the functions that it asks for, and `environment` makes the variab
 import ctypes
 import os
 import re
-import shutil
 import subprocess
-import sys
-import zipfile
 from pathlib import Path
-
-from cnpp_trt.files import new_partial_folder, remove_folder
-from filelock import FileLock
-from fixture_cache import cache_folder
 
 HERE = Path(__file__).resolve().parent
 # The lowest that the extra `gpu` takes, and the last of either major version.
@@ -33,56 +26,15 @@ _FACTORIES = ("createInferBuilder_INTERNAL", "createInferRuntime_INTERNAL")
 _LOG = {10: 0, 11: 4}
 
 
-class Unavailable(Exception):
-    """The bindings cannot be had here, and why."""
-
-
-def fetch(requirement: str) -> Path:
-    """The folder of the unpacked wheel; downloaded once.
-
-    Raises:
-        Unavailable: it cannot be downloaded.
-    """
-    root = cache_folder() / ".wheels"
-    root.mkdir(parents=True, exist_ok=True)
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    folder = root / f"{requirement.replace('==', '-')}-{tag}"
-    with FileLock(root / f".{folder.name}.lock"):
-        if not folder.is_dir():
-            partial = new_partial_folder(folder)
-            try:
-                _download(requirement, partial)
-                partial.rename(folder)
-            finally:
-                remove_folder(partial)
-    return folder
-
-
-def _download(requirement: str, folder: Path) -> None:
-    line = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--timeout", "20"]
-    line += ["--retries", "1", "--disable-pip-version-check", "--dest", str(folder / "wheel"), requirement]
-    try:
-        ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"{requirement} was not downloaded in 120 s") from None
-    if ended.returncode:
-        last = (ended.stderr.strip() or ended.stdout.strip()).splitlines()[-1:]
-        raise Unavailable(f"{requirement} cannot be downloaded: {' '.join(last)}")
-    [wheel] = (folder / "wheel").iterdir()
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    shutil.rmtree(folder / "wheel")
-    (folder / "tensorrt").mkdir()
-    (folder / "tensorrt" / "__init__.py").write_text(_PACKAGE)
-
-
 def build(bindings: Path, folder: Path) -> None:
     """Compiles the libraries that the bindings are linked against.
 
     Args:
-        bindings: as `fetch` gives it.
+        bindings: the folder of the unpacked wheel.
         folder: where the libraries go.
     """
+    (folder / "tensorrt").mkdir()
+    (folder / "tensorrt" / "__init__.py").write_text(_PACKAGE)
     module = bindings / "tensorrt_bindings" / "tensorrt.so"
     needed = re.findall(r"\(NEEDED\).*\[(lib\w+)\.so\.(\d+)\]", _output("readelf", "--dynamic", "--wide", module))
     wanted = {name: int(major) for name, major in needed if name.startswith("libnv")}
@@ -108,14 +60,14 @@ def environment(bindings: Path, folder: Path, gives: str, base: dict[str, str] |
     """The variables of a process that is to import these bindings.
 
     Args:
-        bindings: as `fetch` gives it.
+        bindings: the folder of the unpacked wheel.
         folder: where `build` put the libraries.
         gives: see library.c.
         base: the variables to begin with; those of this process where None.
     """
     made = {**(os.environ if base is None else base), "TENSORRT_STUB": gives}
-    for name, first in (("LD_LIBRARY_PATH", folder), ("PYTHONPATH", bindings)):
-        made[name] = os.pathsep.join([str(first), *filter(None, [made.get(name)])])
+    for name, first in (("LD_LIBRARY_PATH", [folder]), ("PYTHONPATH", [folder, bindings])):
+        made[name] = os.pathsep.join([*map(str, first), *filter(None, [made.get(name)])])
     return made
 
 
