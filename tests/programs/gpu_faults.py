@@ -192,6 +192,14 @@ def nothing_made(bundle: str, plans: str, what: str) -> None:
     print(message(lambda: pipeline(request(pipeline))))
 
 
+def scratch_of_any_size(bundle: str, plans: str) -> None:
+    """A context may want more than its plan's record says, and no multiple of what addresses are aligned to."""
+    fake.Context.update_device_memory_size_for_shapes = lambda self: 5001
+    pipeline = opened(bundle, plans)
+    pipeline(request(pipeline))
+    assert pipeline.backend.memory()["activations"] == 5120
+
+
 def no_runtime_cache_to_save(bundle: str, plans: str) -> None:
     """It draws all the same."""
     fake.Cache.serialize = lambda self: None

@@ -86,6 +86,10 @@ def test_nothing_is_made(program: Any, what: str, said: str) -> None:
     assert refused.startswith("tensorrt-rtx 1.7.1.116 ") and said in refused
 
 
+def test_scratch_of_any_size(program: Any) -> None:
+    program("scratch_of_any_size")
+
+
 def test_no_runtime_cache_to_save(program: Any) -> None:
     program("no_runtime_cache_to_save")
 
