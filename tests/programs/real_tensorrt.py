@@ -20,6 +20,7 @@ from cnpp_trt.engines.builder import build_plan
 from cnpp_trt.engines.flavor import Flavor, load_flavor
 from cnpp_trt.engines.plan import BuilderSettings, Range
 from cnpp_trt.errors import BackendError
+from cnpp_trt.versions import installed
 
 ONNX = Path("graph.onnx")
 
@@ -68,6 +69,7 @@ def factories() -> None:
     """Prints which CUDA the bindings are for, and what is said where neither a runtime nor a builder starts."""
     flavor = load_flavor("tensorrt")
     print(flavor.cuda)
+    assert installed(["tensorrt"]) == {"tensorrt": flavor.version}  # as doctor and the plan store know it
     refused(lambda: flavor.start_runtime(flavor.logger()))
     refused(lambda: build(flavor))
     assert flavor.invalidity(flavor.trt.Runtime, lambda nbytes: b"") is None  # only TensorRT-RTX tells
