@@ -135,7 +135,7 @@ def severities() -> None:
     assert log.errors == ["INTERNAL_ERROR of TensorRT", "Total INTERNAL_ERROR", "ERROR of TensorRT", "Total ERROR"]
     assert log.warnings == ["WARNING of TensorRT", "Total WARNING"]
     assert log.details == ["Total INFO", "Total VERBOSE"]
-    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", flavor.version)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+(\.post\d+)?", flavor.version)
 
 
 if __name__ == "__main__":
