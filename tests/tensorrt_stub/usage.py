@@ -29,6 +29,7 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
         },
         "_network": {"e": "ParserError"},
     },
+    "benchmarks/first_contact/device_stages.py": {"": {"flavor.trt": MODULE}},
     "runtime/backends/tensorrt.py": {
         "": {
             "trt": MODULE,
