@@ -348,7 +348,7 @@ def test_the_stand_ins_values_are_tensorrts(described: Callable[[str], Classes])
     }
 
 
-# ---------------------------------------------------------------------------------------------------- the helpers
+# ------------------------------------------------------------------------------------------- signatures in docstrings
 
 
 def test_signatures_are_read() -> None:
