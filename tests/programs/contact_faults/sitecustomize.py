@@ -29,9 +29,7 @@ if "cnpp_trt.benchmarks.first_contact.child" in sys.orig_argv:
         if fault == "build" and onnx.stem == "unet":
             raise BackendError("tensorrt-rtx 1.7.1.116 cannot build unet.onnx: no tactic")
         fusion = FusionReport(1, 0, 0, 0, 0, 0, 0, ())
-        return BuildResult(
-            str(onnx).encode(), fusion, 0.0, fake_tensorrt.WEIGHTS, fake_tensorrt.Context.SCRATCH, None, 0
-        )
+        return BuildResult(str(onnx).encode(), fusion, 0.0, fake_tensorrt.WEIGHTS, fake_tensorrt.SCRATCH, None, 0)
 
     builder.build_plan = build_plan
     record = Cuda.record
