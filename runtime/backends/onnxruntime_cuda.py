@@ -95,7 +95,17 @@ class OnnxRuntimeCuda(Cuda):
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             else:
                 providers.append("CPUExecutionProvider")
-            return Session(self._ort, self._bundle, graph, "cuda", providers, options, self._run_options, self._index)
+            return Session(
+                self._ort,
+                self._bundle,
+                graph,
+                "cuda",
+                providers,
+                options,
+                self._run_options,
+                self._index,
+                self.active,
+            )
 
         with self.active():
             try:
