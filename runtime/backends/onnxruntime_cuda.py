@@ -78,7 +78,7 @@ class OnnxRuntimeCuda(Cuda):
 
     def _session(self, graph: str) -> Session:
         cuda = {
-            "device_id": str(self._index),
+            "device_id": str(self.index),
             "user_compute_stream": str(self.stream),
             "use_tf32": "0",  # fp32 graphs are there because they must be exact
             "cudnn_conv_use_max_workspace": "1",
@@ -103,7 +103,7 @@ class OnnxRuntimeCuda(Cuda):
                 providers,
                 options,
                 self._run_options,
-                self._index,
+                self.index,
                 self.active,
             )
 

@@ -225,7 +225,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA part of a backend without CUDA."""
 
     def start(self: Any, *arguments: Any, device: int = 0) -> None:
-        self.gpu, self.stream, self._index = GPU, 4321, device
+        self.gpu, self.stream, self.index = GPU, 4321, device
 
     monkeypatch.setattr(cuda.Cuda, "__init__", start)
     monkeypatch.setattr(cuda.Cuda, "active", lambda self: nullcontext())
