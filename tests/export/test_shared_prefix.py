@@ -18,7 +18,7 @@ CONFIG: dict[str, Any] = {
     "attention_head_dim": 4,
     "norm_num_groups": 4,
 }
-UP = {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+UP: dict[str, Any] = {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
 CONFIGS: dict[str, dict[str, Any]] = {
     "as SD 1.5": {},
     "no attention before the second level": {"down_block_types": (PLAIN, CROSS)},
@@ -49,7 +49,7 @@ def test_results_are_diffusers_own(name: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     config = {**CONFIG, **CONFIGS[name]}
     x, t, prompts = inputs(size)
-    net = ControlNetModel(**config).eval()
+    net: Any = ControlNetModel(**config).eval()
     for parameter in net.parameters():  # its last convolutions begin as zeros
         nn.init.normal_(parameter, std=0.2)
     net.controlnet_cond_embedding = nn.Identity()
@@ -60,7 +60,7 @@ def test_results_are_diffusers_own(name: str, size: tuple[int, int]) -> None:
     found = modules.ControlNet(net)(x, t, prompts, ROWS, hint, scales)
     close(found, expected)
 
-    unet = UNet2DConditionModel(**config, **UP, center_input_sample=True).eval()
+    unet: Any = UNet2DConditionModel(**config, **UP, center_input_sample=True).eval()
     fields = {"down_block_additional_residuals": expected[:-1], "mid_block_additional_residual": expected[-1]}
     want = unet(x[ROWS], t, encoder_hidden_states=prompts, **fields, return_dict=False)
     close([modules.UNet(unet)(x, t, prompts, ROWS, tuple(expected))], want)
@@ -71,7 +71,7 @@ def test_results_are_diffusers_own(name: str, size: tuple[int, int]) -> None:
 @torch.inference_mode()
 def test_a_unet_that_reads_its_guidance_scale() -> None:
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**CONFIG, **UP, time_cond_proj_dim=5).eval()
+    unet: Any = UNet2DConditionModel(**CONFIG, **UP, time_cond_proj_dim=5).eval()
     x, t, prompts = inputs((8, 8))
     scale = torch.randn(3, 5)
     residuals = [torch.zeros(1)] * 7
@@ -82,7 +82,7 @@ def test_a_unet_that_reads_its_guidance_scale() -> None:
 
 @torch.inference_mode()
 def test_before_the_first_cross_attention_each_image_is_computed_once() -> None:
-    unet = UNet2DConditionModel(**CONFIG, **UP).eval()
+    unet: Any = UNet2DConditionModel(**CONFIG, **UP).eval()
     x, _, prompts = inputs((8, 8))
     seen: dict[str, int] = {}
     block = unet.down_blocks[0]
