@@ -42,7 +42,7 @@ TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 # A worker for each core, of which every one holds PyTorch: four at most. What a test file sets up is set up once.
 WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: run bundle test test-fast fuzz reliability service-load test-gpu lint types package test-sdist test-wheel engines bench parity \
+.PHONY: run bundle test test-fast fuzz reliability service-load first-contact test-gpu lint types package test-sdist test-wheel engines bench parity \
 	consistency report tables docs clean help
 
 # The embedded model runs without an export, and so without PyTorch; any other model is exported first.
@@ -71,6 +71,10 @@ fuzz: $(VENV)/test.stamp  ## ten times as many fuzzed inputs as `make test`, fro
 
 reliability: $(VENV)/test.stamp  ## fuzz, flip bits, kill, signal; writes docs/reliability.md (FLAGS="--only fuzz")
 	@PYTHONPATH=tests $(BIN)/python -m reliability $(FLAGS)
+
+first-contact: $(VENV)/engines.stamp  ## what a GPU does with this package, stage by stage, and what to paste of it
+	$(BIN)/cnpp-trt export --precision fp16 --cond all
+	$(BIN)/cnpp-trt first-contact $(FLAGS)
 
 test-gpu: $(VENV)/test.stamp  ## tests on an NVIDIA GPU; without one they skip and say so
 	@$(BIN)/python -m pytest tests/gpu -rs

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .conditions import CONDITIONS
     from .errors import BackendError, BundleError, Cancelled, CnppError, DeviceMemoryError, UserError
     from .runtime.control.consistency import Score
+    from .runtime.device_result import DeviceArray, DeviceResult
     from .runtime.images.image_files import read_image
     from .runtime.pipeline import Pipeline
     from .runtime.result import Result
@@ -30,7 +31,9 @@ __all__ = [
     "Cancelled",
     "CnppError",
     "Control",
+    "DeviceArray",
     "DeviceMemoryError",
+    "DeviceResult",
     "Pipeline",
     "Request",
     "Result",
@@ -48,6 +51,7 @@ _MODULES = {
     "conditions": ("CONDITIONS",),
     "errors": ("BackendError", "BundleError", "Cancelled", "CnppError", "DeviceMemoryError", "UserError"),
     "runtime.control.consistency": ("Score",),
+    "runtime.device_result": ("DeviceArray", "DeviceResult"),
     "runtime.images.image_files": ("read_image",),
     "runtime.settings.options": ("BACKENDS", "RuntimeOptions"),
     "runtime.pipeline": ("Pipeline",),

@@ -358,37 +358,3 @@ class EndToEnd(TypedDict):
     steps: Count
     stages: list[StageRow]
     pictures: list[PictureRow]
-
-
-# ---- reliability
-
-
-class Attempts(TypedDict):
-    """Alike attempts to break something.
-
-    outcomes: how many ended in each way that is right; wrong: in each way that is not, also where none did.
-    reason: why they were not made; empty where they were.
-    """
-
-    what: Text
-    tried: Count
-    outcomes: dict[Text, Count]
-    wrong: dict[Text, Count]
-    seconds: Seconds
-    reason: Text
-
-
-class ReliabilityPart(TypedDict):
-    """measured: ISO 8601, UTC; parts may be measured one by one."""
-
-    name: Text
-    title: Text
-    command: Text
-    measured: Text
-    rows: list[Attempts]
-
-
-class Reliability(TypedDict):
-    """What was tried to break the program, and what came of it."""
-
-    parts: list[ReliabilityPart]

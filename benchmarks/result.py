@@ -12,12 +12,12 @@ from ..files import replace_file
 from ..messages import printable
 from ..places import results
 from ..schema import Meta, SchemaError, convert, convert_closed, decode, read_bounded, to_json
-from . import records
+from . import check_records, records
 from .environment import environment
 from .records import Text
 
 FORMAT = 1
-Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "end_to_end", "reliability"]
+Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "end_to_end", "first_contact", "reliability"]
 RECORDS: dict[str, Any] = {
     "bench": records.Bench,
     "waterfall": records.Waterfall,
@@ -25,7 +25,8 @@ RECORDS: dict[str, Any] = {
     "consistency": records.Consistency,
     "plans": records.Plans,
     "end_to_end": records.EndToEnd,
-    "reliability": records.Reliability,
+    "first_contact": check_records.FirstContact,
+    "reliability": check_records.Reliability,
 }
 """What `data` is, by kind."""
 

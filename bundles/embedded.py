@@ -17,9 +17,11 @@ from zipfile import ZipFile
 import numpy as np
 from safetensors.numpy import load_file
 
+from ..files import remove_folder
 from ..miniature import EMBEDDED, GRAPHS, MODEL_FOLDER
 from ..places import MANIFEST
-from .manifest import Manifest
+from ..schema import SchemaError, read_bounded
+from .manifest import MAX_BYTES, FormatMismatch, Manifest
 from .staging import lock_bundle, write_bundle
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 def assemble(model: str, folder: Path) -> None:
     """Writes the fp32 bundle of an embedded model, with all of its conditions, unless it is there.
 
+    One of another version of this package is replaced.
+
     Args:
         model: a key of `EMBEDDED`.
 
@@ -35,6 +39,8 @@ def assemble(model: str, folder: Path) -> None:
         UserError: the disk is full or cannot be written.
     """
     with ZipFile(GRAPHS) as archive, lock_bundle(folder):
+        if is_outdated(folder):
+            remove_folder(folder)
         if (folder / MANIFEST).exists():  # another process was first
             return
         manifest = Manifest.loads(archive.read(f"{model}/{MANIFEST}"))
@@ -54,6 +60,17 @@ def assemble(model: str, folder: Path) -> None:
                 if image := record.get("image"):
                     shutil.copyfile(MODEL_FOLDER / image, staging / image)
     logger.info(f"{folder}: the embedded model's bundle, {', '.join(manifest.conditions)}")
+
+
+def is_outdated(folder: Path) -> bool:
+    """Whether a bundle is there whose manifest another version of this package wrote; not where it is damaged."""
+    try:
+        Manifest.loads(read_bounded(folder / MANIFEST, MAX_BYTES))
+    except FormatMismatch:
+        return True
+    except (OSError, SchemaError):
+        pass
+    return False
 
 
 def _weights(layout: Mapping[str, Any], lora: Path | None, archive: ZipFile) -> bytes:

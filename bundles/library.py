@@ -122,7 +122,8 @@ def find_bundle(
 ) -> Path:
     """The bundle of `model` under `places.bundles()`.
 
-    Where there is none of an embedded model, its fp32 bundle is written (embedded.py): that takes no PyTorch. A bundle
+    Where there is none of an embedded model, or that of another version, its fp32 bundle is written (embedded.py): that
+    takes no PyTorch. A bundle
     is the model's where its recipe names it, or where it is called so (`sd15-lcm`). One with another VAE,
     LoRAs or embeddings is another model's; one with other ControlNets, extractors or another variant serves where there
     is none without.
@@ -139,12 +140,13 @@ def find_bundle(
         b for b in _bundles(root) if precision in (None, b.precision) and (size is None or size == (b.width, b.height))
     ]
     found = _of_model(model, there)
-    if not found and model in EMBEDDED and precision in (None, "fp32") and size in (None, SIZE):
-        from .embedded import assemble
+    if model in EMBEDDED and precision in (None, "fp32") and size in (None, SIZE):
+        from .embedded import assemble, is_outdated
 
         folder = bundle_folder(model, "fp32", *SIZE)
-        assemble(model, folder)
-        return folder
+        if not found or is_outdated(folder):
+            assemble(model, folder)
+            return folder
     if not found:
         raise _none(model, precision, size, root)
     for first in preferred:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from ..schema import Meta, SchemaError, builtins, convert_closed, decode
 
-FORMAT = 5
+FORMAT = 6
 MAX_BYTES = 16 << 20
 """Of a manifest. SD 1.5's with five conditions has 60 KB."""
 

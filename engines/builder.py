@@ -40,19 +40,20 @@ def build_plan(
     log = flavor.logger()
     builder = flavor.create("start its builder", trt.Builder, log, log=log)
     network, _parser = _network(flavor, onnx, builder, log)
-    config = _config(flavor, builder, settings, timing_cache)
-    _shape(builder, network, config, profiles)
+    config = _config(flavor, builder, settings, timing_cache, log)
+    _shape(flavor, builder, network, config, profiles, log)
     fusible = _fusible(trt, network)
     plan = flavor.create(f"build {onnx}", lambda: _serialize(trt, builder, network, config, progress), log=log)
     text = "\n".join(log.details)
     cache = config.get_timing_cache() if timing_cache is not None else None
+    timings = cache.serialize() if cache is not None else None
     return BuildResult(
         plan=plan,
         fusion=fusion_report(parse_layers(text), fusible, len(profiles)),
         seconds=time.perf_counter() - start,
         weights=_bytes(text, "Total Weights Memory"),
         activations=_bytes(text, "Total Activation Memory"),
-        timing_cache=bytes(cache.serialize()) if cache is not None else None,
+        timing_cache=bytes(timings) if timings is not None else None,
         peak=_peak(),
     )
 
@@ -61,8 +62,9 @@ def _network(flavor: Flavor, onnx: Path, builder: Any, log: Any) -> tuple[Any, A
     """The network of a graph, and the parser, which holds its weights until the plan is built."""
     trt = flavor.trt
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if typed is None else 1 << int(typed))
-    parser = trt.OnnxParser(network, log)
+    flags = 0 if typed is None else 1 << int(typed)
+    network = flavor.create("make a network", builder.create_network, flags, log=log)
+    parser = flavor.create("start its ONNX parser", trt.OnnxParser, network, log, log=log)
     if not parser.parse_from_file(str(onnx)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         reasons = "; ".join(
@@ -75,9 +77,9 @@ def _network(flavor: Flavor, onnx: Path, builder: Any, log: Any) -> tuple[Any, A
     return network, parser
 
 
-def _config(flavor: Flavor, builder: Any, settings: BuilderSettings, timing_cache: bytes | None) -> Any:
+def _config(flavor: Flavor, builder: Any, settings: BuilderSettings, timing_cache: bytes | None, log: Any) -> Any:
     trt = flavor.trt
-    config = builder.create_builder_config()
+    config = flavor.create("configure a build", builder.create_builder_config, log=log)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the layer list, which the fusion report reads
     config.clear_flag(trt.BuilderFlag.TF32)  # what is fp32 in a graph is there because it must be exact
     # So that TensorRT-RTX's plan can be captured; where it cannot, the build fails, and not a capture.
@@ -90,11 +92,12 @@ def _config(flavor: Flavor, builder: Any, settings: BuilderSettings, timing_cach
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
     if timing_cache is not None:
-        config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
+        cache = flavor.create("make a timing cache", config.create_timing_cache, timing_cache, log=log)
+        config.set_timing_cache(cache, ignore_mismatch=False)
     return config
 
 
-def _shape(builder: Any, network: Any, config: Any, profiles: Sequence[Profile]) -> None:
+def _shape(flavor: Flavor, builder: Any, network: Any, config: Any, profiles: Sequence[Profile], log: Any) -> None:
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     if len(profiles) == 1 and all(r.min == r.max for r in profiles[0].values()):
         # Better than a profile of one size: shape arithmetic folds away before anything is fused.
@@ -102,7 +105,7 @@ def _shape(builder: Any, network: Any, config: Any, profiles: Sequence[Profile])
             tensor.shape = profiles[0][tensor.name].opt
         return
     for ranges in profiles:
-        profile = builder.create_optimization_profile()
+        profile = flavor.create("make a profile", builder.create_optimization_profile, log=log)
         for tensor in inputs:
             r = ranges[tensor.name]
             profile.set_shape(tensor.name, r.min, r.opt, r.max)
@@ -120,15 +123,18 @@ def _fusible(trt: Any, network: Any) -> Fusible:
 
 
 def _serialize(trt: Any, builder: Any, network: Any, config: Any, progress: Progress | None) -> Any:
-    """None where TensorRT fails."""
+    """None, or what is raised, where TensorRT fails."""
     stop = threading.Event()
     config.progress_monitor = _monitor(trt, stop, progress or (lambda phase, share: None))
     result: list[Any] = []
+    raised: list[BaseException] = []
     done = threading.Event()
 
     def work() -> None:
         try:
             result.append(builder.build_serialized_network(network, config))
+        except BaseException as e:  # else it is printed, and the reason lost
+            raised.append(e)
         finally:
             done.set()
 
@@ -142,7 +148,9 @@ def _serialize(trt: Any, builder: Any, network: Any, config: Any, progress: Prog
         stop.set()
         done.wait()
         raise
-    return result[0] if result else None
+    if raised:
+        raise raised[0]
+    return result[0]
 
 
 def _monitor(trt: Any, stop: threading.Event, progress: Progress) -> Any:

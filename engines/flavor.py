@@ -7,14 +7,13 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 from typing import Any
 
 from ..errors import BackendError, UserError
 from ..gpu import Gpu, find_gpu
 from ..install import cannot_import, found, install_command
 from ..messages import one_line, unknown_choice
+from ..versions import CUDA_MAJORS, installed
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -43,13 +42,7 @@ class Flavor:
     @property
     def cuda(self) -> int | None:
         """The major version of CUDA that the package was built for; None where its parts' names do not say."""
-        for major in range(11, 20):
-            try:
-                version_of(f"{MODULES[self.name]}_cu{major}_bindings")
-            except PackageNotFoundError:
-                continue
-            return major
-        return None
+        return next((major for major in CUDA_MAJORS if installed([f"{self.name}-cu{major}-bindings"])), None)
 
     def create(self, what: str, factory: Callable[..., Any], *arguments: Any, log: Any) -> Any:
         """What one of TensorRT's factories makes.

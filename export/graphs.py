@@ -131,11 +131,12 @@ def _text_encoder(checkpoint: Checkpoint, g: GraphDims) -> ExportSpec:
 
 def _unet(checkpoint: Checkpoint, g: GraphDims) -> ExportSpec:
     residuals = g.residuals()
-    inputs: Inputs = {**_step_inputs(g), "residuals": tuple(g.randn(2, *shape) for shape in residuals.values())}
+    inputs: Inputs = {**_step_inputs(g), "residuals": tuple(g.randn(4, *shape) for shape in residuals.values())}
     if embedding := checkpoint.config("unet").get("time_cond_proj_dim"):
         inputs["timestep_cond"] = g.randn(2, embedding)
-    batched = [name for name in ("model_input", "timestep_cond") if name in inputs]
-    free = {**_free(*batched, "noise_pred", *residuals), "prompt_embeds": PROMPT}
+    free = {**_step_free(), **_free("noise_pred", *residuals)}
+    if "timestep_cond" in inputs:
+        free["timestep_cond"] = IMAGES
     nested = {"residuals": list(residuals)}
     return ExportSpec("unet", modules.UNet(checkpoint.unet(g.dtype)), inputs, ["noise_pred"], nested, free)
 
@@ -145,9 +146,9 @@ def _controlnet(condition: str, controlnet: nn.Module, g: GraphDims) -> ExportSp
     inputs = {
         **_step_inputs(g),
         "hint": g.randn(2, g.block_out_channels[0], *g.latent()),
-        "scales": torch.rand(len(outputs), 2),
+        "scales": torch.rand(len(outputs), 4),
     }
-    free = {**_free("model_input", "hint", *outputs), "scales": {1: "batch"}, "prompt_embeds": PROMPT}
+    free = {**_step_free(), **_free(*outputs), "hint": IMAGES, "scales": {1: "batch"}}
     return ExportSpec(f"controlnet_{condition}", modules.ControlNet(controlnet), inputs, outputs, {}, free)
 
 
@@ -184,7 +185,7 @@ def _update(g: GraphDims) -> ExportSpec:
         "state": {1: "images"},
         "noise": IMAGES,
         "new_state": {1: "images"},
-        "model_input": both,
+        "model_input": IMAGES,
     }
     return ExportSpec("update", modules.Update(g.dtype), inputs, ["new_state", "model_input", "magnitude"], {}, free)
 
@@ -211,8 +212,14 @@ def _step_inputs(g: GraphDims) -> Inputs:
         "model_input": g.randn(2, g.latent_channels, *g.latent()),
         "timestep": torch.tensor([601.0]),
         # Two chunks: a single one would let the exporter take 77 for granted.
-        "prompt_embeds": g.randn(2, 2 * 77, g.cross_attention_dim),
+        "prompt_embeds": g.randn(4, 2 * 77, g.cross_attention_dim),
+        # Half of it is of half of the images, which is what the graph is compared on.
+        "rows": torch.tensor([0, 0, 1, 1]),
     }
+
+
+def _step_free() -> dict[str, dict[int, str]]:
+    return {"model_input": IMAGES, "prompt_embeds": PROMPT, "rows": BATCH}
 
 
 def _free(*names: str) -> dict[str, dict[int, str]]:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .shared_prefix import add, run_down_blocks, run_up_blocks, time_embedding
+
 
 class TextEncoder(nn.Module):
     """input_ids int64 [P,77], clip_skip int64 [P] → prompt_embeds [P,77,D].
@@ -53,39 +55,45 @@ class Hint(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,T,D], hint [G,C0,h,w], scales [R,G] → the R residuals.
+    """A ControlNet whose hint comes in ready.
 
-    Residuals: `down_0` … `down_11` (in SD 1.5) and `mid`. Each has a scale of its own for each row of the batch: rows
-    may belong to requests of different scales, and diffusers' `guess_mode` is a choice of scales
-    (`runtime.control.scales`).
+    model_input [B,4,h,w], timestep [1], prompt_embeds [G,T,D], rows int64 [G], hint [B,C0,h,w], scales [R,G] → the R
+    residuals [G,·,·,·]: `down_0` … `down_11` (in SD 1.5) and `mid`. Each has a scale of its own for each row of the
+    batch: rows may belong to requests of different scales, and diffusers' `guess_mode` is a choice of scales
+    (`runtime.control.scales`). `rows` says which image each row is of (`shared_prefix`).
     """
 
     def __init__(self, controlnet: Any) -> None:
         super().__init__()
-        # The hint comes in ready: diffusers' own forward then adds it as it is, in the order it is in.
-        controlnet.controlnet_cond_embedding = nn.Identity()
-        controlnet.register_to_config(controlnet_conditioning_channel_order="rgb")
+        controlnet.controlnet_cond_embedding = nn.Identity()  # the hint comes in ready
         self.controlnet = controlnet
 
     def forward(
-        self, model_input: Tensor, timestep: Tensor, prompt_embeds: Tensor, hint: Tensor, scales: Tensor
+        self,
+        model_input: Tensor,
+        timestep: Tensor,
+        prompt_embeds: Tensor,
+        rows: Tensor,
+        hint: Tensor,
+        scales: Tensor,
     ) -> tuple[Tensor, ...]:
-        down, mid = self.controlnet(
-            model_input,
-            timestep,
-            encoder_hidden_states=prompt_embeds,
-            controlnet_cond=hint,
-            return_dict=False,
-        )
-        residuals, columns = (*down, mid), scales.to(model_input.dtype).reshape(len(scales), -1, 1, 1, 1)
+        net = self.controlnet
+        emb = time_embedding(net, timestep)
+        sample, skips, emb = run_down_blocks(net, net.conv_in(model_input) + hint, emb, prompt_embeds, rows)
+        mid = net.mid_block(sample, emb, encoder_hidden_states=prompt_embeds)
+        down = [block(skip) for skip, block in zip(skips, net.controlnet_down_blocks, strict=True)]
+        residuals = (*down, net.controlnet_mid_block(mid))
+        columns = scales.to(model_input.dtype).reshape(len(scales), -1, 1, 1, 1)
         return tuple(residual * column for residual, column in zip(residuals, columns.unbind(), strict=True))
 
 
 class UNet(nn.Module):
-    """model_input [G,4,h,w], timestep [1], prompt_embeds [G,T,D], residuals (down_0 … mid) → noise_pred [G,4,h,w].
+    """A UNet that is always given a ControlNet's residuals.
 
-    T is 77, or 77 for each chunk of a long prompt. A UNet that was distilled with its guidance scale as an input takes
-    timestep_cond [G,E] too, that scale's embedding.
+    model_input [B,4,h,w], timestep [1], prompt_embeds [G,T,D], rows int64 [G], residuals (down_0 … mid) [G,·,·,·] →
+    noise_pred [G,4,h,w]. T is 77, or 77 for each chunk of a long prompt. `rows` says which image each row of the batch
+    is of (`shared_prefix`). A UNet that was distilled with its guidance scale as an input takes timestep_cond [B,E]
+    too, that scale's embedding.
     """
 
     def __init__(self, unet: Any) -> None:
@@ -97,25 +105,23 @@ class UNet(nn.Module):
         model_input: Tensor,
         timestep: Tensor,
         prompt_embeds: Tensor,
+        rows: Tensor,
         residuals: tuple[Tensor, ...],
         timestep_cond: Tensor | None = None,
     ) -> Tensor:
-        return self.unet(
-            model_input,
-            timestep,
-            encoder_hidden_states=prompt_embeds,
-            timestep_cond=timestep_cond,
-            down_block_additional_residuals=residuals[:-1],
-            mid_block_additional_residual=residuals[-1],
-            return_dict=False,
-        )[0]
+        unet = self.unet
+        sample = 2 * model_input - 1 if unet.config.center_input_sample else model_input
+        emb = time_embedding(unet, timestep, timestep_cond)
+        sample, skips, emb = run_down_blocks(unet, unet.conv_in(sample), emb, prompt_embeds, rows)
+        sample = unet.mid_block(sample, emb, encoder_hidden_states=prompt_embeds) + residuals[-1]
+        return run_up_blocks(unet, sample, add(skips, residuals[:-1]), emb, prompt_embeds)
 
 
 class AddResiduals(nn.Module):
     """Sums the residuals of two ControlNets, as diffusers' `MultiControlNetModel` does."""
 
     def forward(self, residuals: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(a + b for a, b in zip(residuals, others, strict=True))
+        return add(residuals, others)
 
 
 class Update(nn.Module):
@@ -124,7 +130,7 @@ class Update(nn.Module):
     noise_pred [n,B,4,h,w] (the UNet's [G,4,h,w], viewed), guidance float32 [n,B] (weights that sum to 1 over n:
     `[1 - s, s]` for an image of guidance scale s, or `[1]`), state float32 [4,B,4,h,w] (x, the x before, the last two
     x0 predictions), coefficients float32 [5,7], x0_limit float32 [1], noise float32 [B,4,h,w] → new state float32
-    [4,B,4,h,w], model_input [n,B,4,h,w], magnitude float32 [1].
+    [4,B,4,h,w], model_input [B,4,h,w], magnitude float32 [1].
 
     `runtime.schedulers` makes the coefficients. The first six columns are linear in state, noise_pred and noise; their
     third row is the step's prediction of x0. The seventh multiplies what clamping that prediction to ±x0_limit adds to
@@ -154,7 +160,7 @@ class Update(nn.Module):
         # Not torch.clamp: with bounds that are tensors, Min and Max are what every backend has.
         clipped = torch.minimum(torch.maximum(x0, -x0_limit), x0_limit) - x0
         new = linear + coefficients[:, 6].reshape(5, 1, 1, 1, 1) * clipped
-        return new[:4], new[4:].expand_as(noise_pred).to(self.dtype), new[:4].abs().mean().reshape(1)
+        return new[:4], new[4].to(self.dtype), new[:4].abs().mean().reshape(1)
 
 
 class VaeDecoder(nn.Module):

@@ -76,11 +76,15 @@ class ExportSpec:
         return tensors
 
     def compared(self) -> dict[str, Tensor | tuple[Tensor, ...]]:
-        """The inputs with half of each `batch` and of its `tokens`: half the memory, which is SD 1.5's UNet's peak."""
+        """The inputs with half of each `batch` and of its `tokens`: half the memory, which is SD 1.5's UNet's peak.
+
+        Where rows of the batch say which image they are of, the images are halved too.
+        """
+        halved = ("batch", "tokens", "images") if "rows" in self.inputs else ("batch", "tokens")
 
         def half(name: str, tensor: Tensor) -> Tensor:
             for axis, free in self.free.get(name, {}).items():
-                if free in ("batch", "tokens"):
+                if free in halved:
                     tensor = tensor.narrow(axis, 0, tensor.shape[axis] // 2)
             return tensor
 

@@ -129,7 +129,8 @@ class Program:
             put(buffer, tensors.timestep_cond.astype(buffer.dtype))
         x = tensors.latents
         put(self.state(0), np.stack([x, *[np.zeros_like(x)] * 3]))
-        put(w.model_input, np.concatenate([x * np.float32(table.input_scale)] * n))
+        put(w.model_input, x * np.float32(table.input_scale))
+        put(w.rows, np.tile(np.arange(s.images), n))
 
     def encode(self, tensors: RequestTensors, encodings: EncodingCache, clock: Stopwatch) -> None:
         """Prompt and conditions into their buffers, each computed only where `encodings` does not have it."""
@@ -138,8 +139,7 @@ class Program:
         encodings.encode(self.text, text, clock, weights=prompts.weights)
         for step, images, hints in zip(self.hints, tensors.control_images, w.hints, strict=True):
             for image in {id(image): image for image in images}.values():
-                # A row of the batch is an image's on one side of the guidance.
-                targets = [hints.part(row) for row in range(hints.shape[0]) if images[row % b] is image]
+                targets = [hints.part(row) for row in range(b) if images[row] is image]
                 encodings.encode(step, {"control_image": image[None]}, clock, targets)
 
     def state(self, k: int) -> Buffer:
@@ -179,7 +179,12 @@ class Program:
 
     def _bind(self, kind: StepKind) -> list[Step]:
         s, w = self.shape, self.workspace
-        step = {"model_input": w.model_input, "timestep": w.timestep, "prompt_embeds": w.prompt_embeds}
+        step = {
+            "model_input": w.model_input,
+            "timestep": w.timestep,
+            "prompt_embeds": w.prompt_embeds,
+            "rows": w.rows,
+        }
         steps: list[Step] = []
         total: Residuals | None = None
         sums = 0
@@ -201,17 +206,16 @@ class Program:
         steps.append(self._step("unet", **step, **w.distilled, **residuals, noise_pred=w.noise_pred))
 
         n, b = 2 if s.guided else 1, s.images
-        grouped = (n, b, *w.model_input.shape[1:])
         update = self._step(
             "update",
-            noise_pred=w.noise_pred.reshape(*grouped),
+            noise_pred=w.noise_pred.reshape(n, b, *w.noise_pred.shape[1:]),
             guidance=w.guidance,
             state=w.states[kind.state],
             coefficients=w.coefficients,
             x0_limit=w.x0_limit,
             noise=w.noise,
             new_state=w.states[1 - kind.state],
-            model_input=w.model_input.reshape(*grouped),
+            model_input=w.model_input,
             magnitude=w.magnitude(),
         )
         return [*steps, update]

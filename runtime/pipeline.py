@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -23,12 +23,17 @@ from .images.image_files import WHITE, ImageLike, Pixels, to_pixels
 from .init_image import ENCODER, encoder_bytes
 from .loop import graphs_of, run
 from .planning import Plan, launch_lists, open_tokenizer, plan_request
-from .preparing import Preparation, Prepared, fit_control
+from .preparing import Preparation, Prepared, Ran, fit_control
 from .result import Result
 from .settings.options import OptionFields, RuntimeOptions
 from .settings.request import MAX_IMAGES, Control, Request, ResolvedRequest, whole_number
 from .watching import OnProgress, OnStepEnd, Watcher
 from .workspace import buffer_bytes
+
+if TYPE_CHECKING:
+    from .device_result import DeviceResult
+
+T = TypeVar("T")
 
 
 class Pipeline:
@@ -165,6 +170,34 @@ class Pipeline:
             done += group[0].schedule.steps
         return [results[i] for i in range(len(plans))]
 
+    def on_device(self, request: Request, *, cancel: threading.Event | None = None) -> "DeviceResult":
+        """Generates the images of a request and leaves them in the GPU's memory, in memory of their own.
+
+        Args:
+            request: as in `__call__`.
+            cancel: as in `__call__`.
+
+        Raises:
+            UserError: the pipeline runs on the CPU; also as `__call__`.
+            Cancelled, BackendError, DeviceMemoryError: as in `__call__`.
+        """
+        from .backends.cuda import Cuda
+        from .device_result import DeviceArray, DeviceResult
+
+        backend = self.backend
+        if not isinstance(backend, Cuda):
+            raise UserError(f"{backend.name} runs on the CPU: call the pipeline for images on the host")
+        plan = self._plan(self.resolve(request))
+
+        def work() -> DeviceResult:
+            ran = self._run([plan], None, None, cancel)
+            w, found = ran.ready.program.workspace, partial(DeviceArray.copy_of, backend)
+            images, latents = found(w.image), found(w.latents)
+            notes = (*ran.ready.notes[0], *ran.remarks)
+            return DeviceResult(images, latents, plan.request, ran.timings(), notes)
+
+        return self._locked(work)
+
     def resolve(self, request: Request) -> ResolvedRequest:
         """The request with every setting decided, as `__call__` runs it: the model's own where it says nothing.
 
@@ -252,7 +285,7 @@ class Pipeline:
         m = self.bundle.manifest
         return f"<Pipeline: {m.model}, {m.precision}, {m.width}x{m.height}, on {self.backend.name}>"
 
-    def _locked(self, work: Callable[[], list[Result]]) -> list[Result]:
+    def _locked(self, work: Callable[[], T]) -> T:
         with self._lock:
             if self._running:
                 raise UserError(
@@ -276,6 +309,27 @@ class Pipeline:
         on_progress: OnProgress | None,
         cancel: threading.Event | None,
     ) -> list[Result]:
+        ran = self._run(plans, on_step_end, on_progress, cancel)
+        w = ran.ready.program.workspace
+        images, latents = self.backend.download(w.image), self.backend.download(w.latents)
+        timings = ran.timings()
+        results, first = [], 0
+        for plan, controls, notes in zip(plans, ran.ready.control_images, ran.ready.notes, strict=True):
+            own = slice(first, first + plan.shape.images)
+            first = own.stop
+            # Copies, so that a result keeps its own images alive and not those of the whole batch.
+            parts = (images, latents) if len(plans) == 1 else (images[own].copy(), latents[own].copy())
+            results.append(Result(*parts, plan.request, dict(timings), controls, (*notes, *ran.remarks), self))
+        return results
+
+    def _run(
+        self,
+        plans: Sequence[Plan],
+        on_step_end: OnStepEnd | None,
+        on_progress: OnProgress | None,
+        cancel: threading.Event | None,
+    ) -> Ran:
+        """Everything up to the images in the program's buffers, which are checked to be finite."""
         start = time.perf_counter()
         if cancel is not None and cancel.is_set():
             raise Cancelled
@@ -305,21 +359,8 @@ class Pipeline:
         except BackendError:
             self._preparation.forget_encodings()  # one of these may hold what is not finite
             raise
-        images = self.backend.download(program.workspace.image)
-        latents = self.backend.download(program.workspace.latents)
-        timings = clock.seconds()
         recordings.ran()
-        if recordings.note:
-            remarks = [*remarks, recordings.note]
-        timings["total"] = time.perf_counter() - start
-        results, first = [], 0
-        for plan, controls, notes in zip(plans, ready.control_images, ready.notes, strict=True):
-            own = slice(first, first + plan.shape.images)
-            first = own.stop
-            # Copies, so that a result keeps its own images alive and not those of the whole batch.
-            parts = (images, latents) if len(plans) == 1 else (images[own].copy(), latents[own].copy())
-            results.append(Result(*parts, plan.request, dict(timings), controls, (*notes, *remarks), self))
-        return results
+        return Ran(ready, (*remarks, *([recordings.note] if recordings.note else [])), start)
 
     def _warm_up(self, request: Request) -> None:
         """Runs a request, and records what it launched."""

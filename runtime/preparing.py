@@ -1,5 +1,6 @@
 """From planned requests to a filled program: noise, initial latents, control images, scales."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -48,6 +49,20 @@ class Prepared:
     def program(self) -> Program:
         """What runs."""
         return self.recordings.program
+
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What ran: its program has the images. `remarks` are on all requests, `start` is a time of `perf_counter`."""
+
+    ready: Prepared
+    remarks: tuple[str, ...]
+    start: float
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage, and from the start until now."""
+        stages = self.ready.clock.seconds()
+        return {**stages, "total": time.perf_counter() - self.start}
 
 
 class Preparation:

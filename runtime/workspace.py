@@ -45,9 +45,11 @@ class Workspace:
         if len(set(hint_shapes)) > 1:
             raise BundleError(f"the hints of {', '.join(s.controls)} differ in size: export the bundle again")
         self.hint = self._new(float_type, 1, *hint_shapes[0]) if s.controls else None
-        self.hints = [self._new(float_type, n * b, *shape) for shape in hint_shapes]
+        self.hints = [self._new(float_type, b, *shape) for shape in hint_shapes]
 
-        self.model_input = self._new(float_type, n * b, *latent)
+        self.model_input = self._new(float_type, b, *latent)
+        # Which image each row of the batch is of: all images with one side's prompts, then with the other's.
+        self.rows = self._new("int64", n * b)
         self.noise_pred = self._new(float_type, n * b, *latent)
         # A step reads one and writes the other; the last one writes the first.
         self.states = [self._new("float32", 4, b, *latent) for _ in range(2)]
@@ -65,9 +67,7 @@ class Workspace:
 
         unet = bundle.graph("unet")
         # What only a distilled UNet reads.
-        self.distilled = {
-            t.name: self._new(t.dtype, n * b, *t.shape[1:]) for t in unet.inputs if t.name == "timestep_cond"
-        }
+        self.distilled = {t.name: self._new(t.dtype, b, *t.shape[1:]) for t in unet.inputs if t.name == "timestep_cond"}
         self._residual_shapes = {t.name: t.shape for t in unet.inputs if t.name == "mid" or t.name.startswith("down_")}
         self._residual_batch = (float_type, n * b)
         # Where no control applies, the UNet reads zeros that nothing writes.

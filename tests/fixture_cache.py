@@ -28,6 +28,11 @@ _OTHER_CODE = {
 _KEPT = 60
 
 
+def cache_folder() -> Path:
+    """Where exports are kept, and what tests download."""
+    return Path(os.environ.get("CNPP_TRT_TEST_CACHE") or user_cache_path("cnpp-trt-tests", appauthor=False))
+
+
 def exported(name: str, out: Path, make: Callable[[Path], object]) -> Path:
     """The folder `out`, as `make(out)` writes it; copied from an earlier session where nothing has changed since.
 
@@ -38,7 +43,7 @@ def exported(name: str, out: Path, make: Callable[[Path], object]) -> Path:
         out: must not exist.
         make: its own instructions are part of the key.
     """
-    root = Path(os.environ.get("CNPP_TRT_TEST_CACHE") or user_cache_path("cnpp-trt-tests", appauthor=False))
+    root = cache_folder()
     entry = root / f"{name}-{_key(_instructions(make.__code__))}"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):

@@ -8,8 +8,14 @@ import io
 from typing import Any
 
 import numpy as np
-from cnpp_trt.benchmarks.records import (
+from cnpp_trt.benchmarks.check_records import (
     Attempts,
+    FirstContact,
+    Reliability,
+    ReliabilityPart,
+    StageFinding,
+)
+from cnpp_trt.benchmarks.records import (
     Bench,
     Case,
     ConditionScores,
@@ -23,8 +29,6 @@ from cnpp_trt.benchmarks.records import (
     PictureRow,
     PlanRow,
     Plans,
-    Reliability,
-    ReliabilityPart,
     StageRow,
     Timed,
     TimedCase,
@@ -344,6 +348,22 @@ def make_end_to_end() -> EndToEnd:
     return EndToEnd(model="sd15", width=512, height=512, steps=2, stages=stages, pictures=pictures)
 
 
+def make_first_contact() -> FirstContact:
+    found = StageFinding(
+        name="cuda",
+        title="memory and copies",
+        verdict="ok",
+        words="",
+        numbers={"graph bytes per node": 9000, "driver": "580.1"},
+        seconds=2.5,
+        said=[],
+    )
+    refused: StageFinding = {
+        **found, "name": "libraries", "verdict": "refused", "words": "no TensorRT", "numbers": {}, "said": ["a line"]
+    }  # fmt: skip
+    return FirstContact(mode="quick", condition="seg", stages=[found, refused])
+
+
 def make_reliability() -> Reliability:
     row = Attempts(
         what="manifest",
@@ -368,5 +388,6 @@ def make_all() -> list[BenchmarkResult]:
         make_result("consistency", make_consistency(), "miniature, onnxruntime-cpu"),
         make_result("plans", make_plans(), "full-size, tensorrt-rtx"),
         make_result("end_to_end", make_end_to_end(), "sd15, every condition"),
+        make_result("first_contact", make_first_contact(), "NVIDIA L4"),
         make_result("reliability", make_reliability(), "tiny"),
     ]

@@ -24,7 +24,7 @@ LAYERS = [
     {"benchmarks"},
     {"benchmarks.latency", "benchmarks.report"},
     {"benchmarks.parity"},
-    {"benchmarks.consistency", "developer.miniature"},
+    {"benchmarks.consistency", "benchmarks.first_contact", "developer.miniature"},
     {"developer.random_models"},
     {"developer"},
     {"commands"},

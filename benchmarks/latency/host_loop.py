@@ -58,6 +58,8 @@ class HostLoop:
     Args:
         hoist_hint: the control image is encoded once; else at every step for each row of the batch, as diffusers does
             in its ControlNet.
+        share_prefix: what all prompts of an image share is computed once; else for each row of the batch, as
+            diffusers does.
         update_graph: guidance, sampler and the next model input are the graph `update`; else NumPy.
     """
 
@@ -68,6 +70,7 @@ class HostLoop:
         tensors: RequestTensors,
         *,
         hoist_hint: bool = False,
+        share_prefix: bool = False,
         update_graph: bool = False,
     ) -> None:
         self._run = run
@@ -77,6 +80,9 @@ class HostLoop:
         self._update = self._update_in_graph if update_graph else self._update_on_host
         self._float = run.bundle.graph("unet").inputs[0].dtype
         self._batch, self._images = len(tensors.prompts.input_ids), len(tensors.latents)
+        # How many times each image is computed before the first cross-attention.
+        self._copies = 1 if share_prefix else self._batch // self._images
+        self._rows = np.arange(self._batch) % (self._copies * self._images)
         text = {"input_ids": tensors.prompts.input_ids, "clip_skip": tensors.prompts.clip_skip}
         self._prompt_embeds = run("text_encoder", text)["prompt_embeds"]
 
@@ -92,6 +98,7 @@ class HostLoop:
                 "model_input": model_input,
                 "timestep": table.timesteps[k : k + 1],
                 "prompt_embeds": self._prompt_embeds,
+                "rows": self._rows,
             }
             if hint is None or not self._hoist_hint:
                 hint = self._hint()
@@ -107,7 +114,7 @@ class HostLoop:
         hints: list[Array] = []
         for _ in range(1 if self._hoist_hint else self._batch):
             hints.append(self._run(f"hint_{self._condition}", feeds)["hint"])
-        return np.concatenate([hints[-1]] * self._batch)
+        return np.concatenate([hints[-1]] * (self._copies * self._images))
 
     def _update_on_host(self, k: int, state: Array, noise_pred: Array) -> tuple[Array, Array]:
         """noise_pred [G,4,h,w], state [4,B,4,h,w] → the new state, the next model input [G,4,h,w]."""
@@ -133,7 +140,7 @@ class HostLoop:
             "noise": self._noise(k),
         }
         found = self._run("update", feeds)
-        return found["new_state"], found["model_input"].reshape(noise_pred.shape)
+        return found["new_state"], self._batched(found["model_input"])
 
     def _coefficients(self, k: int) -> Array:
         coefficients: Array = self._tensors.table.coefficients[k].astype(np.float32)
@@ -144,6 +151,6 @@ class HostLoop:
         return np.zeros_like(self._tensors.latents) if drawn is None else drawn
 
     def _batched(self, x: Array) -> Array:
-        """[B,4,h,w] once for each side of the guidance, as the model reads it."""
-        batched: Array = np.concatenate([x] * (self._batch // self._images)).astype(self._float)
+        """[B,4,h,w] as the model reads it: once, or once for each side of the guidance."""
+        batched: Array = np.concatenate([x] * self._copies).astype(self._float)
         return batched

@@ -62,14 +62,19 @@ OPTIMIZATIONS = (
     Optimization("naive", "Loop on the host, ONNX Runtime as it comes", lambda b: b.host_loop(b.plain)),
     Optimization("hint_hoisted", "Condition encoded once", lambda b: b.host_loop(b.plain, hoist_hint=True)),
     Optimization(
+        "shared_prefix",
+        "What both prompts share computed once",
+        lambda b: b.host_loop(b.plain, hoist_hint=True, share_prefix=True),
+    ),
+    Optimization(
         "update_graph",
         "Guidance and sampler in one graph",
-        lambda b: b.host_loop(b.plain, hoist_hint=True, update_graph=True),
+        lambda b: b.host_loop(b.plain, hoist_hint=True, share_prefix=True, update_graph=True),
     ),
     Optimization(
         "session_options",
         "The runtime's session options",
-        lambda b: b.host_loop(b.tuned, hoist_hint=True, update_graph=True),
+        lambda b: b.host_loop(b.tuned, hoist_hint=True, share_prefix=True, update_graph=True),
     ),
     Optimization("io_binding", "Inputs and outputs bound to buffers", lambda b: b.program(b.onnxruntime)),
     Optimization("plan", "TensorRT plans", lambda b: b.program("tensorrt"), "gpu"),
@@ -202,9 +207,18 @@ class _Bench:
             )
         return self._pipelines[key]
 
-    def host_loop(self, sessions: Sessions, *, hoist_hint: bool = False, update_graph: bool = False) -> Generate:
+    def host_loop(
+        self, sessions: Sessions, *, hoist_hint: bool = False, share_prefix: bool = False, update_graph: bool = False
+    ) -> Generate:
         values = self.pipeline(self.onnxruntime).prepare(self.request).tensors
-        return HostLoop(sessions, self._condition, values, hoist_hint=hoist_hint, update_graph=update_graph)
+        return HostLoop(
+            sessions,
+            self._condition,
+            values,
+            hoist_hint=hoist_hint,
+            share_prefix=share_prefix,
+            update_graph=update_graph,
+        )
 
     def program(self, name: str, precision: Precision | None = None, cuda_graphs: CudaGraphs = "off") -> Generate:
         """The runtime's program, launched one by one or recorded.

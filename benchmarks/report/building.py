@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from ..records import Attempts, EndToEnd, PlanRow, Plans, Reliability
+from ..check_records import Attempts, FirstContact, Reliability
+from ..records import EndToEnd, PlanRow, Plans
 from ..result import BenchmarkResult
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
@@ -78,6 +79,30 @@ def pictures(result: EndToEnd) -> Table:
             f"{p['differing']:.2%}",
         )
         for p in result["pictures"]
+    ]
+    return make_table(columns, rows)
+
+
+def first_contact(result: FirstContact) -> Table:
+    """Every stage with its verdict and numbers."""
+    columns = (
+        Column("stage", "text"),
+        Column("what is found out", "text"),
+        Column("verdict", "text"),
+        Column("seconds"),
+        Column("numbers", "note"),
+        Column("words", "note"),
+    )
+    rows = [
+        (
+            stage["name"],
+            stage["title"],
+            stage["verdict"],
+            f"{stage['seconds']:.1f}",
+            ", ".join(f"{name} {value}" for name, value in stage["numbers"].items()) or ABSENT,
+            stage["words"] or ABSENT,
+        )
+        for stage in result["stages"]
     ]
     return make_table(columns, rows)
 

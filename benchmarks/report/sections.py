@@ -20,6 +20,7 @@ TITLES = {
     "consistency": "Consistency",
     "plans": "Plans",
     "end_to_end": "A whole model",
+    "first_contact": "First contact",
     "reliability": "Reliability",
 }
 _LEADS = {
@@ -30,6 +31,7 @@ _LEADS = {
     "measures it; 95 % bootstrap intervals over prompts.",
     "plans": "Every plan built anew.",
     "end_to_end": "Every command that a model takes, from its repositories to plans and pictures.",
+    "first_contact": "What a GPU does with this package, stage by stage, each in a process of its own.",
     "reliability": "What was tried to break it, and what came of that.",
 }
 _LEAD = (
@@ -321,6 +323,8 @@ def _reasons(kind: str, data: Any) -> Iterator[tuple[str, str]]:
         yield from ((t["title"], t["reason"]) for t in data["optimizations"])
     elif kind == "parity":
         yield from data["unavailable"].items()
+    elif kind == "first_contact":
+        yield from ((s["name"], s["words"]) for s in data["stages"] if s["verdict"] not in ("ok", "degraded"))
     elif kind == "reliability":
         yield from ((row["what"], row["reason"]) for part in data["parts"] for row in part["rows"])
 

@@ -32,6 +32,7 @@ TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
     },
     "plans": {"plans": building.plans},
     "end_to_end": {"stages": building.stages, "pictures": building.pictures},
+    "first_contact": {"first-contact": building.first_contact},
     "reliability": {"attempts": building.attempts},
 }
 

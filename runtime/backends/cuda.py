@@ -48,6 +48,7 @@ class Cuda:
 
     Attributes:
         stream: its handle.
+        index: of the GPU.
         trace: names of the calls made, while it is a list (for tests and for looking).
 
     Raises:
@@ -70,7 +71,7 @@ class Cuda:
         self.gpu: Gpu = search.gpu
         self.trace: list[str] | None = None
         self.driver = driver
-        self._index = device
+        self.index = device
         self._thread = threading.local()
         self._broken: str | None = None
         self._process = os.getpid()

@@ -4,22 +4,23 @@ import ctypes
 import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ...bundles.bundle import Bundle
 from ...errors import BackendError, BundleError
 from ...install import install_command
 from .cuda import Cuda
+from .elf import linked_libraries
 from .interface import Launch
 from .onnxruntime_session import Session
 
 logger = logging.getLogger(__name__)
 
-# What its provider is linked against, by CUDA's major version ("CUDA Execution Provider", ONNX Runtime's documents).
-_LIBRARIES = {
-    12: ("libcudart.so.12", "libcublasLt.so.12", "libcublas.so.12", "libcufft.so.11", "libcudnn.so.9"),
-    13: ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcufft.so.12", "libcudnn.so.9"),
-}
+# The provider, in the package's folder.
+_PROVIDER = "capi/libonnxruntime_providers_cuda.so"
+# It is not linked against cuDNN, and looks for it with the first convolution.
+_CUDNN = "libcudnn.so.9"
 
 
 class OnnxRuntimeCuda(Cuda):
@@ -77,7 +78,7 @@ class OnnxRuntimeCuda(Cuda):
 
     def _session(self, graph: str) -> Session:
         cuda = {
-            "device_id": str(self._index),
+            "device_id": str(self.index),
             "user_compute_stream": str(self.stream),
             "use_tf32": "0",  # fp32 graphs are there because they must be exact
             "cudnn_conv_use_max_workspace": "1",
@@ -94,7 +95,17 @@ class OnnxRuntimeCuda(Cuda):
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             else:
                 providers.append("CPUExecutionProvider")
-            return Session(self._ort, self._bundle, graph, "cuda", providers, options, self._run_options, self._index)
+            return Session(
+                self._ort,
+                self._bundle,
+                graph,
+                "cuda",
+                providers,
+                options,
+                self._run_options,
+                self.index,
+                self.active,
+            )
 
         with self.active():
             try:
@@ -143,9 +154,13 @@ def cuda_version(onnxruntime: Any) -> int | None:
 
 
 def missing_libraries(onnxruntime: Any) -> list[str]:
-    """The libraries of the provider that cannot be loaded."""
+    """The libraries of CUDA and cuDNN that the provider needs and that cannot be loaded.
+
+    Which they are differs by version, so the provider's own file is asked.
+    """
+    linked = linked_libraries(Path(getattr(onnxruntime, "__file__", None) or "").parent / _PROVIDER)
     missing = []
-    for name in _LIBRARIES.get(cuda_version(onnxruntime) or 0, ()):
+    for name in [*linked, _CUDNN] if linked else []:
         try:
             ctypes.CDLL(name)
         except OSError:

@@ -2,7 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Session:
         providers: of ONNX Runtime, as `InferenceSession` takes them.
         run_options: of every run.
         device_id: the index of the GPU.
+        active: a context manager that every run is within: a GPU backend makes its CUDA context current there.
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph.
@@ -40,6 +42,7 @@ class Session:
         options: Any,
         run_options: Any = None,
         device_id: int = 0,
+        active: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         path: Path = bundle.graph_file(graph)
         try:
@@ -58,6 +61,7 @@ class Session:
         self._device = device
         self._device_id = device_id
         self._run_options = run_options
+        self._active = active
         self._inputs = [tensor.name for tensor in self.session.get_inputs()]
         self._outputs = [tensor.name for tensor in self.session.get_outputs()]
 
@@ -69,18 +73,31 @@ class Session:
         for name in self._outputs:
             b = buffers[name]
             binding.bind_output(name, self._device, self._device_id, b.dtype.type, list(b.shape), b.address)
-        return _Launch(self._name, self.session, binding, self._run_options, tuple(buffers.values()))
+        return _Launch(self._name, self.session, binding, self._run_options, tuple(buffers.values()), self._active)
 
 
 class _Launch:
-    def __init__(self, name: str, session: Any, binding: Any, run_options: Any, buffers: tuple[Buffer, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        session: Any,
+        binding: Any,
+        run_options: Any,
+        buffers: tuple[Buffer, ...],
+        active: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._name = name
         self._session = session
         self._binding = binding
         self._run_options = run_options
+        self._active = active
         self._buffers = buffers  # held so that no address dies before the launch
 
     def __call__(self) -> None:
+        with self._active():
+            self._run()
+
+    def _run(self) -> None:
         try:
             self._session.run_with_iobinding(self._binding, self._run_options)
         except Exception as e:

@@ -20,7 +20,7 @@ from ...install import install_command
 from ..settings.options import CudaGraphs
 from .cuda import Cuda
 from .cuda_memory import free_with
-from .interface import Buffer, Launch
+from .interface import Buffer, Launch, aligned
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class TensorRt(Cuda):
         """
         scratch = self._scratch() if self._scratch else None
         if scratch is None or scratch.nbytes < nbytes:
-            nbytes = max(nbytes, self._scratch_bytes)
+            nbytes = aligned(max(nbytes, self._scratch_bytes))
             scratch = self.arena(nbytes)((nbytes,), "uint8")
             self._scratch = weakref.ref(scratch)
             self.took()
@@ -210,10 +210,8 @@ class TensorRt(Cuda):
     def _activations(self, plans: Sequence[Plan]) -> int:
         """The scratch that plans share, which never run together: what each recorded, or its engine says now."""
         engines = [self._engines.get(plan.folder) for plan in plans]
-        return max(
-            max(plan.activations, engine.activations if engine else 0)
-            for plan, engine in zip(plans, engines, strict=True)
-        )
+        recorded = max(plan.activations for plan in plans)
+        return aligned(max(recorded, *(engine.activations for engine in engines if engine), 0))
 
 
 def _build(bundle: Bundle) -> str:
@@ -288,7 +286,7 @@ class _Engine:
         """What TensorRT-RTX compiled for this GPU, for the next process; a read-only plan store goes without."""
         if self._cache is None:
             return
-        content = bytes(self._cache.serialize())
+        content = bytes(self._cache.serialize() or b"")
         if content == self._cached:
             return
         with suppress(OSError, UserError):
@@ -315,6 +313,8 @@ class _Engine:
     def _new_context(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> "_Context":
         backend, trt = self._backend, self._backend._flavor.trt
         config = self._engine.create_runtime_config()
+        if config is None:
+            raise backend.refuse(f"cannot configure {self.plan.key.graph}")
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if backend._flavor.rtx:
             config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # steps are captured, not single engines
@@ -324,9 +324,9 @@ class _Engine:
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
                 cached = self._read_runtime_cache()
-                if cached and self._cache.deserialize(cached):
+                if cached and self._cache is not None and self._cache.deserialize(cached):
                     self._cached = cached  # else it is of another driver: what is compiled again replaces it
-            if not config.set_runtime_cache(self._cache):
+            if self._cache is None or not config.set_runtime_cache(self._cache):
                 raise backend.refuse(f"takes no runtime cache for {self.plan.key.graph}")
         context = self._engine.create_execution_context(config)
         if context is None:

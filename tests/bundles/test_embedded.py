@@ -137,3 +137,20 @@ def test_the_first_picture_takes_no_pytorch(model: str, tmp_path: Path) -> None:
     told = json.loads(ended.stdout)
     assert Path(told["images"][0]).is_file()
     assert "the embedded model's bundle" in ended.stderr
+
+
+def test_a_bundle_of_another_version_is_replaced(artifacts: Path) -> None:
+    """And no other one: a damaged manifest is said, a whole bundle is kept."""
+    folder = find_bundle("miniature", "fp32")
+    manifest = folder / "manifest.json"
+    written, inode = manifest.read_text("utf-8"), (folder / "unet.onnx").stat().st_ino
+    assert find_bundle("miniature", "fp32") == folder and (folder / "unet.onnx").stat().st_ino == inode
+    told = json.loads(written)
+    manifest.write_text(json.dumps({**told, "format": told["format"] - 1}), "utf-8")
+    (folder / "old.onnx").write_bytes(b"of a graph that is no more")
+    assert find_bundle("miniature") == folder
+    assert manifest.read_text("utf-8") == written and not (folder / "old.onnx").exists()
+    assert Bundle.open(folder).verify() > 0
+    manifest.write_text(written[:-20], "utf-8")
+    assert find_bundle("miniature", "fp32") == folder  # opening it says what is wrong
+    manifest.write_text(written, "utf-8")

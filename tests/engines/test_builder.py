@@ -180,6 +180,21 @@ def test_a_file_that_is_no_graph(rtx: Flavor, tmp_path: Path, content: bytes | N
     assert str(path) in refusal(rtx, path, [{"x": fixed(2, 8)}], BuilderSettings())
 
 
+def test_what_tensorrt_raises_is_one_line(
+    rtx: Flavor, product: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It builds in a thread of its own, whose exceptions Python prints and forgets."""
+
+    def build(*arguments: Any) -> None:
+        raise MemoryError("std::bad_alloc\nin TensorRT")
+
+    monkeypatch.setattr(rtx.trt.Builder, "build_serialized_network", build)
+    path = product(tmp_path / "a.onnx")
+    said = refusal(rtx, path, [{"x": fixed(2, 16)}], BuilderSettings())
+    assert said == f"tensorrt-rtx {rtx.version} cannot build {path}: std::bad_alloc in TensorRT"
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("level", [-1, 6, 100])
 def test_a_level_out_of_range(level: int) -> None:
     with pytest.raises(UserError, match=f"optimization level {level} cannot be used: 0 to 5"):
@@ -190,9 +205,9 @@ def test_plans_can_be_captured_and_are_built_for_the_gpus_that_were_asked_for(rt
     """ "REQUIRE_USER_ALLOCATION ensures that inference will support graph capture" (TensorRT-RTX's documents)."""
     trt, log = rtx.trt, rtx.logger()
     made = rtx.create("start its builder", trt.Builder, log, log=log)
-    config = builder._config(rtx, made, BuilderSettings(), None)
+    config = builder._config(rtx, made, BuilderSettings(), None, log)
     assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    config = builder._config(rtx.building_for([89, 120, 89]), made, BuilderSettings(), None)
+    config = builder._config(rtx.building_for([89, 120, 89]), made, BuilderSettings(), None, log)
     assert config.num_compute_capabilities == 2
     first, second = (config.get_compute_capability(i) for i in range(2))
     assert (first, second) == (trt.ComputeCapability.SM89, trt.ComputeCapability.SM120)

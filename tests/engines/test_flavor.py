@@ -12,10 +12,12 @@ from types import ModuleType
 
 import cnpp_trt
 import pytest
+from cnpp_trt.doctor import examine
 from cnpp_trt.engines import flavor
 from cnpp_trt.engines.flavor import MODULES, Flavor, installed_flavors, load_flavor
 from cnpp_trt.errors import BackendError, UserError
 from cnpp_trt.gpu import Gpu, GpuSearch
+from cnpp_trt.versions import installed
 from hints import hint
 
 H200 = Gpu("NVIDIA H200", (9, 0), 150 * 10**9, "13.0", 132)
@@ -131,6 +133,27 @@ def test_the_real_one(rtx: Flavor) -> None:
     assert version("tensorrt-rtx").startswith(rtx.version)
     assert rtx.target() == "portable"
     assert "tensorrt-rtx" in installed_flavors()
+
+
+def test_tensorrt_for_one_cuda_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install tensorrt-cu12`, as docs/troubleshooting.md says, installs no package called `tensorrt`."""
+    assert "tensorrt" not in installed(["tensorrt"]), "this test wants a machine without TensorRT"
+    for part in ("tensorrt_cu12", "tensorrt_cu12_bindings", "tensorrt_cu12_libs"):
+        folder = tmp_path / f"{part}-10.14.1.48.post1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {part}\nVersion: 10.14.1.48.post1\n")
+    (tmp_path / "tensorrt.py").write_text("__version__ = '10.14.1.48.post1'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # so that it is gone afterwards
+    del sys.modules["tensorrt"]
+    found = load_flavor("tensorrt")
+    assert (found.version, found.cuda) == ("10.14.1.48.post1", 12)
+    assert installed(["tensorrt"]) == {"tensorrt": found.version}
+    assert examine()["tensorrt_flavors"][0] == "tensorrt"
+    # Where the package that stands for all parts has a version of its own, plans know that of the bindings.
+    (tmp_path / "tensorrt-10.14.1.48.dist-info").mkdir()
+    (tmp_path / "tensorrt-10.14.1.48.dist-info" / "METADATA").write_text("Name: tensorrt\nVersion: 10.14.1.48\n")
+    assert installed(["tensorrt"]) == {"tensorrt": found.version}
 
 
 # --------------------------------------------------------------------------------------------- who imports what

@@ -184,6 +184,31 @@ def memory_runs_out(bundle: str, plans: str, where: str) -> None:
     assert "out of memory" in message(lambda: pipeline(request(pipeline)), DeviceMemoryError)
 
 
+def nothing_made(bundle: str, plans: str, what: str) -> None:
+    """Where TensorRT makes no runtime configuration or cache, it gives None as it does elsewhere."""
+    pipeline = opened(bundle, plans)
+    owner, _, method = what.partition(".")
+    setattr(getattr(fake, owner), method, lambda self: None)
+    print(message(lambda: pipeline(request(pipeline))))
+
+
+def scratch_of_any_size(bundle: str, plans: str) -> None:
+    """A context may want more than its plan's record says, and no multiple of what addresses are aligned to."""
+    fake.Context.update_device_memory_size_for_shapes = lambda self: 5001
+    pipeline = opened(bundle, plans)
+    pipeline(request(pipeline))
+    assert pipeline.backend.memory()["activations"] == 5120
+
+
+def no_runtime_cache_to_save(bundle: str, plans: str) -> None:
+    """It draws all the same."""
+    fake.Cache.serialize = lambda self: None
+    pipeline = opened(bundle, plans, warm=True)
+    pipeline(request(pipeline))
+    pipeline.close()
+    assert list(Path(plans).glob("*/runtime-*.cache")) == []
+
+
 def noise_of_an_odd_size(bundle: str, plans: str) -> None:
     """Every address that TensorRT is given is aligned (fake_tensorrt asserts it), whatever a latent's size."""
     pipeline = opened(bundle, plans)

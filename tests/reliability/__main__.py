@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cnpp_trt.benchmarks.records import Reliability, ReliabilityPart
+from cnpp_trt.benchmarks.check_records import Reliability, ReliabilityPart
 from cnpp_trt.benchmarks.result import BenchmarkResult, read_result
 from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
 from cnpp_trt.developer.readme_tables import RESULTS

@@ -9,7 +9,7 @@ from pathlib import Path
 import reliability_bundle
 import reliability_process
 import reliability_requests
-from cnpp_trt.benchmarks.records import Attempts
+from cnpp_trt.benchmarks.check_records import Attempts
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.runtime.pipeline import Pipeline

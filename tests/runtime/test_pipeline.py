@@ -309,3 +309,8 @@ def test_a_result_shares_no_memory(tiny, control_image, resized):
         assert array.flags.writeable
         for other in (frame, photo, controls_of(request)[0].image, request.init_image, repeated):
             assert not np.shares_memory(array, other)
+
+
+def test_images_on_the_device_are_for_a_gpu(tiny, request_):
+    with pytest.raises(UserError, match="onnxruntime-cpu runs on the CPU: call the pipeline for images on the host"):
+        tiny.pipeline.on_device(request_)

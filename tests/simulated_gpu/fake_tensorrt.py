@@ -22,6 +22,7 @@ uncapturable: set[str] = set()
 compiled: list[bytes] = []  # what each runtime cache was given
 loaded: list[str] = []  # the graph of every engine that was made
 WEIGHTS = 1 << 20  # device bytes that each engine takes
+SCRATCH = 4000  # and each context: no multiple of what addresses are aligned to
 
 
 class Logger:
@@ -57,8 +58,6 @@ class Config:
 
 
 class Context:
-    SCRATCH = 4096
-
     def __init__(self, engine: "Engine") -> None:
         self.engine = engine
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -70,13 +69,13 @@ class Context:
         return True
 
     def update_device_memory_size_for_shapes(self) -> int:
-        return self.SCRATCH
+        return SCRATCH
 
     def is_stream_capturable(self, stream: int) -> bool:
         return self.engine.name not in uncapturable
 
     def set_device_memory(self, address: int, size: int) -> None:
-        assert size >= self.SCRATCH
+        assert size >= SCRATCH
         self.scratch = (address, size)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -85,7 +84,7 @@ class Context:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        return self.engine.enqueue(stream, dict(self.shapes), dict(self.addresses), self.scratch)
+        return self.engine._enqueue(stream, dict(self.shapes), dict(self.addresses), self.scratch)
 
 
 class Engine:
@@ -113,12 +112,12 @@ class Engine:
         return Config()
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return Context.SCRATCH
+        return SCRATCH
 
     def create_execution_context(self, config: Config) -> Context:
         return Context(self)
 
-    def enqueue(
+    def _enqueue(
         self,
         stream: int,
         shapes: Mapping[str, tuple[int, ...]],
@@ -182,19 +181,19 @@ def install() -> Simulator:
     return SIMULATOR
 
 
-def make_plans(bundle: Any, root: Any, images: tuple[int, ...] = (1, 2)) -> None:
-    """Puts a "plan" of every graph of the bundle into a plan store."""
+def make_plans(bundle: Any, root: Any, images: tuple[int, ...] = (1, 2), name: str = "tensorrt-rtx") -> None:
+    """Puts a "plan" of every graph of the bundle into a plan store, of the flavor of this name."""
     from cnpp_trt.engines.build import Sizes
     from cnpp_trt.engines.flavor import load_flavor
     from cnpp_trt.engines.fusion import FusionReport
     from cnpp_trt.engines.plan import BuilderSettings, BuildResult, PlanKey
     from cnpp_trt.engines.store import PlanStore
 
-    store, flavor = PlanStore(root), load_flavor("tensorrt-rtx")
+    store, flavor = PlanStore(root), load_flavor(name)
     for graph, spec in bundle.manifest.graphs.items():
         profiles = Sizes(images, (True, False), chunks=(1, 2)).profiles(spec)
         key = PlanKey.of(bundle, graph, flavor, profiles, BuilderSettings())
         plan = str(bundle.folder / spec.file).encode()
         fusion = FusionReport(1, 0, 0, 0, 0, 0, 0, ())
-        build = partial(BuildResult, plan, fusion, 0.0, WEIGHTS, Context.SCRATCH, None, 0)
+        build = partial(BuildResult, plan, fusion, 0.0, WEIGHTS, SCRATCH, None, 0)
         store.get_or_build(key, bundle.manifest.model, build)

@@ -14,14 +14,8 @@ import torch
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.benchmarks import records
 from cnpp_trt.benchmarks.parity.command import ParitySettings, measure_parity
-from cnpp_trt.benchmarks.parity.graph_parity import (
-    Tally,
-    compare_graphs,
-    compare_launches,
-    compare_steps,
-    request_of_both,
-    tensor_difference,
-)
+from cnpp_trt.benchmarks.parity.graph_parity import compare_launches, compare_steps, request_of_both
+from cnpp_trt.benchmarks.parity.launch_comparison import Tally, compare_graphs, tensor_difference
 from cnpp_trt.benchmarks.parity.measure import compare_images, heatmap
 from cnpp_trt.benchmarks.parity.pytorch_backend import TorchModules
 from cnpp_trt.benchmarks.parity.thresholds import read_thresholds, violations

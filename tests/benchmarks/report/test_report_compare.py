@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sample_results as sample
 from cnpp_trt.benchmarks.report.compare import LEAST_NOISE, changes, compare_samples, side_by_side
+from cnpp_trt.benchmarks.result import RECORDS
 from scipy import stats
 
 OF = ("a contender", "a case", "whole")
@@ -101,7 +102,7 @@ def test_values_stand_side_by_side() -> None:
     assert values["verdict"] == ("met", "1 missed") and values["unet, relative L2"] == ("2.4e-6", "2.4e-6")
 
 
-@pytest.mark.parametrize("kind", ["bench", "waterfall", "parity", "consistency", "plans", "end_to_end", "reliability"])
+@pytest.mark.parametrize("kind", RECORDS)
 def test_every_kind_compares_with_itself(kind: str, tmp_path: Path, command: Any) -> None:
     result = next(r for r in sample.make_all() if r.kind == kind)
     for name in ("a", "b"):

@@ -74,6 +74,26 @@ def test_memory_that_runs_out_in_tensorrt(program: Any, where: str) -> None:
     program("memory_runs_out", where)
 
 
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("Engine.create_runtime_config", "cannot configure"),
+        ("Config.create_runtime_cache", "takes no runtime cache for"),
+    ],
+)
+def test_nothing_is_made(program: Any, what: str, said: str) -> None:
+    [refused] = program("nothing_made", what)
+    assert refused.startswith("tensorrt-rtx 1.7.1.116 ") and said in refused
+
+
+def test_scratch_of_any_size(program: Any) -> None:
+    program("scratch_of_any_size")
+
+
+def test_no_runtime_cache_to_save(program: Any) -> None:
+    program("no_runtime_cache_to_save")
+
+
 def test_noise_of_an_odd_size_is_aligned(program: Any, v_prediction: Any) -> None:
     program("noise_of_an_odd_size", bundle=v_prediction.bundle)
 

@@ -5,8 +5,8 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -209,6 +209,12 @@ class FakeOnnxRuntime(SimpleNamespace):
 
             get_outputs = get_inputs
 
+            def io_binding(self) -> Any:
+                return SimpleNamespace()
+
+            def run_with_iobinding(self, binding: Any, options: Any) -> None:
+                asked.append(("run", None))
+
         self.get_available_providers = lambda: list(available)
         self.SessionOptions = self.RunOptions = Options
         self.InferenceSession = Session
@@ -219,7 +225,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA part of a backend without CUDA."""
 
     def start(self: Any, *arguments: Any, device: int = 0) -> None:
-        self.gpu, self.stream, self._index = GPU, 4321, device
+        self.gpu, self.stream, self.index = GPU, 4321, device
 
     monkeypatch.setattr(cuda.Cuda, "__init__", start)
     monkeypatch.setattr(cuda.Cuda, "active", lambda self: nullcontext())
@@ -271,6 +277,24 @@ def test_it_runs_on_our_stream_in_full_precision(tiny, on_a_gpu, monkeypatch):
     assert backend.cuda_graphs == "off"
     with pytest.raises(BackendError, match="records nothing"):
         backend.record([])
+
+
+def test_every_run_is_within_the_backends_cuda_context(tiny, on_a_gpu, monkeypatch):
+    """ONNX Runtime makes the device's context current, and leaves it so: the caller's own comes back afterwards."""
+    fake = FakeOnnxRuntime(["CUDAExecutionProvider"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+
+    @contextmanager
+    def active(self: Any) -> Iterator[None]:
+        fake.asked.append(("in", None))
+        yield
+        fake.asked.append(("out", None))
+
+    monkeypatch.setattr(cuda.Cuda, "active", active)
+    launch = OnnxRuntimeCuda(tiny.pipeline.bundle).load("unet").bind({})
+    fake.asked.clear()
+    launch()
+    assert [what for what, _ in fake.asked] == ["in", "run", "out"]
 
 
 def test_an_onnxruntime_without_cuda(tiny, on_a_gpu, monkeypatch):
