@@ -216,7 +216,7 @@ def save_result(
     """
     start = perf_counter()
     try:
-        records = _records(pipeline, result)
+        records = picture_records(pipeline, result)
         texts = [metadata.pack(record) for record in records]
     except Exception as e:
         bare = save_images(out, list(result.images), [{}] * len(result.images), numbered=numbered)
@@ -323,7 +323,8 @@ def _caption(score: Score) -> str:
     return f"{score} · {score.grade}" if score.grade else str(score)
 
 
-def _records(pipeline: "Pipeline", result: "Result") -> list[PictureRecord]:
+def picture_records(pipeline: "Pipeline", result: "Result") -> list[PictureRecord]:
+    """The record of each image of a result: what its metadata says, from which it can be made again."""
     m, begin = pipeline.bundle.manifest, result.request.init_image
     # As it was used: a photo may be larger than a record.
     init_image = None if begin is None else fit_init_image(pipeline.bundle, begin)[0]
