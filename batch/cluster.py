@@ -8,6 +8,7 @@ draws it, when, or how often.
 
 import logging
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Workers that may die of a batch before it is halved, or given up where it is one request."""
 _OBJECT_STORE = 80 << 20  # bytes: Ray's least; nothing large is put there
+_PATIENCE = 10.0  # seconds
 _ON_CPU = ("onnxruntime-cpu", "openvino")
 
 
@@ -87,6 +89,8 @@ class RayTeam:
         bundle: that draws, in a folder that every node has.
         options: where and how its graphs run.
     """
+
+    worker: type[Worker] = Worker
 
     def __init__(self, address: str, workers: int | None, bundle: Bundle, options: RuntimeOptions) -> None:
         self._address = address
@@ -169,6 +173,7 @@ class RayTeam:
             if self._workers is not None:
                 arguments["num_cpus"] = self._workers * (self._options.threads or 1)
         else:
+            self._require_answer()
             arguments["address"] = self._address
         main = threading.current_thread() is threading.main_thread()
         before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
@@ -182,9 +187,19 @@ class RayTeam:
                     signal.signal(kind, handler)  # Ray sets its own, which would end this process without a word
         self._started = True
 
+    def _require_answer(self) -> None:
+        """Looks whether anybody listens at HOST:PORT: Ray itself would try for minutes."""
+        host, _, port = self._address.rpartition("://")[2].rpartition(":")
+        if not host or not port.isdecimal():
+            return
+        try:
+            socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+        except (OSError, OverflowError, UnicodeError) as e:
+            raise CnppError(f"cannot reach a Ray cluster at {printable(self._address)}: {one_line(e)}") from None
+
     def _hire(self) -> None:
         """Starts a worker, which waits until the cluster has room for it."""
-        made = self._ray.remote(Worker).options(**self._actor_options)
+        made = self._ray.remote(self.worker).options(**self._actor_options)
         options = replace(self._options, device=0)  # Ray shows a worker its own GPU alone
         actor = made.remote(self._bundle.folder.absolute(), self._bundle.digest, options)
         self._running[actor.open.remote()] = (actor, None)

@@ -62,7 +62,7 @@ class JobSettings:
         out: the folder of all that it writes.
         threads: of a backend on the CPU; the images depend on it.
         batch_size: images of one list of launches; None: 1 with TensorRT, else 4.
-        strict: whether a wrong row ends the job before anything is drawn.
+        strict: whether wrong rows end the job before anything is drawn.
         parquet: whether `results.parquet` is written too.
         shard_size: images of a tar shard; None writes none.
     """
@@ -254,15 +254,14 @@ def _plan(settings: JobSettings, folder: Path, batch_size: int, outputs: Outputs
             found = one_line(e, 1000)
         if isinstance(found, str):
             wrong += 1
-            message = f"{printable(line.file)}, line {line.number}: {found}"
-            if settings.strict:
-                plan.close()
-                raise UserError(f"{message}; nothing was drawn")
             if wrong <= SHOWN:
-                logger.warning(message)
+                logger.warning(f"{printable(line.file)}, line {line.number}: {found}")
         plan.add(line, found)
     if wrong > SHOWN:
         logger.warning(f"{wrong - SHOWN:,} further rows are wrong: the results have them all")
+    if wrong and settings.strict:
+        plan.close()
+        raise UserError(f"{wrong:,} rows of {printable(settings.jobs)} are wrong: nothing was drawn")
     plan.arrange()
     plan.mark_done(key for key in plan.requests() if outputs.read(key) is not None)
     return plan
