@@ -9,9 +9,11 @@ draws it, when, or how often.
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +101,8 @@ class RayTeam:
         self._options = options
         self._ray: Any = None
         self._started = False
+        self._streams = ExitStack()
+        self._idle: list[ActorHandle] = []
         self._backend = ""
         self._deaths_before_opening = 0
         # What an actor is doing: opening the bundle, where the task is None, or drawing.
@@ -161,12 +165,12 @@ class RayTeam:
 
     def close(self) -> None:
         """Ends the workers, and Ray where it was started here."""
-        if self._ray is not None and self._started:
-            self._ray.shutdown()
+        if self._started:
             self._started = False
+            self._ray.shutdown()
+        self._streams.close()
 
     def _connect(self) -> None:
-        self._idle: list[ActorHandle] = []
         arguments: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._address == "local":
             arguments |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
@@ -186,6 +190,8 @@ class RayTeam:
                 if main and handler is not None:
                     signal.signal(kind, handler)  # Ray sets its own, which would end this process without a word
         self._started = True
+        # From now on a thread of Ray's tells of lost nodes with `print`: results alone belong on stdout.
+        self._streams.enter_context(redirect_stdout(sys.stderr))
 
     def _require_answer(self) -> None:
         """Looks whether anybody listens at HOST:PORT: Ray itself would try for minutes."""

@@ -203,6 +203,7 @@ def run_job(settings: JobSettings, team: Team, on_progress: Callable[[JobProgres
         plan = _plan(settings, folder, drawing.batch_size, outputs)
         stack.callback(plan.close)
         progress = _draw(settings, team, plan, outputs, drawing, on_progress)
+        outputs.remove_partial()  # of workers that died
         plan.mark_done(key for key in plan.requests() if outputs.read(key) is not None)
         write_results(plan, outputs, parquet=settings.parquet, shard_size=settings.shard_size)
         counts = plan.counts()

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -90,10 +89,7 @@ class TestOnACluster:
         jobs = written([{**row, "seed": seed} for seed in range(12) for row in mixed])
         assert batch(jobs, out="whole").status == 0
         name = f"{os.getpid()}-{time.monotonic_ns()}"
-        line = [
-            sys.executable, "-m", "cnpp_trt", "batch", str(jobs), "--out", str(here / "out"), "--bundle",
-            str(lcm.bundle.folder), "--backend", "onnxruntime-cpu", "--threads", "1", "--ray", "local",
-        ]  # fmt: skip
+        line = [*line_of(jobs, here / "out", lcm), "--ray", "local"]
         env = {**os.environ, "CNPP_TEST": name}
         chosen = random.Random(1)
         killed = 0
@@ -151,33 +147,38 @@ class TestOnACluster:
             team.open()
         team.close()
 
-    def test_nodes_come_and_go(self, ray: Any, batch: Any, written: Any, mixed: Any, here: Path, tree: Any) -> None:
+    def test_nodes_come_and_go(
+        self, ray: Any, batch: Any, written: Any, mixed: Any, here: Path, tree: Any, lcm: Pipeline
+    ) -> None:
         """Two nodes of one CPU: one is removed while it draws, and another one is added."""
         from ray.cluster_utils import Cluster
 
-        jobs = written([{**row, "seed": seed} for seed in range(8) for row in mixed])
+        jobs = written([{**row, "seed": seed} for seed in range(12) for row in mixed])
         assert batch(jobs, out="whole").status == 0
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20})
-        second = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
-        cluster.wait_for_nodes()
-
-        def change() -> None:
-            while count(here / "out") < 12:
+        room: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
+        cluster = Cluster(initialize_head=True, head_node_args=room)
+        try:
+            second = cluster.add_node(**room)
+            process = subprocess.Popen(
+                [*line_of(jobs, here / "out", lcm), "--ray", cluster.address, "--workers", "2", "--json"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            until = time.monotonic() + 120
+            while count(here / "out") < 12 and process.poll() is None and time.monotonic() < until:
                 time.sleep(0.05)
             cluster.remove_node(second, allow_graceful=False)
-            cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
-
-        thread = threading.Thread(target=change)
-        thread.start()
-        try:
-            outcome = batch(jobs, "--ray", cluster.address, "--workers", 2, "--json")
+            cluster.add_node(**room)
+            out, err = process.communicate(timeout=300)
         finally:
-            thread.join()
-            ray.shutdown()
             cluster.shutdown()
-        assert outcome.status == 0, outcome.err
-        assert json.loads(outcome.out)["failed"] == 0
+        assert process.returncode == 0, err
+        assert json.loads(out)["failed"] == 0
         assert tree(here / "out") == tree(here / "whole")
+
+
+def line_of(jobs: Path, out: Path, lcm: Pipeline) -> list[str]:
+    options = ["--bundle", str(lcm.bundle.folder), "--backend", "onnxruntime-cpu", "--threads", "1"]
+    return [sys.executable, "-m", "cnpp_trt", "batch", str(jobs), "--out", str(out), *options]
 
 
 def count(folder: Path) -> int:
