@@ -29,7 +29,7 @@ from ..schema import Record, SchemaError, decode, read_bounded, to_json
 
 ImageFormat: TypeAlias = Literal["png", "webp", "jpeg"]
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
-FOLDERS = ("images", "controls", "records")
+FOLDERS = ("images", "controls", "records", "shards")
 MAX_RECORD = 4 << 20
 # Of EXIF: two strings, and the folder that holds the second.
 _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
@@ -135,12 +135,13 @@ class Outputs:
 
     def remove_partial(self) -> None:
         """Removes what killed processes left half-written."""
-        for name in FOLDERS:
-            for folder, _, files in os.walk(self.folder / name):
-                for file in files:
-                    if file.startswith(".") and PARTIAL in file:
-                        with suppress(OSError):
-                            (Path(folder) / file).unlink()
+        for folder, folders, files in os.walk(self.folder):
+            if folder == str(self.folder):
+                folders[:] = [name for name in folders if name in FOLDERS]  # nothing else is a job's
+            for file in files:
+                if file.startswith(".") and PARTIAL in file:
+                    with suppress(OSError):
+                        (Path(folder) / file).unlink()
 
     def _record(self, key: str) -> Path:
         return self.folder / "records" / key[:2] / f"{key}.json"

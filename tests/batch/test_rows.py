@@ -339,6 +339,7 @@ def test_the_request_is_the_rows(lcm: Pipeline, reader: RowReader, here: Path) -
     found = request_of(reader.read(row, here), lcm.extract)
     settings["seed"] = (5, 9)
     assert {name: getattr(found, name) for name in settings} == settings
+    assert isinstance(found.controls, tuple)
     depth, hed = found.controls
     assert isinstance(depth, Control) and isinstance(hed, Control)
     assert (depth.controlnet_conditioning_scale, depth.control_guidance_end, hed.control_guidance_end) == (0.5, 1, 0.75)
