@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..bundles.bundle import Bundle
 from ..errors import BackendError, CnppError
@@ -26,9 +27,6 @@ from ..runtime.settings.options import RuntimeOptions
 from .drawing import DrawingSettings, LocalTeam, Outcome
 from .outputs import Outputs
 from .rows import Job
-
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +100,11 @@ class RayTeam:
         self._ray: Any = None
         self._started = False
         self._streams = ExitStack()
-        self._idle: list[ActorHandle] = []
+        self._idle: list[Any] = []
         self._backend = ""
         self._deaths_before_opening = 0
         # What an actor is doing: opening the bundle, where the task is None, or drawing.
-        self._running: dict[Any, tuple[ActorHandle, _Task | None]] = {}
+        self._running: dict[Any, tuple[Any, _Task | None]] = {}
 
     def open(self) -> str:
         """Connects, starts the workers and waits for the first one. Returns the name of its backend.
@@ -116,10 +114,9 @@ class RayTeam:
             BackendError: the backend does not work on a worker.
         """
         try:
-            import ray
+            self._ray = ray = import_module("ray")
         except ImportError as e:
             raise CnppError(cannot_import("--ray", e, "ray")) from None
-        self._ray = ray
         self._connect()
         resources = ray.cluster_resources()
         on_gpu = self._options.backend not in _ON_CPU and resources.get("GPU", 0) >= 1

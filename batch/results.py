@@ -9,6 +9,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,15 +95,14 @@ def require_parquet() -> None:
         CnppError: pyarrow is not installed, with the command that brings it.
     """
     try:
-        import pyarrow.parquet  # noqa: F401
+        import_module("pyarrow.parquet")
     except ImportError as e:
         raise CnppError(cannot_import("--parquet", e, "pyarrow")) from None
 
 
 def _write_parquet(lines: Iterator[ResultLine], file: IO[bytes]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
+    # By name: who has no pyarrow checks the types of this module too.
+    pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     text, number = pyarrow.string(), pyarrow.int64()
     by_condition = pyarrow.struct([(name, pyarrow.float64()) for name in CONDITIONS])
     files = pyarrow.struct([(name, text) for name in CONDITIONS])
@@ -126,7 +126,7 @@ def _write_parquet(lines: Iterator[ResultLine], file: IO[bytes]) -> None:
             "error": text,
         }
     )
-    with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+    with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         held: list[ResultLine] = []
         for line in lines:
             held.append(line)

@@ -132,20 +132,20 @@ def batch_command(
     if workers is not None and ray is None:
         raise UserError("--workers are Ray's: give the address of a cluster with --ray, or --ray local")
     before = recorded(out)
-    threads = threads or before.get("threads") or (1 if ray is not None else physical_cores())
+    count: int = threads or before.get("threads") or (1 if ray is not None else physical_cores())
     drawing = DrawingSettings(
         keep=Filter() if keep is None else Filter.parse(keep),
         tries=1 if keep is None else tries or 4,
         scored=score,
     )
-    options = runtime_options(backend, precision, threads, plans, vram_budget, device)
-    folder, _ = resolve_bundle(model, bundle, size, precision, backend, threads, plans, vram_budget, device)
+    options = runtime_options(backend, precision, count, plans, vram_budget, device)
+    folder, _ = resolve_bundle(model, bundle, size, precision, backend, count, plans, vram_budget, device)
     opened = Bundle.open(folder)
     settings = JobSettings(
         jobs,
         out,
         opened,
-        threads,
+        count,
         drawing=drawing,
         batch_size=batch_size or before.get("batch_size"),
         image_format=image_format,  # type: ignore[arg-type]  # one of IMAGE_FORMATS

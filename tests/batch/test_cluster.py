@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt import Pipeline
+from cnpp_trt import Bundle, Pipeline
 from cnpp_trt.batch.cluster import RayTeam, Worker
 from cnpp_trt.batch.drawing import DrawingSettings
 from cnpp_trt.batch.outputs import Outputs
@@ -140,9 +140,10 @@ class TestOnACluster:
         assert outcome.status == 1
         assert "cannot reach a Ray cluster at 127.0.0.1:1" in outcome.err.splitlines()[-1]
 
-    def test_another_bundle_on_a_worker(self, ray: Any, miniature: Any, lcm: Pipeline) -> None:
-        team = RayTeam("local", 1, miniature.pipeline.bundle, lcm_options())
-        team._bundle = type("Other", (), {"folder": lcm.bundle.folder, "digest": "0" * 64})()
+    def test_another_bundle_on_a_worker(self, ray: Any, lcm: Pipeline) -> None:
+        bundle = Bundle.open(lcm.bundle.folder)
+        bundle.digest = "0" * 64  # as the driver knows it; a worker opens the folder
+        team = RayTeam("local", 1, bundle, lcm_options())
         with pytest.raises(CnppError, match="another bundle on a worker"):
             team.open()
         team.close()
@@ -151,12 +152,11 @@ class TestOnACluster:
         self, ray: Any, batch: Any, written: Any, mixed: Any, here: Path, tree: Any, lcm: Pipeline
     ) -> None:
         """Two nodes of one CPU: one is removed while it draws, and another one is added."""
-        from ray.cluster_utils import Cluster
-
         jobs = written([{**row, "seed": seed} for seed in range(12) for row in mixed])
         assert batch(jobs, out="whole").status == 0
+        pytest.importorskip("ray.cluster_utils")
         room: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
-        cluster = Cluster(initialize_head=True, head_node_args=room)
+        cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args=room)
         try:
             second = cluster.add_node(**room)
             process = subprocess.Popen(
