@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..bundles.bundle import Bundle
-from ..errors import UserError
+from ..errors import CnppError, UserError
 from ..files import Busy, exclusive, new_partial_folder, partial_folders, remove_folder, replace_file
 from ..messages import one_line, printable
 from ..schema import Record, SchemaError, decode, read_bounded, to_json
@@ -244,6 +245,15 @@ def _draw(
 
 def _plan(settings: JobSettings, folder: Path, batch_size: int, outputs: Outputs) -> JobPlan:
     """Reads all rows into a plan below `folder`, and looks at which requests are done."""
+    try:
+        return _planned(settings, folder, batch_size, outputs)
+    except sqlite3.Error as e:  # its disk is full, as a rule
+        raise CnppError(
+            f"cannot keep the rows of the job in {printable(folder)} ({one_line(e)}): free some space"
+        ) from e
+
+
+def _planned(settings: JobSettings, folder: Path, batch_size: int, outputs: Outputs) -> JobPlan:
     plan = JobPlan(folder, batch_size)
     reader = RowReader(settings.bundle, lambda content: _keep(folder, content))
     wrong = 0

@@ -89,13 +89,14 @@ class JobPlan:
     def add(self, line: Line, found: Job | str) -> None:
         """Adds a row: its job, or what is wrong with it."""
         self._rows += 1
-        name = line.value.get("id", "") if line.value else ""
+        given = line.value.get("id", "") if line.value else ""
+        name = str(given).encode("utf-8", "replace").decode() if isinstance(given, str | int) else ""
         values: tuple[Any, ...]
         if isinstance(found, str):
-            values = (self._rows, line.number, line.file, str(name), "", None, found)
+            values = (self._rows, line.number, line.file, name, "", None, found)
         else:
             first = self._add_job(found)
-            values = (self._rows, line.number, line.file, str(name), found.key, first, "")
+            values = (self._rows, line.number, line.file, name, found.key, first, "")
         self._base.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def _add_job(self, job: Job) -> int:

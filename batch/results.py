@@ -8,7 +8,7 @@ import io
 import os
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,7 @@ RESULTS = "results.jsonl"
 PARQUET = "results.parquet"
 SHARDS = "shards"
 _ROWS_AT_ONCE = 1000
+_LONGEST_TIMING = 1 << 16  # bytes of a line: a batch has 16 requests at most
 
 ResultLine = dict[str, Any]
 
@@ -190,10 +191,10 @@ def timings(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     A last line that a killed process left without its end is removed first.
     """
-    with path.open("ab") as file:
-        whole = path.read_bytes().rfind(b"\n") + 1
-        with suppress(OSError):
-            os.truncate(path, whole)
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, size - _LONGEST_TIMING))
+        file.truncate(start + file.read().rfind(b"\n") + 1)
 
         def append(line: dict[str, Any]) -> None:
             file.write(to_json(line, None).encode())

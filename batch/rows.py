@@ -116,6 +116,8 @@ class RowReader:
             UserError: the row cannot be drawn; the message says what is wrong with it.
         """
         _require_known(row, _KNOWN, "a row")
+        if not isinstance(row.get("id", ""), str | int):
+            raise UserError("id must be a text or a whole number")
         controls = [self._control(value, folder) for value in _controls(row)]
         begin = None
         if row.get("init_image") is not None:

@@ -36,9 +36,19 @@ if TYPE_CHECKING:
 
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
-    "Rows": ("check", "strict"),
-    "Drawing": ("batch_size", "keep", "tries", "score"),
-    "Runtime": ("backend", "device", "plans", "vram_budget", "threads", "ray", "workers"),
+    "Sampling": ("keep", "tries", "score"),
+    "Runtime": (
+        "check",
+        "strict",
+        "batch_size",
+        "backend",
+        "device",
+        "plans",
+        "vram_budget",
+        "threads",
+        "ray",
+        "workers",
+    ),
     "Output": ("out", "image_format", "quality", "parquet", "shards", "as_json"),
 }
 _EXAMPLES = """Examples:
@@ -64,12 +74,7 @@ def batch_command(
             help="Rows as JSON lines, CSV, TSV or Parquet, or a folder of Hugging Face datasets.", callback=user_path
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", help="The folder of all that is written; the same again goes on.", callback=user_path
-        ),
-    ],
+    *,
     model: Model = "miniature",
     bundle: BundleFolder = None,
     size: BundleSize = None,
@@ -111,6 +116,12 @@ def batch_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="With --ray. Default: one for each GPU, or for --threads CPUs.")
     ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="The folder of all that is written; the same again goes on.", callback=user_path
+        ),
+    ],
     image_format: Annotated[str, typer.Option("--image-format", help="png, webp or jpeg.")] = "png",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of webp and jpeg; 100 is lossless webp.")] = 90,
     parquet: Annotated[bool, typer.Option("--parquet", help="Write results.parquet too.")] = False,

@@ -36,7 +36,7 @@ _BROKEN: tuple[Any, ...] = (
     "{broken",
     "[]",
     {"prompt": 5},
-    {"promt": "a house"},
+    {"prompts": "a house"},
     {"prompt": "a", "seed": -1},
     {"prompt": "a", "seed": [1, 2]},
     {"prompt": "a", "num_inference_steps": 0},

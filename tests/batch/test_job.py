@@ -252,6 +252,17 @@ def test_killed_and_started_again_it_gives_the_same_bytes(
     assert not [path for path in (here / "out").rglob(".*")]
 
 
+def test_a_line_of_timings_that_broke_off_is_removed(batch: Any, written: Any, mixed: Any, here: Path) -> None:
+    batch(written(mixed[:1]))
+    path = here / "out" / "timings.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"seconds": 1')
+    batch(written(mixed[:2]))
+    lines = path.read_bytes().splitlines()
+    assert lines[0] + b"\n" == whole
+    assert [json.loads(line)["images"] for line in lines] == [1, 1]
+
+
 def test_interrupted_it_leaves_nothing_half_made(written: Any, mixed: Any, lcm: Pipeline, here: Path) -> None:
     line = line_of(written(mixed * 1), here / "out", lcm.bundle.folder)
     assert kill(line, lambda: len(list((here / "out" / "images").rglob("*.png"))), 3, signum=signal.SIGINT)
