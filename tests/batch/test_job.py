@@ -402,3 +402,17 @@ def test_shards_have_what_passed_alone(batch: Any, written: Any, mixed: Any, her
         names = tar.getnames()
     assert len([name for name in names if name.endswith(".json")]) == 8
     assert not [name for name in names if "seg" in name]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows(lcm: Pipeline, tmp_path: Path) -> None:
+    """Ten times as many rows; what SQLite keeps of its pages is bounded."""
+    shutil.copytree(lcm.bundle.folder, tmp_path / "bundles" / "miniature-lcm-fp32-128x128")
+    peaks = []
+    for rows in (1_000, 10_000):
+        line = [sys.executable, "-m", "cnpp_trt.developer.batch_dry", str(rows)]
+        env = {**os.environ, "CNPP_TRT_HOME": str(tmp_path)}
+        ended = subprocess.run(line, capture_output=True, text=True, env=env, timeout=500)
+        assert ended.returncode == 0, ended.stderr
+        peaks.append(float(ended.stdout.split()[-2]))
+    assert peaks[1] - peaks[0] < 20  # MiB; a row as Python's objects takes a kilobyte and more
