@@ -169,13 +169,13 @@ class RayTeam:
 
     def _connect(self) -> None:
         arguments: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        arguments["address"] = self._address  # `local` counts for more than Ray's own variable RAY_ADDRESS
         if self._address == "local":
             arguments |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
             if self._workers is not None:
                 arguments["num_cpus"] = self._workers * (self._options.threads or 1)
         else:
             self._require_answer()
-            arguments["address"] = self._address
         main = threading.current_thread() is threading.main_thread()
         before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -237,7 +237,7 @@ class RayTeam:
             return [(actor, found)]
         if self._backend and found != self._backend:
             raise BackendError(f"one worker draws on {found}, another on {self._backend}: choose one with --backend")
-        self._backend = found
+        self._backend, self._deaths_before_opening = found, 0
         return [(actor, None)]
 
     def _retry(self, task: _Task, again: "deque[_Task]") -> Iterator[tuple[list[Outcome], float]]:
