@@ -140,7 +140,7 @@ class Bench:
         """
         chosen = random.Random(seed)
         processes = workers = 0
-        each = max(1, images // (kills + 1))
+        each = max(1, images // (2 * kills))  # several batches may end at once
         with tempfile.TemporaryFile() as errors:
             while processes + workers < kills:
                 count = chosen.choice([0, 1, 2])
