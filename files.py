@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from .errors import UserError
 from .messages import one_line, printable
@@ -66,11 +67,22 @@ def replace_file(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    with replacing(path) as f:
+        f.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """As `replace_file`, for what is written in parts: the new file takes its name when the block ends well.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     partial = path.with_name(hidden(path.name, f"{PARTIAL}{secrets.token_hex(8)}"))
     _unfinished.add(partial)
     try:
         with partial.open("xb") as f:
-            f.write(content.encode("utf-8") if isinstance(content, str) else content)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         partial.replace(path)

@@ -36,6 +36,8 @@ EXTRAS = {
     "jinja2": "bench",
     "matplotlib": "bench",
     "skimage": "bench",
+    "pyarrow": "batch",
+    "ray": "ray",
     "torch_fidelity": "quality",
     "torchmetrics": "quality",
     "torchvision": "quality",

@@ -14,6 +14,7 @@ export leaves either the old bundle or none (`staging`). `library` knows where b
 import os
 import shlex
 import stat
+from functools import cached_property
 from pathlib import Path
 
 from ..conditions import CONDITIONS
@@ -102,7 +103,7 @@ class Bundle:
             raise BundleError(f"{self.folder} is damaged: {some(damaged, 5)} changed since the export; {_AGAIN}")
         return sum(entry["size"] for entry in self.manifest.files.values())
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all that the manifest says and so over every file: bundles that share it hold the same."""
         return self.manifest.digest

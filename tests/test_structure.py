@@ -20,7 +20,7 @@ LAYERS = [
     {"runtime.text", "runtime.backends", "runtime.output"},
     {"runtime.control"},
     {"runtime"},
-    {"export", "doctor", "service"},
+    {"export", "doctor", "batch", "service"},
     {"benchmarks"},
     {"benchmarks.latency", "benchmarks.report"},
     {"benchmarks.parity"},

@@ -1,6 +1,6 @@
 """Every kind of fuzzed input, by name."""
 
-from . import bundles, checkpoints, commands, measurements, pictures
+from . import bundles, checkpoints, commands, jobs, measurements, pictures
 from .kind import Maker
 
 KINDS: dict[str, Maker] = {
@@ -20,6 +20,7 @@ KINDS: dict[str, Maker] = {
     "records": measurements.records,
     "dataset": measurements.dataset,
     "thresholds": measurements.thresholds,
+    "rows": jobs.rows,
     "arguments": commands.arguments,
     "command": commands.command,
 }

@@ -1,0 +1,1 @@
+"""Many requests from a file, drawn to the end: `cnpp-trt batch`."""

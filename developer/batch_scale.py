@@ -1,0 +1,290 @@
+"""What docs/scale.md says of batch jobs, measured: time and memory, alone and on Ray, and what kills leave.
+
+    python -m cnpp_trt.developer.batch_scale [--rows 10000] [--drawn 2000] [--kills 50] [--page docs/scale.md]
+
+Rows of five conditions are mixed, and 20 of them are broken, each in another way. All runs of the same rows must leave
+the same bytes; a run that was killed at random moments, workers or the process itself, with another number of workers
+each time, too. Prints a Markdown table, and puts it into the page between its marks.
+"""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..bundles.bundle import Bundle, find_bundle
+from ..errors import CnppError
+from ..files import replace_file
+
+MARKS = ("<!-- measured -->", "<!-- /measured -->")
+_NAME = "CNPP_TRT_BATCH_SCALE"  # in the environment of what is started, to know its processes again
+_BROKEN: tuple[Any, ...] = (
+    "{broken",
+    "[]",
+    {"prompt": 5},
+    {"prompts": "a house"},
+    {"prompt": "a", "seed": -1},
+    {"prompt": "a", "seed": [1, 2]},
+    {"prompt": "a", "num_inference_steps": 0},
+    {"prompt": "a", "num_inference_steps": 1.5},
+    {"prompt": "a", "guidance_scale": "high"},
+    {"prompt": "a", "scheduler": "none"},
+    {"prompt": "a", "num_images_per_prompt": 99},
+    {"prompt": "a", "strength": 0},
+    {"prompt": "a", "clip_skip": 99},
+    {"prompt": "a", "guess_mode": "yes"},
+    {"prompt": "a", "controls": [{"condition": "pose", "image": "seg.png"}]},
+    {"prompt": "a", "controls": [{"condition": "seg", "image": "missing.png"}]},
+    {"prompt": "a", "controls": [{"condition": "seg", "image": "rows.jsonl"}]},
+    {"prompt": "a", "controls": [{"condition": "seg"}]},
+    {"prompt": "a", "controls": [{"condition": "seg", "image": {"bytes": "!"}}]},
+    {"prompt": "a", "controls": [{"condition": "seg", "image": "seg.png", "control_guidance_end": 2}]},
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that ended.
+
+    Attributes:
+        seconds: from start to end.
+        peak: of its own memory, in bytes, without its workers.
+        summary: what it printed as JSON.
+    """
+
+    seconds: float
+    peak: int
+    summary: dict[str, Any]
+
+
+class Bench:
+    """Commands on one bundle in one folder."""
+
+    def __init__(self, folder: Path, bundle: Path) -> None:
+        self.folder = folder
+        self._bundle = bundle
+        opened = Bundle.open(bundle)
+        self._conditions = list(opened.manifest.conditions)
+        for name, condition in opened.manifest.conditions.items():
+            shutil.copy(opened.file(condition.get("image", "")), folder / f"{name}.png")
+
+    def rows(self, count: int) -> Path:
+        """A file of `count` rows, the broken ones spread over it."""
+        path = self.folder / f"rows-{count}.jsonl"
+        every = count // len(_BROKEN)
+        with path.open("w", encoding="utf-8") as file:
+            for i in range(count):
+                condition = self._conditions[i % len(self._conditions)]
+                row: Any = {
+                    "prompt": f"a house and trees, number {i}",
+                    "seed": i,
+                    "controls": [{"condition": condition, "image": f"{condition}.png"}],
+                }
+                if i % every == every // 2 and i // every < len(_BROKEN):
+                    row = _BROKEN[i // every]
+                file.write(f"{row if isinstance(row, str) else json.dumps(row)}\n")
+        return path
+
+    def line(self, rows: Path, out: str, *options: object) -> list[str]:
+        """The command line of a job."""
+        words = ["batch", rows, "--out", self.folder / out, "--bundle", self._bundle, "--json"]
+        return [sys.executable, "-m", "cnpp_trt", *map(str, [*words, "--backend", "onnxruntime-cpu", *options])]
+
+    def run(self, rows: Path, out: str, *options: object) -> Run:
+        """Runs a job to its end.
+
+        Raises:
+            CnppError: it did not find exactly the broken rows.
+        """
+        start = time.perf_counter()
+        with (self.folder / "errors").open("wb") as errors:
+            process = subprocess.Popen(self.line(rows, out, *options), stdout=subprocess.PIPE, stderr=errors)
+            assert process.stdout is not None
+            said = process.stdout.read()
+            _, _, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        summary = json.loads(said) if said else {}
+        if summary.get("wrong") != len(_BROKEN) or summary.get("failed", 0):
+            raise CnppError(f"{rows.name} into {out}: {summary} {(self.folder / 'errors').read_text('utf-8')[-500:]}")
+        return Run(seconds, _peak(usage), summary)
+
+    def files(self, out: str) -> dict[str, bytes]:
+        """Every file that a job left, but for the times that it took."""
+        folder = self.folder / out
+        files = (path for path in folder.rglob("*") if path.is_file() and path.name != "timings.jsonl")
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    def done(self, out: str) -> int:
+        """Requests whose record is there."""
+        return sum(len(names) for _, _, names in os.walk(self.folder / out / "records"))
+
+    def killed(self, rows: Path, out: str, kills: int, images: int, seed: int = 0) -> tuple[int, int]:
+        """SIGKILL at random moments, of workers and of the process itself, and a last run to the end.
+
+        Returns:
+            Kills of the process, kills of workers.
+        """
+        chosen = random.Random(seed)
+        processes = workers = 0
+        each = max(1, images // (2 * kills))  # several batches may end at once
+        with tempfile.TemporaryFile() as errors:
+            while processes + workers < kills:
+                count = chosen.choice([0, 1, 2])
+                name = f"{os.getpid()}-{processes + workers}"
+                options = ["--threads", 1, *(["--ray", "local", "--workers", count] if count else [])]
+                process = subprocess.Popen(
+                    self.line(rows, out, *options),
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    env={**os.environ, _NAME: name},
+                    start_new_session=True,
+                )
+                while processes + workers < kills and process.poll() is None:
+                    if not self._grows(process, out, each):
+                        break
+                    time.sleep(chosen.uniform(0, 0.3))
+                    alive = _workers(name)
+                    if alive and chosen.random() < 0.6:
+                        with suppress(ProcessLookupError):
+                            os.kill(chosen.choice(alive), signal.SIGKILL)
+                            workers += 1
+                        continue
+                    process.kill()
+                    processes += 1
+                    break
+                with suppress(ProcessLookupError):
+                    process.kill()
+                process.wait()
+                if self.done(out) >= images:
+                    break
+                _ended(name)
+        self.run(rows, out, "--threads", 1)
+        return processes, workers
+
+    def _grows(self, process: subprocess.Popen[bytes], out: str, by: int) -> bool:
+        """Waits for further requests to be done. Returns whether they were before the process ended."""
+        wanted = self.done(out) + by
+        while process.poll() is None:
+            if self.done(out) >= wanted:
+                return True
+            time.sleep(0.02)
+        return False
+
+
+def _workers(name: str) -> list[int]:
+    """Ray's processes that draw for the command that was started with this name."""
+    return [pid for pid, command in _started(name) if command.startswith(b"ray::Worker")]
+
+
+def _ended(name: str, patience: float = 30.0) -> None:
+    """Waits until nothing of a killed command is left."""
+    until = time.monotonic() + patience
+    while _started(name) and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _started(name: str) -> list[tuple[int, bytes]]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{_NAME}={name}\0".encode() in (path / "environ").read_bytes():
+                found.append((int(path.name), (path / "cmdline").read_bytes().split(b"\0")[0]))
+    return found
+
+
+def _peak(usage: resource.struct_rusage) -> int:
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _row(what: str, command: str, found: Run, note: str) -> str:
+    return f"| {what} | `{command}` | {found.seconds:.1f} s | {found.peak / 2**20:.0f} MiB | {note} |"
+
+
+def _rate(found: Run) -> str:
+    return f"{found.summary['drawn'] / found.summary['seconds']:.2f} images/s"
+
+
+def measure(bench: Bench, counted: Sequence[int], drawn: int, kills: int) -> list[str]:
+    """The rows of the table.
+
+    Raises:
+        CnppError: a run left other bytes than the first one.
+    """
+    lines = ["| what | options | time | peak memory | result |", "|---|---|---:|---:|---|"]
+
+    def add(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    for count in counted:
+        found = bench.run(bench.rows(count), "checked", "--check")
+        add(_row(f"{count:,} rows counted", "--check", found, f"{found.summary['wrong']} wrong"))
+    rows = bench.rows(drawn)
+    first = bench.run(rows, "whole", "--threads", 1)
+    images = first.summary["images"]
+    add(_row(f"{images:,} images", "--threads 1", first, _rate(first)))
+    whole = bench.files("whole")
+    for workers in (1, 2):
+        out = f"workers-{workers}"
+        found = bench.run(rows, out, "--threads", 1, "--ray", "local", "--workers", workers)
+        ratio = found.summary["drawn"] / found.summary["seconds"]
+        same = _same(bench, out, whole)
+        add(_row(f"{images:,} images", f"--ray local --workers {workers}", found, f"{ratio:.2f} images/s; {same}"))
+        shutil.rmtree(bench.folder / out)
+    found = bench.run(rows, "threads", "--threads", 2)
+    add(_row(f"{images:,} images", "--threads 2", found, _rate(found)))
+    start = time.perf_counter()
+    processes, workers = bench.killed(rows, "killed", kills, images)
+    seconds = time.perf_counter() - start
+    note = f"{processes} kills of the process, {workers} of a worker; {_same(bench, 'killed', whole)}"
+    add(f"| {images:,} images, SIGKILL | alone, `--workers 1`, `--workers 2` in turn | {seconds:.1f} s | – | {note} |")
+    return lines
+
+
+def _same(bench: Bench, out: str, whole: dict[str, bytes]) -> str:
+    found = bench.files(out)
+    if found != whole:
+        names = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
+        raise CnppError(f"{out} differs in {len(names)} files: {', '.join(names[:5])}")
+    return f"{len(found):,} files, the same bytes"
+
+
+def _main(
+    rows: Annotated[int, typer.Option(help="Rows that are counted.")] = 10_000,
+    drawn: Annotated[int, typer.Option(help="Rows of which images are drawn.")] = 2_000,
+    kills: Annotated[int, typer.Option(help="Moments at which something is killed.")] = 50,
+    model: str = "miniature-lcm",
+    page: Annotated[Path | None, typer.Option(help="A document with marks for the table.")] = None,
+) -> None:
+    before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="cnpp-trt-scale-") as folder:
+        bench = Bench(Path(folder), find_bundle(model, "fp32", None, ("fp32",)))
+        lines = measure(bench, (rows // 10, rows, rows * 10), drawn, kills)
+    command = f"python -m cnpp_trt.developer.batch_scale --rows {rows} --drawn {drawn} --kills {kills} --model {model}"
+    text = (
+        f"`{command}`, {os.cpu_count()} CPU cores; other work ran on them, the load average was {before:.1f} before "
+        f"and {os.getloadavg()[0]:.1f} after.\n\n" + "\n".join(lines)
+    )
+    print(text)
+    if page is not None:
+        content = page.read_text("utf-8")
+        pattern = re.compile(f"{re.escape(MARKS[0])}.*{re.escape(MARKS[1])}", re.DOTALL)
+        replace_file(page, pattern.sub(lambda _: f"{MARKS[0]}\n{text}\n{MARKS[1]}", content))
+
+
+if __name__ == "__main__":
+    typer.run(_main)
