@@ -33,6 +33,7 @@ EXTRAS = {
     "uvicorn": "service",
     "prometheus_client": "service",
     "python_multipart": "service",
+    "websockets": "demo",
     "jinja2": "bench",
     "matplotlib": "bench",
     "skimage": "bench",
@@ -49,6 +50,7 @@ EXPORT_MODULES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "s
 """What `export` imports: the extra, and an ONNX Runtime that compares each graph with PyTorch."""
 REPORT_MODULES = ("jinja2", "matplotlib")
 SERVICE_MODULES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+DEMO_MODULES = (*SERVICE_MODULES, "websockets")
 
 
 def install_command(*extras: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
-from ..install import SERVICE_MODULES, cannot_import
+from ..install import DEMO_MODULES, SERVICE_MODULES, cannot_import
 from ..messages import printable
 from .options import (
     BackendName,
@@ -29,7 +29,7 @@ TOKEN = "CNPP_TRT_TOKEN"
 
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
-    "Network": ("host", "port", "token_file", "cors_origin"),
+    "Network": ("host", "port", "token_file", "cors_origin", "demo"),
     "Scheduling": ("max_batch", "batch_window", "queue", "deadline", "drain"),
     "Limits": ("max_images", "max_steps", "max_pixels", "max_body"),
     "Runtime": ("backend", "device", "plans", "vram_budget", "threads"),
@@ -70,6 +70,7 @@ def serve_command(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Of pages that may call, as in https://example.org; repeatable.")
     ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="With the page of `cnpp-trt demo`, under /demo/.")] = False,
     max_batch: Annotated[int, typer.Option(min=1, max=16, help="Images that are drawn together.")] = 4,
     batch_window: Annotated[
         float, typer.Option(min=0, max=10, help="Seconds to wait for clients that were answered together.")
@@ -98,10 +99,16 @@ def serve_command(
         from ..service.service import Service
     except ImportError as e:
         raise UserError(cannot_import("cnpp-trt serve", e, *SERVICE_MODULES)) from None
+    demo_routes = None
+    if demo:
+        try:
+            from ..demo.routes import demo_routes
+        except ImportError as e:
+            raise UserError(cannot_import("cnpp-trt serve --demo", e, *DEMO_MODULES)) from None
     devices = device or [0]
     if len(set(devices)) != len(devices):
         raise UserError("--device names one twice: give each once")
-    token = _token(token_file)
+    token = read_token(token_file)
     limits = Limits(
         queue=queue,
         batch=max_batch,
@@ -124,10 +131,10 @@ def serve_command(
             echo("note: everybody who reaches this address may draw: ask for a token with --token-file FILE")
         service = Service.open(found, options, limits)
         service.log_prompts = log_prompts
-        serve(service, listener, where)
+        serve(service, listener, where, [demo_routes(service)] if demo_routes else ())
 
 
-def _token(file: Path | None) -> str | None:
+def read_token(file: Path | None) -> str | None:
     """The token that clients must send.
 
     Raises:

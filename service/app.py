@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -52,12 +52,14 @@ def create_app(
     origins: Sequence[str] = (),
     local: bool = False,
     access_log: bool = True,
+    more: Sequence[APIRouter] = (),
 ) -> ASGIApp:
     """The application of a service, whose workers the caller starts and stops.
 
     Args:
         service: that draws.
         token, origins, local, access_log: as `Gate` takes them.
+        more: routes of pages that stand on the service.
     """
     app = FastAPI(title="cnpp-trt", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     for routes in (
@@ -66,6 +68,7 @@ def create_app(
         a1111_api.a1111_routes(service),
         controlnet_routes(service),
         status_routes(service),
+        *more,
     ):
         app.include_router(routes)
 

@@ -64,11 +64,19 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         began, answered = time.monotonic(), _Answer(send)
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in reversed(scope["headers"])}
+        if scope["type"] == "websocket":
+            try:
+                self._require_allowed({**scope, "method": "GET"}, headers)
+            except ServiceError:
+                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: a 403
+                return
+            await self._app(scope, receive, send)
+            return
         try:
             try:
                 self._require_allowed(scope, headers)

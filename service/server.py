@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from fastapi import APIRouter
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -80,6 +81,8 @@ class _Protocol(H11Protocol):
 
     def _give_up(self) -> None:
         self._timer = None
+        if self.transport.get_protocol() is not self:  # it has become a WebSocket
+            return
         if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
             self.transport.close()
 
@@ -92,16 +95,26 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(service: Service, listener: socket.socket, options: ServerOptions) -> None:
-    """Serves on a socket, which `bind` made, until SIGTERM or SIGINT, then finishes what was accepted."""
+def serve(
+    service: Service, listener: socket.socket, options: ServerOptions, more: Sequence[APIRouter] = ()
+) -> None:
+    """Serves on a socket, which `bind` made, until SIGTERM or SIGINT, then finishes what was accepted.
+
+    Args:
+        service: that draws.
+        listener: the socket.
+        options: who may call.
+        more: routes of pages that stand on the service; they may open WebSockets.
+    """
     app = create_app(
         service,
         token=options.token,
         origins=options.origins,
         local=options.local and options.token is None,
         access_log=options.access_log,
+        more=more,
     )
-    server = make_server(app, options.drain)
+    server = make_server(app, options.drain, service.limits.body_bytes if more else None)
     # It would tell on stderr what is wrong with each form, beside the answer to its client.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     # A handler may come in the middle of anything: it only notes the signal, the event loop does the rest.
@@ -121,18 +134,20 @@ def serve(service: Service, listener: socket.socket, options: ServerOptions) -> 
         os._exit(1)  # a thread in native code would keep the process
 
 
-def make_server(app: ASGIApp, drain: float) -> uvicorn.Server:
+def make_server(app: ASGIApp, drain: float, frame_bytes: int | None = None) -> uvicorn.Server:
     """uvicorn's server of an application, which takes no signals.
 
     Args:
         app: that `create_app` made.
         drain: seconds that open requests may take once it is told to stop.
+        frame_bytes: of a WebSocket's message, at most; None: there are no WebSockets.
     """
     config = uvicorn.Config(
         app,
         http=_Protocol,
         loop="asyncio",
-        ws="none",
+        ws="none" if frame_bytes is None else "websockets-sansio",
+        ws_max_size=frame_bytes or 0,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -21,7 +21,7 @@ LAYERS = [
     {"runtime.control"},
     {"runtime"},
     {"export", "doctor", "batch", "service"},
-    {"benchmarks"},
+    {"benchmarks", "demo"},
     {"benchmarks.latency", "benchmarks.report"},
     {"benchmarks.parity"},
     {"benchmarks.consistency", "benchmarks.first_contact", "developer.miniature"},

@@ -1,0 +1,174 @@
+// The pictures, the three rows, the seconds.
+
+const $ = (id) => document.getElementById(id);
+const STAGES = ["#5b8def", "#e0883a", "#3aa76d", "#b061d8", "#d4504e", "#7b8794", "#c2a21c", "#2aa3b5"];
+let urls = [];
+
+export function pngUrl(bytes) {
+  return URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+}
+
+/** Shows a finished request. Resolves once its pictures are decoded and in the document. */
+export async function showResult(record, parts, titles, current) {
+  const made = [];
+  const picture = (number, alt, sharp) => {
+    const image = new Image();
+    image.src = pngUrl(parts[number]);
+    made.push(image.src);
+    image.alt = alt;
+    if (sharp) image.className = "sharp";
+    return image;
+  };
+  const images = record.images.map((number, i) => picture(number, `Picture of seed ${record.seeds[i]}`));
+  await Promise.all(images.map((image) => image.decode()));
+  if (!current()) {
+    made.forEach((url) => URL.revokeObjectURL(url));
+    return false;
+  }
+  $("images").replaceChildren(...images.map((image) => wrap("li", image)));
+  $("images").className = images.length > 1 ? "many" : "";
+  $("empty").hidden = true;
+  $("preview").hidden = true;
+  rows(record, titles, picture);
+  stages(record.timings);
+  caption(record);
+  $("notes").replaceChildren(...record.notes.map((note) => wrap("li", note)));
+  const old = urls;
+  urls = made;
+  setTimeout(() => old.forEach((url) => URL.revokeObjectURL(url)), 1000);
+  return true;
+}
+
+function rows(record, titles, picture) {
+  const n = record.images.length, found = [];
+  for (const control of record.controls) {
+    const title = titles[control.condition];
+    found.push(row("Condition", title, n, [figure(picture(control.given, `Condition: ${title}`, true), [])]));
+  }
+  const saved = record.images.map((number, i) => {
+    const image = picture(number, `Picture of seed ${record.seeds[i]}`);
+    const link = document.createElement("a");
+    link.href = image.src;
+    link.download = `cnpp-trt-${record.seeds[i]}.png`;
+    link.textContent = "Save";
+    return figure(image, [`seed ${record.seeds[i]} · `, link]);
+  });
+  found.push(row(n > 1 ? "Images" : "Image", "", n, saved));
+  for (const control of record.controls) {
+    const title = titles[control.condition];
+    if (!control.extracted) {
+      found.push(row("Found again", `${title}: no extractor`, n, []));
+      continue;
+    }
+    const cells = control.extracted.map((number, i) => {
+      const score = control.scores[i];
+      return figure(picture(number, `${title} found in the picture of seed ${record.seeds[i]}: ${score.text}`, true), scoreText(score));
+    });
+    found.push(row("Found again", title, n, cells));
+    const missed = row("Missed", title, n, control.extracted.map(() => figure(document.createElement("canvas"), [])));
+    missed.classList.add("missed");
+    missed.hidden = !$("misses").checked;
+    missed.render = () => mark(found, missed, control, record);
+    missed.given = control.given;
+    found.push(missed);
+  }
+  $("rows").style.setProperty("--n", n);
+  $("rows").replaceChildren(...found);
+  $("result").hidden = false;
+  showMisses();
+}
+
+/** The rows that show where a condition was missed: made only where they are looked at. */
+export function showMisses() {
+  for (const section of document.querySelectorAll(".missed")) {
+    section.hidden = !$("misses").checked;
+    if (!section.hidden) section.render();
+  }
+}
+
+async function mark(sections, missed, control, record) {
+  const given = sections[record.controls.indexOf(control)].querySelector("img");
+  const images = sections[sections.indexOf(missed) - 1].querySelectorAll("img");
+  const wanted = await pixelsOf(given);
+  for (const [i, canvas] of [...missed.querySelectorAll("canvas")].entries()) {
+    const seen = await pixelsOf(images[i]);
+    const w = canvas.width = wanted.width, h = canvas.height = wanted.height, out = new ImageData(w, h);
+    let sum = 0;
+    for (let at = 0; at < out.data.length; at += 4) {
+      const off = Math.max(...[0, 1, 2].map((c) => Math.abs(wanted.data[at + c] - seen.data[at + c]))) / 255;
+      const share = control.condition === "seg" ? Number(off > 0.02) : off;
+      sum += share;
+      const gray = 40 + 0.25 * wanted.data[at + 1];
+      out.data.set([gray + (255 - gray) * share, gray * (1 - share) + 60 * share, gray * (1 - share) + 40 * share, 255], at);
+    }
+    canvas.getContext("2d").putImageData(out, 0, 0);
+    const percent = (100 * sum / (w * h)).toFixed(1);
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `Missed: ${percent} % of the picture`);
+    canvas.parentElement.querySelector("figcaption").textContent = `${percent} %`;
+  }
+}
+
+async function pixelsOf(image) {
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  canvas.width = image.naturalWidth;
+  canvas.height = image.naturalHeight;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, canvas.width, canvas.height);
+}
+
+function stages(timings) {
+  const parts = Object.entries(timings).filter(([name, seconds]) => name !== "total" && seconds > 0);
+  const sum = parts.reduce((total, [, seconds]) => total + seconds, 0) || 1;
+  const bar = document.createElement("div"), list = document.createElement("ul");
+  bar.className = "bar";
+  bar.setAttribute("aria-hidden", "true");
+  parts.forEach(([name, seconds], i) => {
+    const color = STAGES[i % STAGES.length], piece = document.createElement("span"), dot = document.createElement("i");
+    piece.style.background = dot.style.background = color;
+    piece.style.width = `${100 * seconds / sum}%`;
+    bar.append(piece);
+    list.append(wrap("li", dot, `${name.replaceAll("_", " ")} ${seconds.toFixed(3)} s`));
+  });
+  $("stages").replaceChildren(bar, list);
+}
+
+function caption(record) {
+  const first = record.controls.find((control) => control.scores);
+  const texts = [`seed ${record.seeds[0]}${record.seeds.length > 1 ? ` to ${record.seeds.at(-1)}` : ""}`];
+  const pieces = [`${texts[0]} · `];
+  if (first) pieces.push(...scoreText(first.scores[0], true));
+  else pieces.push("no score: the condition cannot be extracted again");
+  $("caption").replaceChildren(...pieces);
+}
+
+function scoreText(score, strong = false) {
+  const value = wrap(strong ? "b" : "span", score.text);
+  if (!score.grade) return [value];
+  const grade = wrap("span", score.grade);
+  grade.className = score.grade === "weak" ? "grade low" : "grade";
+  return [value, " · ", grade];
+}
+
+function row(title, detail, n, cells) {
+  const section = document.createElement("section"), heading = wrap("h2", title);
+  section.className = cells.length < 2 ? "one" : "";
+  if (detail) heading.append(wrap("small", ` ${detail}`));
+  section.append(heading, ...cells);
+  return section;
+}
+
+function figure(content, pieces) {
+  const made = document.createElement("figure"), text = document.createElement("figcaption");
+  text.append(...pieces);
+  made.append(content, text);
+  return made;
+}
+
+function wrap(tag, ...content) {
+  const element = document.createElement(tag);
+  element.append(...content);
+  return element;
+}
