@@ -7,11 +7,20 @@ import { setUpTheme } from "./theme.js";
 
 const $ = (id) => document.getElementById(id);
 const FEW_STEPS = 8; // a model of so few steps can follow a brush
+// Tabs are narrow.
+const SHORT = { canny: "Canny" };
 // Fields of a request, as errors name them, and where they are on the page.
 const FIELDS = {
   num_inference_steps: "steps", guidance_scale: "guidance", seed: "seed", scheduler: "scheduler", prompt: "prompt",
   negative_prompt: "negative", controlnet_conditioning_scale: "scale", control_guidance_start: "start",
   control_guidance_end: "end",
+};
+
+// What errors call them, and what the page does.
+const WORDS = {
+  num_inference_steps: "steps", guidance_scale: "guidance", negative_prompt: "negative prompt", "n, the images of a request,": "the number of images",
+  num_images_per_prompt: "the number of images", controlnet_conditioning_scale: "scale", control_guidance_start: "start",
+  control_guidance_end: "end", lcm: "LCM",
 };
 
 const state = {
@@ -109,7 +118,7 @@ function showTabs() {
     tab.id = `tab-${condition}`;
     tab.setAttribute("role", "tab");
     tab.setAttribute("aria-controls", "panel");
-    tab.textContent = sentence(state.hello.conditions[condition]);
+    tab.textContent = SHORT[condition] ?? sentence(state.hello.conditions[condition]);
     tab.onclick = () => { setCondition(condition); changed(); };
     return tab;
   }));
@@ -203,6 +212,7 @@ function draw() {
     return;
   }
   state.asked = record.id;
+  document.body.dataset.asked = record.id;
   state.sent = performance.now();
   state.stale = false;
   $("stop").disabled = false;
@@ -238,12 +248,17 @@ async function done(record, parts) {
   $("progress").value = $("progress").max = 1;
   $("status").textContent = `${((performance.now() - state.sent) / 1000).toFixed(2)} s`;
   if (ended !== null) state.strokeEnded = null;
-  requestAnimationFrame(() => setTimeout(() => { // after the frame that shows it
-    const stroke = ended === null ? null : performance.now() - ended;
-    document.dispatchEvent(new CustomEvent("shown", { detail: { id: record.id, stroke } }));
-    document.body.dataset.shown = record.id;
-  }));
+  tellShown(ended, record.id);
   if (again) draw();
+}
+
+/** For whoever measures: a picture is on the screen; `ended`: when the stroke ended that it is the answer to. */
+function tellShown(ended, id = Number(document.body.dataset.shown)) {
+  requestAnimationFrame(() => setTimeout(() => { // after the frame that shows it
+    document.body.dataset.shown = id;
+    const stroke = ended === null ? null : performance.now() - ended;
+    document.dispatchEvent(new CustomEvent("shown", { detail: { id, stroke } }));
+  }));
 }
 
 function error(record) {
@@ -272,15 +287,19 @@ function finish() {
 }
 
 /** The newest stroke takes the place of what is under way; while it lasts, the next picture begins when one is done. */
-function painted(ended) {
+function painted(ended, more = true) {
   $("undo").disabled = !painting.undone.length;
-  state.stale = true;
+  state.stale ||= more;
   if (ended) state.strokeEnded = performance.now();
-  if ($("live").checked && (ended || !state.asked)) draw();
+  if (!$("live").checked) return;
+  if (state.stale && (ended || !state.asked)) draw();
+  else if (ended && !state.asked) tellShown(state.strokeEnded); // its last picture came before it ended
 }
 
 function changed() {
-  if ($("live").checked && state.model) draw();
+  if (!$("live").checked || !state.model) return;
+  const tab = state.tabs[state.condition];
+  if (tab.source === "paint" || tab.image) draw(); // a tab that was only opened is no mistake
 }
 
 function typed() {
@@ -381,7 +400,9 @@ function setKept(kept) {
 
 // --- errors, where the eye is
 
-function showError(message, field) {
+function showError(said, field) {
+  const name = Object.keys(WORDS).find((word) => said.startsWith(`${word} `));
+  const message = name ? WORDS[name] + said.slice(name.length) : said;
   $("error").textContent = sentence(message);
   $("error").hidden = false;
   const input = $(FIELDS[field] ?? "");
@@ -508,7 +529,8 @@ $("stop").onclick = () => connection.send({ type: "stop" });
 $("live").onchange = changed;
 $("misses").onchange = showMisses;
 $("settings").onsubmit = (event) => { event.preventDefault(); draw(); };
-$("settings").oninput = typed;
+// A choice is made at once, a text letter by letter.
+$("settings").oninput = (event) => { if (event.target.type === "radio" || event.target.tagName === "SELECT") changed(); else typed(); };
 $("defaults").onclick = () => { const live = $("live").checked; useDefaults(); $("live").checked = live; changed(); };
 $("forget").onclick = () => { setKept({}); changed(); };
 $("dice").onclick = () => { $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]; changed(); };

@@ -4,7 +4,7 @@
 const UNDO = 40;
 
 export class Painting {
-  /** `onChange(ended)`: something was painted; `ended`: a stroke, a fill or an undo is over. */
+  /** `onChange(ended, more)`: `more` was painted; a stroke, a fill or an undo has `ended`. */
   constructor(canvas, ring, onChange) {
     this.canvas = canvas;
     this.ring = ring;
@@ -130,7 +130,7 @@ export class Painting {
   up(event) {
     if (!this.stroke || event.pointerId !== this.stroke.id) return;
     this.stroke = null;
-    this.onChange(true);
+    this.onChange(true, false);
   }
 
   showRing() {

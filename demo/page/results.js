@@ -57,15 +57,15 @@ function rows(record, titles, picture) {
   for (const control of record.controls) {
     const title = titles[control.condition];
     if (!control.extracted) {
-      found.push(row("Found again", `${title}: no extractor`, n, []));
+      found.push(row("Extracted again", `${title}: no extractor`, n, []));
       continue;
     }
     const cells = control.extracted.map((number, i) => {
       const score = control.scores[i];
-      return figure(picture(number, `${title} found in the picture of seed ${record.seeds[i]}: ${score.text}`, true), scoreText(score));
+      return figure(picture(number, `${title} extracted from the picture of seed ${record.seeds[i]}: ${score.text}`, true), scoreText(score));
     });
-    found.push(row("Found again", title, n, cells));
-    const missed = row("Missed", title, n, control.extracted.map(() => figure(document.createElement("canvas"), [])));
+    found.push(row("Extracted again", title, n, cells));
+    const missed = row("Missed", title, n, control.extracted.map(() => figure(blank(), [])));
     missed.classList.add("missed");
     missed.hidden = !$("misses").checked;
     missed.render = () => mark(found, missed, control, record);
@@ -73,6 +73,7 @@ function rows(record, titles, picture) {
     found.push(missed);
   }
   $("rows").style.setProperty("--n", n);
+  $("rows").className = n === 1 ? "single" : ""; // one picture: its three images stand side by side
   $("rows").replaceChildren(...found);
   $("result").hidden = false;
   showMisses();
@@ -103,7 +104,6 @@ async function mark(sections, missed, control, record) {
     }
     canvas.getContext("2d").putImageData(out, 0, 0);
     const percent = (100 * sum / (w * h)).toFixed(1);
-    canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `Missed: ${percent} % of the picture`);
     canvas.parentElement.querySelector("figcaption").textContent = `${percent} %`;
   }
@@ -120,7 +120,7 @@ async function pixelsOf(image) {
 }
 
 function stages(timings) {
-  const parts = Object.entries(timings).filter(([name, seconds]) => name !== "total" && seconds > 0);
+  const parts = Object.entries(timings).filter(([name, seconds]) => name !== "total" && seconds >= 0.0005);
   const sum = parts.reduce((total, [, seconds]) => total + seconds, 0) || 1;
   const bar = document.createElement("div"), list = document.createElement("ul");
   bar.className = "bar";
@@ -154,7 +154,6 @@ function scoreText(score, strong = false) {
 
 function row(title, detail, n, cells) {
   const section = document.createElement("section"), heading = wrap("h2", title);
-  section.className = cells.length < 2 ? "one" : "";
   if (detail) heading.append(wrap("small", ` ${detail}`));
   section.append(heading, ...cells);
   return section;
@@ -165,6 +164,13 @@ function figure(content, pieces) {
   text.append(...pieces);
   made.append(content, text);
   return made;
+}
+
+function blank() {
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", "Missed");
+  return canvas;
 }
 
 function wrap(tag, ...content) {
