@@ -42,7 +42,7 @@ TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 # A worker for each core, of which every one holds PyTorch: four at most. What a test file sets up is set up once.
 WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: run bundle test test-fast fuzz reliability service-load first-contact test-gpu lint types package test-sdist test-wheel engines bench parity \
+.PHONY: run demo bundle test test-fast fuzz reliability service-load first-contact test-gpu lint types package test-sdist test-wheel engines bench parity \
 	consistency report tables docs clean help
 
 # The embedded model runs without an export, and so without PyTorch; any other model is exported first.
@@ -56,6 +56,9 @@ run: $(if $(EMBEDDED),$(VENV)/run.stamp,bundle)  ## draw MODEL's example of each
 	for condition in $$conditions; do \
 		$(BIN)/cnpp-trt run --model "$(MODEL)" --cond "$$condition" --precision fp32 $(SIZED) $(STEPPED) || exit $$?; \
 	done
+
+demo: $(VENV)/demo.stamp  ## a page in the browser: paint a segmentation, upload a condition; at http://127.0.0.1:7860
+	$(BIN)/cnpp-trt demo $(FLAGS)
 
 bundle: $(VENV)/export.stamp  ## export MODEL with each COND (and SIZE) into CNPP_TRT_HOME, or the user's cache folder
 	$(BIN)/cnpp-trt export --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(SIZED)
@@ -153,6 +156,11 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) --editable '.[$(DEVICE)]' $(NAMED)
 	@touch $@
 
+$(VENV)/demo.stamp: $(VENV)/run.stamp
+	@echo "installing cnpp-trt[demo] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE),demo]' $(NAMED)
+	@touch $@
+
 $(VENV)/export.stamp: $(VENV)/run.stamp
 	@echo "installing cnpp-trt[export] into $(VENV)"
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH) $(NAMED)
@@ -173,7 +181,7 @@ $(VENV)/bench.stamp: $(VENV)/export.stamp
 # Compared with are two extractors of controlnet-aux and the tokenizer of open_clip_torch, which get by without their
 # dependencies: their torchvision would have to be of the very build of torch that is here.
 $(VENV)/test.stamp: $(VENV)/export.stamp
-	@echo "installing cnpp-trt[rtx,service,test,types] into $(VENV)"
-	@$(PIP) --editable '.[$(DEVICE),export,rtx,service,test,types]' $(NAMED)
+	@echo "installing cnpp-trt[rtx,demo,service,test,types] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE),export,rtx,demo,service,test,types]' $(NAMED)
 	@$(PIP) --no-deps controlnet-aux open_clip_torch ftfy wcwidth $(NAMED)
 	@touch $@

@@ -20,7 +20,7 @@ from .options import (
     runtime_options,
     user_path,
 )
-from .serve import read_token
+from .serve import demo_pages, read_token
 
 _MODELS = ("miniature-lcm", "miniature")
 """The first one draws fast enough to follow a brush on a CPU."""
@@ -75,12 +75,12 @@ def demo_command(
 ) -> None:
     """Draw in a browser: paint a segmentation, upload a condition, see how well the picture follows it."""
     try:
-        from ..demo.routes import PATH, demo_routes
         from ..service.limits import Limits
         from ..service.server import ServerOptions, bind, serve
         from ..service.service import Service
     except ImportError as e:
         raise UserError(cannot_import("cnpp-trt demo", e, *DEMO_MODULES)) from None
+    pages = demo_pages("cnpp-trt demo")
     devices = device or [0]
     if len(set(devices)) != len(devices):
         raise UserError("--device names one twice: give each once")
@@ -97,5 +97,5 @@ def demo_command(
             echo("note: everybody who reaches this address may draw: ask for a token with --token-file FILE")
         service = Service.open(found, options, Limits(images=max_images, steps=max_steps, queue=queue))
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-        echo(f"the page: http://{shown}:{listener.getsockname()[1]}{PATH}")
-        serve(service, listener, where, [demo_routes(service)])
+        echo(f"the page: http://{shown}:{listener.getsockname()[1]}/demo/")
+        serve(service, listener, where, pages(service))

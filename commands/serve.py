@@ -1,8 +1,9 @@
 """`cnpp-trt serve`: parses, opens the models, listens."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +24,11 @@ from .options import (
     runtime_options,
     user_path,
 )
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from ..service.service import Service
 
 TOKEN = "CNPP_TRT_TOKEN"
 """The variable of the environment that may hold the token: arguments can be read by other users of the machine."""
@@ -99,12 +105,7 @@ def serve_command(
         from ..service.service import Service
     except ImportError as e:
         raise UserError(cannot_import("cnpp-trt serve", e, *SERVICE_MODULES)) from None
-    demo_routes = None
-    if demo:
-        try:
-            from ..demo.routes import demo_routes
-        except ImportError as e:
-            raise UserError(cannot_import("cnpp-trt serve --demo", e, *DEMO_MODULES)) from None
+    pages = demo_pages("cnpp-trt serve --demo") if demo else None
     devices = device or [0]
     if len(set(devices)) != len(devices):
         raise UserError("--device names one twice: give each once")
@@ -131,7 +132,20 @@ def serve_command(
             echo("note: everybody who reaches this address may draw: ask for a token with --token-file FILE")
         service = Service.open(found, options, limits)
         service.log_prompts = log_prompts
-        serve(service, listener, where, [demo_routes(service)] if demo_routes else ())
+        serve(service, listener, where, pages(service) if pages else ())
+
+
+def demo_pages(command: str) -> Callable[["Service"], list["APIRouter"]]:
+    """What makes the routes of the demo, for a command of this name.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    try:
+        from ..demo.routes import demo_routes
+    except ImportError as e:
+        raise UserError(cannot_import(command, e, *DEMO_MODULES)) from None
+    return lambda service: [demo_routes(service)]
 
 
 def read_token(file: Path | None) -> str | None:

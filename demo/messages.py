@@ -105,7 +105,8 @@ def unpack(frame: bytes) -> list[bytes]:
     Raises:
         SchemaError: lengths and bytes disagree, there is no part, or there are too many.
     """
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while at < len(frame):
         if at + _HEAD.size > len(frame) or len(parts) == MAX_PARTS:
             raise SchemaError("the frame cannot be read: load the page again")

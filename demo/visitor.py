@@ -16,7 +16,7 @@ from ..runtime.images.png_files import encode_png
 from ..schema import SchemaError
 from ..service.errors import Refusal
 from ..service.orders import Asked, AskedControl, make_order
-from ..service.reply import Reply, encode_images, preview_of
+from ..service.reply import Reply, encode_images
 from ..service.web import in_thread
 from .facts import content_of, example_of, greeting
 from .messages import Answer, ControlMessage, Draw, Example, Message, Stop, read_message
@@ -93,6 +93,7 @@ class Visitor:
 
     async def _draw(self, message: Draw, parts: list[bytes]) -> None:
         task: Task | None = None
+        model: ServedModel | None = None
         try:
             model = self._service.models.find(message.model)
             self._service.require_room(model)
@@ -111,7 +112,7 @@ class Visitor:
             with suppress(Exception):
                 await self._refuse(message.id, e)
         finally:
-            if task is not None and task.cancel("the page asked for something else"):
+            if task is not None and model is not None and task.cancel("the page asked for something else"):
                 model.queue.wake()
 
     async def _follow(self, id: int, model: "ServedModel", task: "Task") -> None:
@@ -131,10 +132,8 @@ class Visitor:
                 told = (position, task.step, task.state)
                 answer = Answer("progress", id=id, step=task.step, steps=task.steps, position=position)
                 if task.order.preview and task.step < task.steps and time.monotonic() - shown > _PREVIEW_SECONDS:
-                    content = await in_thread(preview_of, model, task, 0, Reply())
-                    if content is not None:
-                        answer.fields["preview"] = answer.part(content)
-                        shown = time.monotonic()
+                    answer.fields["previews"] = [answer.part(png) for png in await in_thread(previews_of, model, task)]
+                    shown = time.monotonic()
                 if task.ended:
                     return
                 await self._send(answer)
@@ -150,6 +149,12 @@ class Visitor:
     async def _send(self, answer: Answer) -> None:
         async with self._sending:
             await self._socket.send_bytes(answer.frame())
+
+
+def previews_of(model: "ServedModel", task: "Task") -> list[bytes]:
+    """What each image looks like at the last step, a pixel for each of its latents; none while that is unknown."""
+    pictures = [model.previewer.picture(latents) for latents in (task.latents if task.latents is not None else ())]
+    return [encode_png(picture) for picture in pictures if picture is not None]
 
 
 def asked_of(model: "ServedModel", message: Draw, parts: list[bytes]) -> Asked:
@@ -236,4 +241,3 @@ def _part(parts: list[bytes], number: int) -> bytes:
     if not 0 < number < len(parts):
         raise UserError("a part of the message is missing: load the page again")
     return parts[number]
-

@@ -22,8 +22,8 @@ from playwright.sync_api import sync_playwright
 
 _BRUSHES = ("sky", "mountain", "grass", "sand", "water", "road", "house", "tree")
 _WATCH = (
-    "() => { window.waits = []; "
-    "document.addEventListener('shown', (e) => { if (e.detail.stroke !== null) window.waits.push(e.detail.stroke); }); }"
+    "() => { window.waits = []; document.addEventListener('shown', "
+    "(e) => { if (e.detail.stroke !== null) window.waits.push(e.detail.stroke); }); }"
 )
 
 
@@ -43,7 +43,9 @@ def main() -> None:
     waits.sort()
     p95 = waits[min(len(waits) - 1, round(0.95 * len(waits)))]
     print(f"{processor()}, {os.cpu_count()} cores, {platform.system()}: {len(waits)} strokes")
-    print(f"stroke's end to picture: median {statistics.median(waits):.0f} ms, p95 {p95:.0f} ms, worst {waits[-1]:.0f} ms")
+    print(
+        f"stroke's end to picture: median {statistics.median(waits):.0f} ms, p95 {p95:.0f} ms, worst {waits[-1]:.0f} ms"
+    )
 
 
 def measure(address: str, strokes: int) -> list[float]:

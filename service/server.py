@@ -95,9 +95,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(
-    service: Service, listener: socket.socket, options: ServerOptions, more: Sequence[APIRouter] = ()
-) -> None:
+def serve(service: Service, listener: socket.socket, options: ServerOptions, more: Sequence[APIRouter] = ()) -> None:
     """Serves on a socket, which `bind` made, until SIGTERM or SIGINT, then finishes what was accepted.
 
     Args:

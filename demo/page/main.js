@@ -1,7 +1,7 @@
 // The page: its state, what it asks the server for, and what comes back.
 
 import { Painting } from "./painting.js";
-import { pngUrl, showMisses, showResult } from "./results.js";
+import { showMisses, showPreviews, showResult } from "./results.js";
 import { Connection } from "./socket.js";
 import { setUpTheme } from "./theme.js";
 
@@ -230,13 +230,7 @@ function progress(record, parts) {
   }
   $("progress").value = record.step;
   $("status").textContent = record.step < record.steps ? `step ${record.step} of ${record.steps}` : "finishing";
-  if (record.preview) {
-    const old = $("preview").src;
-    $("preview").src = pngUrl(parts[record.preview]);
-    $("preview").hidden = $("empty").hidden = false;
-    $("empty").hidden = true;
-    if (old) URL.revokeObjectURL(old);
-  }
+  if (record.previews?.length) showPreviews(record.previews.map((number) => parts[number]));
 }
 
 async function done(record, parts) {
@@ -568,6 +562,8 @@ document.addEventListener("drop", (event) => {
   const file = event.dataTransfer.files[0];
   if (file && state.hello) loadFile(file);
 });
+new IntersectionObserver(([entry]) => { $("peek").hidden = entry.isIntersecting || !$("images").children.length; }).observe($("pictures"));
+$("peek").onclick = () => $("output").scrollIntoView({ block: "start" });
 setUpTheme($("theme"));
 
 // For tests, which look at what is painted and not at what the canvas makes of it.

@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const STAGES = ["#5b8def", "#e0883a", "#3aa76d", "#b061d8", "#d4504e", "#7b8794", "#c2a21c", "#2aa3b5"];
 let urls = [];
 
-export function pngUrl(bytes) {
+function pngUrl(bytes) {
   return URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
 }
 
@@ -27,6 +27,7 @@ export async function showResult(record, parts, titles, current) {
   }
   $("images").replaceChildren(...images.map((image) => wrap("li", image)));
   $("images").className = images.length > 1 ? "many" : "";
+  $("peek").firstElementChild.src = images[0].src;
   $("empty").hidden = true;
   $("preview").hidden = true;
   rows(record, titles, picture);
@@ -37,6 +38,21 @@ export async function showResult(record, parts, titles, current) {
   urls = made;
   setTimeout(() => old.forEach((url) => URL.revokeObjectURL(url)), 1000);
   return true;
+}
+
+/** Small pictures of what is under way, over the finished ones. */
+export function showPreviews(contents) {
+  const old = [...$("preview").querySelectorAll("img")].map((image) => image.src);
+  $("preview").replaceChildren(...contents.map((bytes) => {
+    const image = new Image();
+    image.src = pngUrl(bytes);
+    image.alt = "";
+    return wrap("li", image);
+  }));
+  $("preview").className = contents.length > 1 ? "many" : "";
+  $("preview").hidden = false;
+  $("empty").hidden = true;
+  old.forEach((url) => URL.revokeObjectURL(url));
 }
 
 function rows(record, titles, picture) {

@@ -6,7 +6,7 @@ export function setUpTheme(button) {
   const show = (theme) => {
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
-    button.textContent = theme.charAt(0).toUpperCase() + theme.slice(1);
+    button.textContent = "◐ " + theme.charAt(0).toUpperCase() + theme.slice(1);
     button.setAttribute("aria-label", `Colors: ${NAMES[theme]}`);
   };
   let theme = "auto";

@@ -15,7 +15,9 @@ from cnpp_trt import Pipeline
 from cnpp_trt.bundles.embedded import assemble
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_COPY = "img => { const c = document.createElement('canvas'); c.width = img.naturalWidth; c.height = img.naturalHeight; "
+_COPY = (
+    "img => { const c = document.createElement('canvas'); c.width = img.naturalWidth; c.height = img.naturalHeight; "
+)
 _PIXELS = _COPY + (
     "const x = c.getContext('2d'); x.drawImage(img, 0, 0); "
     "return [c.width, c.height, Array.from(x.getImageData(0, 0, c.width, c.height).data)]; }"

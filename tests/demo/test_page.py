@@ -213,7 +213,11 @@ def test_errors_are_shown_at_the_picture_and_at_the_field(visit: Any) -> None:
     tool = page.page
     tool.locator("#live").uncheck()
     tool.locator("#scheduler").select_option("unipc")
-    for field, value, words in (("steps", "0", "Steps must be"), ("steps", "121", "at most 120"), ("seed", "x", "Seed")):
+    for field, value, words in (
+        ("steps", "0", "Steps must be"),
+        ("steps", "121", "at most 120"),
+        ("seed", "x", "Seed"),
+    ):
         before = tool.locator(f"#{field}").input_value()
         tool.locator(f"#{field}").fill(value)
         tool.locator("#generate").click()

@@ -1,4 +1,4 @@
-"""The page's WebSocket and its files, asked without a browser: what is refused, and that a page leaves nothing behind."""
+"""The page's WebSocket and its files, without a browser: what is refused, and that a page leaves nothing behind."""
 
 import json
 import struct
