@@ -36,6 +36,7 @@ const state = {
   kept: {},
   waiting: new Map(), // what is done with the answer to a message
   typing: 0,
+  seen: true, // whether the pictures are in sight
 };
 
 const painting = new Painting($("canvas"), $("ring"), painted);
@@ -239,6 +240,7 @@ async function done(record, parts) {
   const again = state.stale && painting.stroke;
   const ended = painting.stroke || state.stale ? null : state.strokeEnded;
   finish();
+  showPeek();
   $("progress").value = $("progress").max = 1;
   $("status").textContent = `${((performance.now() - state.sent) / 1000).toFixed(2)} s`;
   if (ended !== null) state.strokeEnded = null;
@@ -424,6 +426,9 @@ function clearErrors() {
 
 // --- small things
 
+/** On a phone the picture is below the canvas: a small one follows the brush while the large one is out of sight. */
+function showPeek() { $("peek").hidden = state.seen || !$("images").children.length; }
+
 function sentence(text) { return text.charAt(0).toUpperCase() + text.slice(1); }
 
 function number(id) { return $(id).value.trim() === "" ? null : Number($(id).value); }
@@ -562,7 +567,7 @@ document.addEventListener("drop", (event) => {
   const file = event.dataTransfer.files[0];
   if (file && state.hello) loadFile(file);
 });
-new IntersectionObserver(([entry]) => { $("peek").hidden = entry.isIntersecting || !$("images").children.length; }).observe($("pictures"));
+new IntersectionObserver(([entry]) => { state.seen = entry.isIntersecting; showPeek(); }).observe($("pictures"));
 $("peek").onclick = () => $("output").scrollIntoView({ block: "start" });
 setUpTheme($("theme"));
 

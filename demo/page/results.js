@@ -73,14 +73,14 @@ function rows(record, titles, picture) {
   for (const control of record.controls) {
     const title = titles[control.condition];
     if (!control.extracted) {
-      found.push(row("Extracted again", `${title}: no extractor`, n, []));
+      found.push(row("Extracted", `${title}: no extractor`, n, []));
       continue;
     }
     const cells = control.extracted.map((number, i) => {
       const score = control.scores[i];
       return figure(picture(number, `${title} extracted from the picture of seed ${record.seeds[i]}: ${score.text}`, true), scoreText(score));
     });
-    found.push(row("Extracted again", title, n, cells));
+    found.push(row("Extracted", title, n, cells));
     const missed = row("Missed", title, n, control.extracted.map(() => figure(blank(), [])));
     missed.classList.add("missed");
     missed.hidden = !$("misses").checked;

@@ -33,7 +33,7 @@ def test_it_opens_with_the_example_drawn_in_three_rows(demo: Any, visit: Any) ->
     assert (page.row("Condition") == given[None]).all()
     assert (page.row("Image") == drawn).all()
     extracted = demo.few.extract("seg", drawn[0])
-    assert (page.row("Extracted again") == extracted[None]).all()
+    assert (page.row("Extracted") == extracted[None]).all()
     score = demo.few.score("seg", given, drawn[0])
     assert f"{score} · {score.grade}" in page.page.locator("#rows").text_content()
     assert f"{score}" in page.page.locator("#caption").text_content()
@@ -71,7 +71,7 @@ def test_settings_reach_the_picture(demo: Any, visit: Any) -> None:
         seed=18446744073709551610,
     ).images
     assert (page.pictures() == drawn).all()
-    assert page.row("Extracted again").shape == drawn.shape
+    assert page.row("Extracted").shape == drawn.shape
     assert "seed 18446744073709551612" in tool.locator("#rows").text_content()
 
 
