@@ -231,7 +231,7 @@ function progress(record, parts) {
   }
   $("progress").value = record.step;
   $("status").textContent = record.step < record.steps ? `step ${record.step} of ${record.steps}` : "finishing";
-  if (record.previews?.length) showPreviews(record.previews.map((number) => parts[number]));
+  if (record.previews?.length) showPreviews(record.previews.map((number) => parts[number]), record.step / record.steps);
 }
 
 async function done(record, parts) {
@@ -567,7 +567,8 @@ document.addEventListener("drop", (event) => {
   const file = event.dataTransfer.files[0];
   if (file && state.hello) loadFile(file);
 });
-new IntersectionObserver(([entry]) => { state.seen = entry.isIntersecting; showPeek(); }).observe($("pictures"));
+const half = { threshold: [0, 0.4] };
+new IntersectionObserver((all) => { state.seen = all.at(-1).intersectionRatio >= 0.4; showPeek(); }, half).observe($("pictures"));
 $("peek").onclick = () => $("output").scrollIntoView({ block: "start" });
 setUpTheme($("theme"));
 

@@ -40,13 +40,14 @@ export async function showResult(record, parts, titles, current) {
   return true;
 }
 
-/** Small pictures of what is under way, over the finished ones. */
-export function showPreviews(contents) {
+/** Small pictures of what is under way, over the finished ones. Noise hides what is large: the earlier, the more blur. */
+export function showPreviews(contents, share) {
   const old = [...$("preview").querySelectorAll("img")].map((image) => image.src);
   $("preview").replaceChildren(...contents.map((bytes) => {
     const image = new Image();
     image.src = pngUrl(bytes);
     image.alt = "";
+    image.style.filter = `blur(${(2 + 14 * (1 - share)).toFixed(1)}px)`;
     return wrap("li", image);
   }));
   $("preview").className = contents.length > 1 ? "many" : "";
