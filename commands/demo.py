@@ -29,6 +29,7 @@ _PANELS = {
     "Network": ("host", "port", "token_file"),
     "Limits": ("max_images", "max_steps", "queue"),
     "Runtime": ("backend", "device", "plans", "vram_budget", "threads"),
+    "Output": ("access_log",),
 }
 _EXAMPLES = """Examples:
 
@@ -72,6 +73,7 @@ def demo_command(
     plans: Plans = None,
     vram_budget: VramBudget = None,
     threads: Threads = None,
+    access_log: Annotated[bool, typer.Option(help="A line of JSON on stderr for each request.")] = False,
 ) -> None:
     """Draw in a browser: paint a segmentation, upload a condition, see how well the picture follows it."""
     try:
@@ -91,7 +93,7 @@ def demo_command(
         resolve_bundle(name, folder, size, precision, backend, threads, plans, vram_budget)[0]
         for name, folder in [*((name, None) for name in names), *((None, folder) for folder in bundle or ())]
     ]
-    where = ServerOptions(host, port, token, access_log=False)
+    where = ServerOptions(host, port, token, access_log=access_log)
     with bind(host, port) as listener:  # before the models are opened, which takes longer
         if token is None and not where.local:
             echo("note: everybody who reaches this address may draw: ask for a token with --token-file FILE")

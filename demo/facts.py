@@ -79,6 +79,12 @@ def content_of(model: "ServedModel", data: bytes, condition: str, id: int, servi
         _control(answer, found or model, control, service.limits) for control in record.request.controls
     ]
     notes = [note] if note else []
+    known = (found or model).bundle.manifest.conditions
+    notes += [
+        f"{control.condition} is left out: {(found or model).id} does not have it"
+        for control in record.request.controls
+        if control.condition not in known
+    ]
     if record.request.init_image is not None:
         notes.append("it began with an image, which this page cannot: draw it with `cnpp-trt repeat`")
     answer.fields["notes"] = notes

@@ -80,9 +80,12 @@ class Visitor:
             else:
                 content = _part(parts, 1)
                 answer = await in_thread(content_of, model, content, message.condition, message.id, self._service)
-            await self._send(answer)
-        except (CnppError, SchemaError) as e:
+        except Exception as e:
+            if not isinstance(e, CnppError | SchemaError):
+                logger.exception("an image could not be read: %s", one_line(e))
             await self._refuse(message.id, e)
+            return
+        await self._send(answer)
 
     async def _end_drawing(self) -> None:
         drawing, self._drawing = self._drawing, None

@@ -45,7 +45,7 @@ const connection = new Connection(new URL("ws", location.href.replace(/^http/, "
 // --- messages
 
 function received(record, parts) {
-  const handler = { hello, progress, done, error, stopped, example: answered, content: answered }[record.type];
+  const handler = { hello, progress, done, error, example: answered, content: answered }[record.type];
   handler?.(record, parts);
 }
 
@@ -59,7 +59,7 @@ function connected(up) {
 function ask(record, parts, then) {
   record.id = ++state.id;
   state.waiting.set(record.id, then);
-  connection.send(record, parts);
+  if (!connection.send(record, parts)) showError("the server cannot be reached: the page tries again by itself");
 }
 
 function answered(record, parts) {
@@ -91,6 +91,7 @@ function setModel(id) {
   document.documentElement.style.setProperty("--ratio", `${model.width} / ${model.height}`);
   painting.setBrushes(model.brushes);
   painting.resize(model.width, model.height);
+  setWidth($("width").value);
   painting.show();
   for (const condition of model.conditions) {
     state.tabs[condition] ??= {
@@ -266,11 +267,6 @@ function error(record) {
     finish();
   }
   showError(record.message, record.field);
-}
-
-function stopped() {
-  finish();
-  $("status").textContent = "stopped";
 }
 
 function finish() {
@@ -468,7 +464,7 @@ function setBrush(i) {
 
 function setWidth(value) {
   $("width").value = value;
-  painting.diameter = Number($("width").value);
+  painting.diameter = Number($("width").value) * painting.w / 128; // as wide on the screen whatever the model's size
   $("width-shown").textContent = $("width").value;
   if (!$("ring").hidden) painting.showRing();
 }
@@ -496,8 +492,8 @@ rove("brushes", setBrush);
 $("canvas").addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (/^[1-9]$/.test(event.key)) setBrush(Number(event.key) - 1);
-  else if (event.key === "[") setWidth(painting.diameter - 1);
-  else if (event.key === "]") setWidth(painting.diameter + 1);
+  else if (event.key === "[") setWidth(Number($("width").value) - 1);
+  else if (event.key === "]") setWidth(Number($("width").value) + 1);
   else if (event.key === "f") setFilling(!painting.filling);
 });
 document.addEventListener("keydown", (event) => {
@@ -524,7 +520,11 @@ $("fill").onclick = () => setFilling(!painting.filling);
 $("undo").onclick = () => painting.undo();
 $("clear").onclick = () => painting.clear();
 $("generate").onclick = draw;
-$("stop").onclick = () => connection.send({ type: "stop" });
+$("stop").onclick = () => {
+  connection.send({ type: "stop" });
+  finish(); // whatever still arrives is of no request that the page knows
+  $("status").textContent = "stopped";
+};
 $("live").onchange = changed;
 $("misses").onchange = showMisses;
 $("settings").onsubmit = (event) => { event.preventDefault(); draw(); };

@@ -64,7 +64,7 @@ export class Painting {
     this.show();
   }
 
-  /** The first brush above the horizon, the third below: sky and grass. */
+  /** Sky above the middle, grass below. */
   clear() {
     this.remember();
     const lower = (this.brushes.find((brush) => brush.name === "grass") ?? this.brushes[0]).label;
@@ -182,7 +182,7 @@ export class Painting {
   }
 
   key(event) {
-    const step = event.shiftKey ? 8 : 2;
+    const step = (event.shiftKey ? 8 : 2) * this.w / 128;
     const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
     if (moves[event.key]) {
       const [x, y] = this.cursor ?? [this.w / 2, this.h / 2];
