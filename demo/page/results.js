@@ -153,11 +153,12 @@ function stages(timings) {
 }
 
 function caption(record) {
-  const first = record.controls.find((control) => control.scores);
-  const texts = [`seed ${record.seeds[0]}${record.seeds.length > 1 ? ` to ${record.seeds.at(-1)}` : ""}`];
-  const pieces = [`${texts[0]} · `];
-  if (first) pieces.push(...scoreText(first.scores[0], true));
-  else pieces.push("no score: the condition cannot be extracted again");
+  const last = record.seeds.length > 1 ? ` to ${record.seeds.at(-1)}` : "";
+  const pieces = [`seed ${record.seeds[0]}${last}`];
+  for (const control of record.controls) {
+    if (control.scores) pieces.push(" · ", ...scoreText(control.scores[0], true));
+  }
+  if (pieces.length === 1) pieces.push(" · no score: there is no condition that can be extracted again");
   $("caption").replaceChildren(...pieces);
 }
 
