@@ -1,16 +1,23 @@
 """The page's WebSocket and its files, without a browser: what is refused, and that a page leaves nothing behind."""
 
 import json
+import random
 import struct
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cnpp_trt.demo.messages import pack, read_message, unpack
+from cnpp_trt.demo.messages import Draw, pack, read_message, unpack
+from cnpp_trt.errors import CnppError
 from cnpp_trt.schema import SchemaError
 
+pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'cnpp-trt[demo]'")
 sync = pytest.importorskip("websockets.sync.client", reason="websockets is not installed: pip install 'cnpp-trt[demo]'")
+
+from cnpp_trt.demo.visitor import asked_of  # noqa: E402  # needs fastapi
+from cnpp_trt.service.errors import Refusal  # noqa: E402
+from cnpp_trt.service.orders import make_order  # noqa: E402
 
 
 @pytest.fixture
@@ -44,6 +51,25 @@ def test_frames_are_read_back_and_damaged_ones_refused() -> None:
     for wrong in (b"", b"\1", b"\1\0\0\0", frame[:-1], pack([b""] * 33), pack([b"[]"]), pack([b'{"type":"x"}'])):
         with pytest.raises(SchemaError):
             read_message(wrong)
+
+
+def test_damaged_frames_are_refused_in_one_line(demo: Any) -> None:
+    rng = random.Random(3)
+    model, refused = demo.service.models.default, 0
+    whole = pack([json.dumps(drawing(steps=4, kept={"clip_skip": 1})).encode(), b"\2" * 128 * 128])
+    for _ in range(2000):
+        frame = bytearray(whole)
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(min(len(frame), 260))
+            frame[at : at + rng.randint(0, 2)] = rng.randbytes(rng.randint(0, 3))
+        try:
+            message, parts = read_message(bytes(frame))
+            if isinstance(message, Draw):
+                make_order(model, asked_of(model, message, parts), demo.service.limits)
+        except (CnppError, SchemaError) as e:
+            refused += 1
+            assert "\n" not in Refusal.of(e).message
+    assert 1000 < refused < 2000
 
 
 @pytest.mark.parametrize(
