@@ -128,7 +128,9 @@ def shape(path: str, refusal: Refusal) -> tuple[bytes, dict[str, str]]:
     if refusal.retry_after is not None:
         headers["retry-after"] = str(refusal.retry_after)
     if refusal.status == 401:
-        headers["www-authenticate"] = 'Bearer, Basic realm="cnpp-trt"'
+        headers["www-authenticate"] = (
+            'Basic realm="cnpp-trt", Bearer realm="cnpp-trt"'  # browsers ask for the first one
+        )
     if refusal.status == 504:
         headers["x-should-retry"] = "false"  # OpenAI's client would wait as long once more
     if refusal.status in (408, 413):
