@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..service.service import Service
 
 PATH = "/demo/"
+MAX_PAGES = 256
+"""That are open at a time."""
 _PAGE = Path(__file__).parent / "page"
 _KINDS = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
@@ -33,6 +35,7 @@ _HEADERS = {
 def demo_routes(service: "Service") -> APIRouter:
     """The routes of the demo."""
     router = APIRouter(include_in_schema=False)
+    open_pages = 0
     files = {file.name: file for file in _PAGE.iterdir() if file.suffix in _KINDS}
 
     @router.get("/")
@@ -51,7 +54,16 @@ def demo_routes(service: "Service") -> APIRouter:
 
     @router.websocket(PATH + "ws")
     async def socket(socket: WebSocket) -> None:
-        await Visitor(socket, service).run()
+        nonlocal open_pages
+        if open_pages >= MAX_PAGES:
+            await socket.accept()
+            await socket.close(1013)  # the page tries again later
+            return
+        open_pages += 1
+        try:
+            await Visitor(socket, service).run()
+        finally:
+            open_pages -= 1
 
     return router
 

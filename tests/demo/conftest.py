@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,36 +139,50 @@ class Page:
         return str(self.page.locator("#error").text_content())
 
 
+@contextmanager
+def listening(service: Any, **options: Any) -> Iterator[int]:
+    """A server of a service, in a thread. Yields: its port."""
+    from cnpp_trt.demo.routes import demo_routes
+    from cnpp_trt.service.app import create_app
+    from cnpp_trt.service.server import bind, make_server
+
+    listener = bind("127.0.0.1", 0)
+    app = create_app(service, access_log=False, more=[demo_routes(service)], **options)
+    server = make_server(app, 5, service.limits.body_bytes)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join(30)
+    listener.close()
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'cnpp-trt[demo]'")
     pytest.importorskip("websockets", reason="websockets is not installed: pip install 'cnpp-trt[demo]'")
-    from cnpp_trt.demo.routes import demo_routes
-    from cnpp_trt.service.app import create_app
     from cnpp_trt.service.limits import Limits
-    from cnpp_trt.service.server import bind, make_server
     from cnpp_trt.service.service import Service
 
     folder = tmp_path_factory.mktemp("bundles")
     names = ("miniature-lcm", "miniature")
     for name in names:
         assemble(name, folder / name)
-    limits = Limits(images=4, steps=120)
-    service = Service([(name, [Pipeline.open(folder / name)]) for name in names], limits)
-    listener = bind("127.0.0.1", 0)
-    app = create_app(service, access_log=False, local=True, more=[demo_routes(service)])
-    server = make_server(app, 5, limits.body_bytes)
+    service = Service([(name, [Pipeline.open(folder / name)]) for name in names], Limits(images=4, steps=120))
     service.start()
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
     pipelines = [Pipeline.open(folder / name) for name in names]
-    yield Demo(service, listener.getsockname()[1], *pipelines)
-    service.stop()
-    server.should_exit = True
-    thread.join(30)
-    listener.close()
+    with listening(service, local=True) as port:
+        yield Demo(service, port, *pipelines)
+        service.stop()
+
+
+@pytest.fixture
+def protected(demo: Demo) -> Iterator[str]:
+    """The page's address on a server that asks for the token `secret`."""
+    with listening(demo.service, token="secret") as port:
+        yield f"http://127.0.0.1:{port}/demo/"
 
 
 @pytest.fixture(scope="session")

@@ -246,6 +246,18 @@ def test_two_visitors_at_once_get_their_own_pictures(demo: Any, visit: Any) -> N
             assert (page.pictures() == drawn).all()
 
 
+def test_a_browser_asks_for_the_token_as_a_password(chromium: Any, protected: str) -> None:
+    for password, opens in (("secret", True), ("wrong", False)):
+        context = chromium.new_context(http_credentials={"username": "anybody", "password": password})
+        page = context.new_page()
+        page.goto(protected)
+        if opens:
+            page.wait_for_selector("body[data-shown]")
+        else:
+            assert "token is missing or wrong" in page.content()
+        context.close()
+
+
 def test_it_is_used_by_keys_alone(visit: Any) -> None:
     page = visit()
     tool = page.page

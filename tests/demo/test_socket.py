@@ -140,6 +140,19 @@ def test_a_page_that_is_closed_leaves_nothing_running(demo: Any, connect: Any) -
     assert demo.service.idle
 
 
+def test_more_pages_than_there_may_be_are_told_to_come_later(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnpp_trt.demo import routes
+    from websockets.exceptions import ConnectionClosed
+
+    monkeypatch.setattr(routes, "MAX_PAGES", 1)
+    with connect() as first:
+        told(first)
+        with connect() as second, pytest.raises(ConnectionClosed) as closed:
+            told(second)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1013
+
+
 def test_pages_of_other_origins_are_refused(demo: Any, connect: Any) -> None:
     from websockets.exceptions import InvalidStatus
 
