@@ -17,7 +17,6 @@ from ..schema import SchemaError
 from ..service.errors import Refusal
 from ..service.orders import Asked, AskedControl, make_order
 from ..service.reply import Reply, encode_images
-from ..service.web import in_thread
 from .facts import content_of, example_of, greeting
 from .messages import Answer, ControlMessage, Draw, Example, Message, Stop, read_message
 
@@ -76,10 +75,12 @@ class Visitor:
         try:
             model = self._service.models.find(message.model)
             if isinstance(message, Example):
-                answer = await in_thread(example_of, model, message.condition, message.id)
+                answer = await self._service.in_thread(example_of, model, message.condition, message.id)
             else:
                 content = _part(parts, 1)
-                answer = await in_thread(content_of, model, content, message.condition, message.id, self._service)
+                answer = await self._service.in_thread(
+                    content_of, model, content, message.condition, message.id, self._service
+                )
         except Exception as e:
             if not isinstance(e, CnppError | SchemaError):
                 logger.exception("an image could not be read: %s", one_line(e))
@@ -100,12 +101,12 @@ class Visitor:
         try:
             model = self._service.models.find(message.model)
             self._service.require_room(model)
-            asked = await in_thread(asked_of, model, message, parts)
-            order = await in_thread(make_order, model, asked, self._service.limits)
+            asked = await self._service.in_thread(asked_of, model, message, parts)
+            order = await self._service.in_thread(make_order, model, asked, self._service.limits)
             task = self._service.submit(model, order, None, self._owner)
             await self._follow(message.id, model, task)
             outcome = await self._service.wait(task)
-            await self._send(await in_thread(result_of, message.id, model, task, outcome))
+            await self._send(await self._service.in_thread(result_of, message.id, model, task, outcome))
         except (CnppError, SchemaError) as e:
             await self._refuse(message.id, e)
         except (WebSocketDisconnect, RuntimeError):
@@ -135,7 +136,9 @@ class Visitor:
                 told = (position, task.step, task.state)
                 answer = Answer("progress", id=id, step=task.step, steps=task.steps, position=position)
                 if task.order.preview and task.step < task.steps and time.monotonic() - shown > _PREVIEW_SECONDS:
-                    answer.fields["previews"] = [answer.part(png) for png in await in_thread(previews_of, model, task)]
+                    answer.fields["previews"] = [
+                        answer.part(png) for png in await self._service.in_thread(previews_of, model, task)
+                    ]
                     shown = time.monotonic()
                 if task.ended:
                     return

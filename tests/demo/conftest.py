@@ -116,9 +116,10 @@ class Page:
 
     def stroke(self, *points: tuple[float, float], steps: int = 4) -> None:
         """A stroke through points in shares of the canvas."""
-        canvas = self.page.locator("#canvas")
-        canvas.scroll_into_view_if_needed()
-        box = canvas.bounding_box()
+        self.page.locator("#canvas").scroll_into_view_if_needed()
+        self.stroke_in(self.page.locator("#canvas").bounding_box(), *points, steps=steps)
+
+    def stroke_in(self, box: Any, *points: tuple[float, float], steps: int) -> None:
         places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
