@@ -36,7 +36,7 @@ const state = {
   kept: {},
   waiting: new Map(), // what is done with the answer to a message
   typing: 0,
-  seen: true, // whether the pictures are in sight
+  seen: true, // whether the pictures are in sight, or the canvas is not
 };
 
 const painting = new Painting($("canvas"), $("ring"), painted);
@@ -567,8 +567,14 @@ document.addEventListener("drop", (event) => {
   const file = event.dataTransfer.files[0];
   if (file && state.hello) loadFile(file);
 });
-const half = { threshold: [0, 0.4] };
-new IntersectionObserver((all) => { state.seen = all.at(-1).intersectionRatio >= 0.4; showPeek(); }, half).observe($("pictures"));
+const inSight = { pictures: 1, board: 1 };
+const watch = new IntersectionObserver((all) => {
+  for (const entry of all) inSight[entry.target.id] = entry.intersectionRatio;
+  state.seen = inSight.pictures >= 0.4 || inSight.board < 0.4;
+  showPeek();
+}, { threshold: [0, 0.4] });
+watch.observe($("pictures"));
+watch.observe($("board"));
 $("peek").onclick = () => $("output").scrollIntoView({ block: "start" });
 setUpTheme($("theme"));
 
