@@ -86,7 +86,7 @@ def content_of(model: "ServedModel", data: bytes, condition: str, id: int, servi
         if control.condition not in known
     ]
     if record.request.init_image is not None:
-        notes.append("it began with an image, which this page cannot: draw it with `cnpp-trt repeat`")
+        notes.append("it began with an image, which this page cannot: draw it with `cnpp-trt run --repeat image-0.png`")
     answer.fields["notes"] = notes
     return answer
 

@@ -139,8 +139,9 @@ def test_the_first_picture_takes_no_pytorch(model: str, tmp_path: Path) -> None:
     assert "the embedded model's bundle" in ended.stderr
 
 
-def test_a_bundle_of_another_version_is_replaced(artifacts: Path) -> None:
+def test_a_bundle_of_another_version_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no other one: a damaged manifest is said, a whole bundle is kept."""
+    monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path))
     folder = find_bundle("miniature", "fp32")
     manifest = folder / "manifest.json"
     written, inode = manifest.read_text("utf-8"), (folder / "unet.onnx").stat().st_ino

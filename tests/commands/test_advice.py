@@ -30,7 +30,7 @@ from cnpp_trt.runtime.settings.options import BACKENDS
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("benchmarks", "bundles", "commands", "engines", "export", "runtime")
+PACKAGES = ("batch", "benchmarks", "bundles", "commands", "demo", "engines", "export", "runtime", "service")
 SOURCES = [
     *sorted(ROOT.glob("*.py")),
     *(file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))),
@@ -111,7 +111,7 @@ def _of_documents() -> list[tuple[str, str, bool]]:
         text = file.read_text("utf-8")
         for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S):
             lines = (re.sub(r"\s#\s.*", "", line) for line in block.replace("\\\n", "").splitlines())
-            whole = [part.strip() for line in lines for part in line.split("&&")]
+            whole = [part.strip().removesuffix(" &") for line in lines for part in line.split("&&")]
             found += [(file.name, line, True) for line in whole if re.match(r"(cnpp-trt|make|pip|python) ", line)]
         prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
         found += [(file.name, match[1].replace("\n", " "), False) for match in COMMAND.finditer(prose)]

@@ -26,8 +26,8 @@ _HARMLESS = (
     "\x1b]0;owned\x07", "\u202e", "模型", "🙂" * 100, "x" * 5_000, "x/" * 3_000, "-", "--",
     "'; touch owned; '", "$(touch owned)", "\udcff",
 )  # fmt: skip
-# What these commands would do with a real model takes minutes.
-_SLOW = ("export", "build", "bench", "parity", "consistency")
+# What these commands would do with a real model takes minutes, or does not end.
+_SLOW = ("export", "build", "bench", "parity", "consistency", "serve", "demo", "first-contact")
 _LIMIT = 60
 
 

@@ -74,7 +74,8 @@ def test_the_commands_run(tiny: Any, control_image: Any, tmp_path: Any) -> None:
 
 def test_export_says_what_to_install(tmp_path: Any) -> None:
     line = [str(PROGRAM), ",".join(HEAVY), "command_says_its_status", "export", "--cond", "seg"]
-    ended = subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=60)
+    env = {**os.environ, "CNPP_TRT_HOME": str(tmp_path)}  # where no bundle has the condition already
+    ended = subprocess.run([sys.executable, *line], capture_output=True, text=True, timeout=60, env=env)
     assert ended.stdout.split() == ["1"]
     assert len(ended.stderr.splitlines()) == 1
     assert re.search(hint("export"), ended.stderr)

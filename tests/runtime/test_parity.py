@@ -364,7 +364,8 @@ def test_guidance_of_one_or_less_runs_at_half_the_work(tiny, make, guidance_scal
     request = make(tiny, num_inference_steps=2, guidance_scale=guidance_scale)
     tiny.pipeline(request)
     program = next(reversed(tiny.pipeline._preparation.programs.programs.values())).program
-    assert program.workspace.model_input.shape[0] == batch
+    assert program.workspace.model_input.shape[0] == 1  # both sides of the guidance begin with the same
+    assert program.workspace.noise_pred.shape[0] == batch
     assert program.workspace.prompt_embeds.shape[0] == batch
 
 

@@ -222,5 +222,5 @@ def test_what_cannot_be_counted_is_never_counted_as_nothing(tmp_path, node, mess
 
 
 def test_a_dimension_that_was_not_given_is_an_error(tiny):
-    with pytest.raises(CnppError, match="operations of unet: the shape of 'linear' is unknown"):
+    with pytest.raises(CnppError, match="operations of unet: the shape of 'conv2d' is unknown"):
         count_ops(tiny.pipeline.bundle, "unet", {})

@@ -167,7 +167,7 @@ def test_bf16_does_not_round_the_timestep(tiny, graph):
     """In bfloat16 999 is 1000."""
     bundle = tiny.pipeline.bundle
     backend = OpenVino(bundle, 1, "bf16")
-    buffers = bound(bundle, backend, graph, {"batch": 1})
+    buffers = bound(bundle, backend, graph, {"batch": 1, "images": 1})
     if "scale" in buffers:
         backend.upload(buffers["scale"], np.array(1, np.float32))
     launch = backend.load(graph).bind(buffers)

@@ -48,8 +48,7 @@ def test_the_formula(session: ort.InferenceSession, feeds: Feeds, limit: float) 
     found = run(session, feeds, x0_limit=np.array([limit], np.float32))
     expected = formula(feeds, limit)
     np.testing.assert_allclose(found["new_state"], expected[:4], rtol=0, atol=2e-5)
-    for half in found["model_input"]:
-        np.testing.assert_allclose(half, expected[4], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found["model_input"], expected[4], rtol=0, atol=2e-5)
     assert found["magnitude"][0] == pytest.approx(np.abs(expected[:4]).mean(), rel=1e-5)
     share = (np.abs(formula(feeds, UNLIMITED)[2]) > limit).mean()
     assert 0 < share < 1 if limit < UNLIMITED else share == 0
