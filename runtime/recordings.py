@@ -43,6 +43,7 @@ class Recordings:
         self._backend = backend
         self.program = program
         self._ran: set[Schedule] = set()
+        self._kinds: set[StepKind] = set()  # of the schedules that ran
         self._loops: OrderedDict[Schedule, tuple[StepTable, Launch]] = OrderedDict()
         self._steps: dict[StepKind, list[Step]] = {}
         self._decode: list[Step] | None = None
@@ -74,7 +75,10 @@ class Recordings:
 
     def ran(self) -> None:
         """The program's schedule has run to its end."""
-        self._ran.add(self.program.schedule)
+        schedule = self.program.schedule
+        if schedule not in self._ran:
+            self._ran.add(schedule)
+            self._kinds.update(schedule.kind(k) for k in range(schedule.steps))
 
     def record(self) -> None:
         """Records what the program's schedule launches, where it has run before, at the coarsest rung that works.
@@ -82,14 +86,13 @@ class Recordings:
         Raises:
             DeviceMemoryError: a recording does not fit into device memory; what was recorded so far stays.
         """
-        kinds = {schedule.kind(k) for schedule in self._ran for k in range(schedule.steps)}
         while self.rung != "off":
             try:
                 if self.rung == "loop":
                     if self.program.schedule in self._ran and self.loop() is None:
                         self._record_loop()
                 else:
-                    self._record_steps(kinds)
+                    self._record_steps()
                 return
             except DeviceMemoryError:
                 raise
@@ -110,10 +113,10 @@ class Recordings:
         while len(self._loops) > _MAX_LOOPS:
             self._loops.popitem(last=False)
 
-    def _record_steps(self, kinds: set[StepKind]) -> None:
-        for k in range(self.program.schedule.steps):
-            kind = self.program.schedule.kind(k)
-            if kind in kinds and kind not in self._steps:
+    def _record_steps(self) -> None:
+        schedule = self.program.schedule
+        for kind in {schedule.kind(k) for k in range(schedule.steps)} & self._kinds:
+            if kind not in self._steps:
                 self._steps[kind] = self._recorded(self.program.of_kind(kind), "denoise")
         if self._ran and self._decode is None:
             self._decode = self._recorded(self.program.decode, "vae_decoder")
