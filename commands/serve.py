@@ -1,6 +1,5 @@
 """`cnpp-trt serve`: parses, opens the models, listens."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +8,6 @@ import typer
 
 from ..errors import UserError
 from ..install import DEMO_MODULES, SERVICE_MODULES, cannot_import
-from ..messages import printable
 from .options import (
     BackendName,
     BundleSize,
@@ -18,20 +16,29 @@ from .options import (
     Threads,
     VramBudget,
     add_command,
-    echo,
     read_bytes,
-    resolve_bundle,
-    runtime_options,
     user_path,
+)
+from .serving import (
+    TOKEN,
+    AccessLog,
+    BundleFolders,
+    Devices,
+    Host,
+    MaxImages,
+    MaxSteps,
+    Port,
+    QueueLength,
+    note_who_may_call,
+    read_token,
+    served_bundles,
+    worker_options,
 )
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from ..service.service import Service
-
-TOKEN = "CNPP_TRT_TOKEN"
-"""The variable of the environment that may hold the token: arguments can be read by other users of the machine."""
 
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
@@ -60,13 +67,11 @@ def serve_command(
         list[str] | None,
         typer.Option(help="As for `run`; repeatable. Default: miniature, where there is no --bundle."),
     ] = None,
-    bundle: Annotated[
-        list[Path] | None, typer.Option(help="A bundle's folder; repeatable.", callback=user_path)
-    ] = None,
+    bundle: BundleFolders = None,
     size: BundleSize = None,
     precision: Precision = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -81,21 +86,19 @@ def serve_command(
     batch_window: Annotated[
         float, typer.Option(min=0, max=10, help="Seconds to wait for clients that were answered together.")
     ] = 0.02,
-    queue: Annotated[int, typer.Option(min=1, max=100_000, help="Requests that wait for a model.")] = 64,
+    queue: QueueLength = 64,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds for a request, waiting included.")] = 300.0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for accepted requests after SIGTERM.")] = 30.0,
-    max_images: Annotated[int, typer.Option(min=1, max=16, help="Of a request.")] = 10,
-    max_steps: Annotated[int, typer.Option(min=1, max=1000, help="Of a request.")] = 150,
+    max_images: MaxImages = 10,
+    max_steps: MaxSteps = 150,
     max_pixels: Annotated[int, typer.Option(min=256, max=64_000_000, help="Of an image that is sent.")] = 16_777_216,
     max_body: Annotated[str, typer.Option(help="Of a request, as in 32MiB.")] = "32MiB",
     backend: BackendName = "auto",
-    device: Annotated[
-        list[int] | None, typer.Option(min=0, help="A GPU's index; repeatable: a worker for each.")
-    ] = None,
+    device: Devices = None,
     plans: Plans = None,
     vram_budget: VramBudget = None,
     threads: Threads = None,
-    access_log: Annotated[bool, typer.Option(help="A line of JSON on stderr for each request.")] = True,
+    access_log: AccessLog = True,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="With the prompts.")] = False,
 ) -> None:
     """Serve images over HTTP: OpenAI's interface, AUTOMATIC1111's with ControlNet, and jobs."""
@@ -106,9 +109,7 @@ def serve_command(
     except ImportError as e:
         raise UserError(cannot_import("cnpp-trt serve", e, *SERVICE_MODULES)) from None
     pages = demo_pages("cnpp-trt serve --demo") if demo else None
-    devices = device or [0]
-    if len(set(devices)) != len(devices):
-        raise UserError("--device names one twice: give each once")
+    options = worker_options(device, backend, precision, threads, plans, vram_budget)
     token = read_token(token_file)
     limits = Limits(
         queue=queue,
@@ -120,16 +121,10 @@ def serve_command(
         pixels=max_pixels,
         deadline=deadline,
     )
-    options = [runtime_options(backend, precision, threads, plans, vram_budget, each) for each in devices]
-    names = model or ([] if bundle else ["miniature"])
-    found = [
-        resolve_bundle(name, folder, size, precision, backend, threads, plans, vram_budget)[0]
-        for name, folder in [*((name, None) for name in names), *((None, folder) for folder in bundle or ())]
-    ]
+    found = served_bundles(model, bundle, ["miniature"], size, precision, backend, threads, plans, vram_budget)
     where = ServerOptions(host, port, token, tuple(cors_origin or ()), drain, access_log)
     with bind(host, port) as listener:  # before the models are opened, which takes longer
-        if token is None and not where.local:
-            echo("note: everybody who reaches this address may draw: ask for a token with --token-file FILE")
+        note_who_may_call(where)
         service = Service.open(found, options, limits)
         service.log_prompts = log_prompts
         serve(service, listener, where, pages(service) if pages else ())
@@ -146,24 +141,3 @@ def demo_pages(command: str) -> Callable[["Service"], list["APIRouter"]]:
     except ImportError as e:
         raise UserError(cannot_import(command, e, *DEMO_MODULES)) from None
     return lambda service: [demo_routes(service)]
-
-
-def read_token(file: Path | None) -> str | None:
-    """The token that clients must send.
-
-    Raises:
-        UserError: the file cannot be read, or the token is empty.
-    """
-    if file is None:
-        token = os.environ.get(TOKEN)
-        if token is not None and not token.strip():
-            raise UserError(f"{TOKEN} is empty: leave it out, or put a token into it")
-        return token if token is None else token.strip()
-    try:
-        with file.open(encoding="utf-8") as f:
-            token = f.readline(4096).strip()
-    except (OSError, UnicodeError) as e:
-        raise UserError(f"cannot read --token-file {printable(file)}: {printable(e)}") from None
-    if not token:
-        raise UserError(f"--token-file {printable(file)} begins with an empty line: put a token there")
-    return token
