@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -152,7 +154,7 @@ def _ended(line: Sequence[str], limit: float) -> tuple[int | None, str]:
             status = None
         finally:
             if process.poll() is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # with what it started: the GPU's tests run in a process more
                 process.wait()
         said.seek(0)
         return status, said.read()[-100_000:]

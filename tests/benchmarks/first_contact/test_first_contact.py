@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cnpp_trt.benchmarks.check_records import FirstContact, StageFinding
-from cnpp_trt.benchmarks.first_contact.command import PASTE_LINES, exit_status, paste, run_stage
+from cnpp_trt.benchmarks.first_contact.command import PASTE_LINES, _ended, exit_status, paste, run_stage
 from cnpp_trt.benchmarks.first_contact.stage import Setup
 from cnpp_trt.benchmarks.first_contact.stages import BY_NAME, STAGES
 from cnpp_trt.benchmarks.result import BenchmarkResult, read_result
@@ -136,6 +137,18 @@ def test_what_needs_a_stage_that_does_not_work_is_skipped(tmp_path):
     before = [finding("machine", "refused")]
     found = run_stage(BY_NAME["cuda"], Setup(tmp_path), before)
     assert (found["verdict"], found["words"]) == ("skipped", "needs machine, which was refused")
+
+
+def test_what_a_stage_started_ends_with_it(tmp_path: Path) -> None:
+    code = "import subprocess, time; print(subprocess.Popen(['sleep', '300']).pid, flush=True); time.sleep(300)"
+    status, said = _ended([sys.executable, "-c", code], 5)
+    assert status is None
+    for _ in range(50):  # what has ended is gone, or waits for whoever adopted it
+        state = Path(f"/proc/{int(said)}/stat")
+        if not state.exists() or state.read_text("utf-8").rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError("it still runs")
 
 
 def test_what_has_no_time_left_is_skipped(tmp_path):
