@@ -324,17 +324,13 @@ def _caption(score: Score) -> str:
     return f"{score} · {score.grade}" if score.grade else str(score)
 
 
-def picture_records(pipeline: "Pipeline", result: "Result", digest: str | None = None) -> list[PictureRecord]:
-    """What each image of a result says of itself: `output.metadata.pack` makes the text of a PNG of it.
-
-    Args:
-        digest: of the pipeline's bundle, for callers who know it already.
-    """
+def picture_records(pipeline: "Pipeline", result: "Result") -> list[PictureRecord]:
+    """What each image of a result says of itself: `output.metadata.pack` makes the text of a PNG of it."""
     m, begin = pipeline.bundle.manifest, result.request.init_image
     # As it was used: a photo may be larger than a record.
     init_image = None if begin is None else fit_init_image(pipeline.bundle, begin)[0]
     recorded = metadata.request_record(result.request, result.control_images, init_image)
-    fields = {"model": m.model, "digest": digest or pipeline.bundle.digest, "precision": m.precision}
+    fields = {"model": m.model, "digest": pipeline.bundle.digest, "precision": m.precision}
     bundle = convert({**fields, "width": m.width, "height": m.height}, BundleRecord)
     versions = _versions()
     return [

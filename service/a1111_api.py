@@ -231,10 +231,7 @@ def _reply(model: ServedModel, fields: TextFields, task: Task, outcome: Outcome)
 def _info(model: ServedModel, fields: TextFields, task: Task, outcome: Outcome) -> dict[str, Any]:
     """As the web UI's `Processed.js`, with the scores and notes beside it."""
     request, n = outcome.result.request, len(outcome.result.images)
-    texts = [
-        metadata.a1111_parameters(record)
-        for record in picture_records(model.pipelines[0], outcome.result, model.digest)
-    ]
+    texts = [metadata.a1111_parameters(record) for record in picture_records(model.pipelines[0], outcome.result)]
     width, height = model.size
     own: dict[str, Any] = {"notes": list(dict.fromkeys((*task.order.notes, *outcome.result.notes)))}
     if outcome.scores:

@@ -41,7 +41,7 @@ class Reply:
 
 def encode_images(model: "ServedModel", outcome: Outcome, reply: Reply) -> list[bytes]:
     """The files of all images. Takes milliseconds for each: not in the event loop."""
-    records = picture_records(model.pipelines[0], outcome.result, model.digest)
+    records = picture_records(model.pipelines[0], outcome.result)
     texts = [metadata.pack(record) for record in records]
     return [encode(image, reply, text) for image, text in zip(outcome.result.images, texts, strict=True)]
 

@@ -143,25 +143,19 @@ def test_an_edit_without_a_condition_begins_with_the_image(
 
 
 def test_a_stream_has_partial_images_and_ends_in_the_image(client: Any, mask: Path, drawn: Any, pixels: Any) -> None:
-    events = list(
-        client.images.edit(
-            image=mask.open("rb"),
-            prompt="a house",
-            stream=True,
-            partial_images=2,
-            extra_body={"condition": "seg", "seed": 8, "num_inference_steps": 6},
+    def stream() -> list[Any]:
+        return list(
+            client.images.edit(
+                image=mask.open("rb"),
+                prompt="a house",
+                stream=True,
+                partial_images=2,
+                extra_body={"condition": "seg", "seed": 8, "num_inference_steps": 6},
+            )
         )
-    )
-    # The first picture of a server teaches it what its latents look like; a later request has all previews.
-    events = list(
-        client.images.edit(
-            image=mask.open("rb"),
-            prompt="a house",
-            stream=True,
-            partial_images=2,
-            extra_body={"condition": "seg", "seed": 8, "num_inference_steps": 6},
-        )
-    )
+
+    stream()  # the first picture of a server teaches it what its latents look like: a later one has all previews
+    events = stream()
     assert [e.type for e in events] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
     assert [e.partial_image_index for e in events[:-1]] == [0, 1]
     expected = drawn("a house", seed=8, num_inference_steps=6)[0]
