@@ -162,6 +162,7 @@ def _is_path(word: str) -> bool:
     return "/" in word or word.endswith((".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".cff")) or word == "Makefile"
 
 
+@pytest.mark.slow
 def test_sdist_and_wheel_hold_what_they_should(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     subprocess.run(

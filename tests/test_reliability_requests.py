@@ -10,6 +10,7 @@ from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
 from reliability_requests import mixed_requests
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_where_it_is(tiny: Any) -> None:
     """The same requests a second time find every cache full: nothing is left to grow."""

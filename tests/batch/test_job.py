@@ -232,6 +232,7 @@ def kill(
     return running
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_gives_the_same_bytes(
     batch: Any, written: Any, mixed: Any, lcm: Pipeline, here: Path, tree: Any
 ) -> None:

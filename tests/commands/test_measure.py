@@ -23,6 +23,7 @@ def test_bench_names_the_option_that_it_cannot_read(tiny: Any, refused: Any, opt
     assert said.endswith(f"up to {most}")
 
 
+@pytest.mark.slow
 def test_bench_measures_every_condition(tiny: Any, command: Any, here: Path) -> None:
     outcome = command(
         "bench", "--bundle", tiny.bundle, "--cond", "all", "--contender", "onnxruntime-cpu", "--steps", 1, "-n", 1,

@@ -82,6 +82,7 @@ def test_a_condition_that_the_bundle_lacks(
     assert not store.root.exists()
 
 
+@pytest.mark.slow
 def test_the_real_bundle(real: Bundle) -> None:
     names = required_graphs(real, ["seg"])
     assert set(names) == set(real.manifest.graphs)

@@ -127,6 +127,7 @@ def test_nothing_to_fuse() -> None:
     assert str(found) == "1 kernels"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("graph", "sizes"), [("unet", Sizes()), ("controlnet_seg", Sizes((1, 2)))])
 def test_a_real_model(real: Bundle, rtx: Flavor, graph: str, sizes: Sizes) -> None:
     """Every attention and every norm of the graph is accounted for, and all attentions are fused."""

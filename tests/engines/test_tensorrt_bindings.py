@@ -164,6 +164,7 @@ def test_the_table_is_what_the_source_uses() -> None:
     assert found == table
 
 
+@pytest.mark.slow
 def test_no_object_of_tensorrt_is_overlooked(described: Callable[[str], Classes]) -> None:
     """No other file touches the module, and in these no other expression has an attribute that its classes have."""
     rooms = ["benchmarks", "bundles", "commands", "developer", "engines", "export", "miniature", "runtime"]

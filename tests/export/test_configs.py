@@ -146,6 +146,7 @@ VALUES: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT, CONTROLNET, "tokenizer/tokenizer_config.json"])
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line(model, file):
     """A sample, the same in every run."""

@@ -56,6 +56,7 @@ def test_commands_that_end_rightly() -> None:
         _judge(["run"], 2, "", "error: no such option\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [b"NaN", b"[[[[[[[[", b"\\u001b", b"../..", b"null", b"1" + b"0" * 400])
 def test_changed_documents_reach_everything(wanted: bytes) -> None:
     """Every sort of value comes at any depth; what is valid is still JSON."""
@@ -80,6 +81,7 @@ def test_a_process_that_breaks_is_a_failure(tmp_path: Path) -> None:
     assert outcome.inputs == 0 and "process ended with 1" in outcome.text()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_inputs(tmp_path: Path) -> None:
     first, again, other = (fuzz("thresholds", seed, 60, tmp_path, tmp_path) for seed in (3, 3, 4))
     assert (first.inputs, first.refused, first.accepted) == (again.inputs, again.refused, again.accepted)

@@ -27,6 +27,7 @@ def program(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_part_is_measured_kept_and_written(tmp_path: Path, tiny: Any) -> None:
     """With a hundredth of the commands. A second call measures nothing; a part that is asked for is measured again."""
     ended = program(tmp_path, "--only", "command", "--share", "0.01")

@@ -85,6 +85,7 @@ def test_a_batch_is_checked_before_anything_runs(tiny: Any, requests: list[Reque
     assert not launched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", EMBEDDED)
 def test_api_and_command_give_the_same_bytes(model: str, command: Any, tmp_path: Path) -> None:
     """Whatever the model's own settings are: neither is told any."""

@@ -407,6 +407,7 @@ def test_what_waits_takes_no_more_memory_than_what_is_drawn(
         assert (image(second.result(), pixels) == expected).all()
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_what_has_ended(serving: Any, mini: Pipeline) -> None:
     import gc
 

@@ -74,6 +74,7 @@ def test_a_folder(tiny, folder):
     assert fewer.digest == data.digest  # so that more prompts go on from fewer
 
 
+@pytest.mark.slow
 def test_photos_are_extracted(canny, photos):
     pipeline = canny[1]
     data = Folder(photos(2), pipeline, ["canny"])

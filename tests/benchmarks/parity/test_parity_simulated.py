@@ -25,10 +25,12 @@ def simulate(simulated_gpu: Any, tiny: Any, tmp_path: Path) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_plans_are_checked_at_every_size(simulate):
     simulate("plans_are_checked_at_every_size")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 def test_graphs_and_steps_are_those_of_the_cpu(simulate, lazy):
     """Lazily, nothing runs before something waits for it: a forgotten wait would show as stale data."""

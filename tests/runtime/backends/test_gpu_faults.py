@@ -94,6 +94,7 @@ def test_no_runtime_cache_to_save(program: Any) -> None:
     program("no_runtime_cache_to_save")
 
 
+@pytest.mark.slow
 def test_noise_of_an_odd_size_is_aligned(program: Any, v_prediction: Any) -> None:
     program("noise_of_an_odd_size", bundle=v_prediction.bundle)
 

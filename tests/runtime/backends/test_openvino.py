@@ -103,6 +103,7 @@ def test_f32_draws_the_images_of_onnx_runtime(request, opened, make, name, sched
     assert expected.images.std() > 1
 
 
+@pytest.mark.slow
 def test_the_same_request_gives_the_same_bytes(model, opened, make):
     request = make(model, 2, num_images_per_prompt=2)
     pipeline = opened(model)

@@ -49,6 +49,7 @@ def differing(pixels: np.ndarray, **thresholds: float) -> int:
     return int((edges != reference(pixels, **thresholds)).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_photographs_are_exact(name: str) -> None:
     with Image.open(Path(skimage.__file__).parent / "data" / name) as photograph:

@@ -84,12 +84,12 @@ def test_generators_share_nothing():
 
 
 def test_four_latents_take_milliseconds():
-    """Measured 0.7 ms on one core; 50 ms still fails for any loop over the values."""
+    """Measured 0.7 ms of one core; 50 ms, whatever else the machine does, still fails for any loop over the values."""
     best = np.inf
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         TorchGenerator(1).randn(4, 4, 64, 64)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     assert best < 0.05
 
 

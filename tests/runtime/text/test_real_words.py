@@ -115,6 +115,7 @@ def prompts(words: list[str], others: list[str], spaces: list[str]) -> list[str]
     return ["".join(word() + rng.choice(spaces) for _ in range(rng.randint(1, 30))) for _ in range(COUNT)]
 
 
+@pytest.mark.slow
 def test_ids_are_those_of_transformers(clip, words):
     tokenizer, folder = clip
     texts = prompts(words, OTHERS, SPACES)
@@ -124,6 +125,7 @@ def test_ids_are_those_of_transformers(clip, words):
         assert ours.encode(text)[0].tolist() == ids, repr(text)
 
 
+@pytest.mark.slow
 def test_ids_are_those_of_open_clip(clip, open_clip, words):
     """On texts that its cleaning (ftfy, HTML) leaves alone; it pads with zeros."""
     plain = ["café", "家", "夜景", "москва", "🏠", "ünïcödé"]
