@@ -8,13 +8,16 @@ from numpy.typing import NDArray
 
 from .backends.cuda import Cuda
 from .backends.interface import Buffer, aligned
+from .dlpack import CUDA, capsule
+from .preparing import Ran
 from .settings.request import ResolvedRequest
 
 
 class DeviceArray:
-    """A tensor in a GPU's memory, for libraries that read the CUDA array interface: PyTorch, CuPy, Numba, JAX.
+    """A tensor in a GPU's memory, for libraries that read DLPack or the CUDA array interface.
 
-    `torch.as_tensor(array, device="cuda")` shares its memory, which is freed with the last object that refers to it.
+    `torch.from_dlpack(array)`, `cupy.from_dlpack(array)` and `jax.dlpack.from_dlpack(array)` share its memory, which is
+    freed with the last object that refers to it. Their streams wait for the images, the host does not.
 
     Attributes:
         shape: its dimensions.
@@ -48,6 +51,38 @@ class DeviceArray:
             "version": 3,
         }
 
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """The memory as a DLPack capsule (Python array API standard, `array.__dlpack__`).
+
+        Args:
+            stream: the consumer's, which will wait: 1 or None for the legacy default stream, 2 for the one of the
+                thread, -1 where nothing is to wait.
+            max_version: of DLPack; the capsule is one that every version reads.
+            dl_device: where the consumer wants it.
+            copy: whether the consumer wants a copy.
+
+        Raises:
+            BufferError: a copy or another device is asked for.
+        """
+        if copy:
+            raise BufferError("DeviceArray shares its memory: make the copy of what was made of it")
+        if dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"DeviceArray is on GPU {self.device}: take DeviceArray.numpy() for one on the host")
+        if stream != -1:
+            self._backend.let_wait(1 if stream is None else stream)
+        return capsule(self._buffer.address, self.shape, self.dtype, self.__dlpack_device__(), self._buffer)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """The type of the device (2 is CUDA) and its index."""
+        return CUDA, self.device
+
     def numpy(self) -> NDArray[Any]:
         """A copy on the host."""
         return self._backend.download(self._buffer)
@@ -73,3 +108,11 @@ class DeviceResult:
     request: ResolvedRequest
     timings: dict[str, float]
     notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, backend: Cuda, ran: Ran) -> "DeviceResult":
+        """Copies what a program has made for one request."""
+        w, ready = ran.ready.program.workspace, ran.ready
+        images, latents = DeviceArray.copy_of(backend, w.image), DeviceArray.copy_of(backend, w.latents)
+        notes = (*ready.notes[0], *ran.remarks)
+        return cls(images, latents, ready.plans[0].request, ran.timings(), notes)

@@ -53,12 +53,7 @@ class EncodingCache:
             return
         for name, array in values.items():
             self._backend.upload(step.inputs[name], array)
-        step.launch()
-        if weights is not None:
-            self._backend.upload(output, emphasize(self._backend.download(output), weights))
-        for target in targets:
-            self._backend.copy(output, _as(target, output))
-        clock.mark(step.stage)
+        self.compute(step, clock, targets, weights)
         try:
             kept = self._backend.arena(aligned(output.nbytes))(output.shape, output.dtype.name)
         except DeviceMemoryError:
@@ -68,6 +63,22 @@ class EncodingCache:
         while len(self._results) >= MAX_ENCODINGS:
             self._results.popitem(last=False)
         self._results[known] = kept
+
+    def compute(
+        self,
+        step: Step,
+        clock: Stopwatch,
+        targets: Sequence[Buffer] = (),
+        weights: NDArray[np.float32] | None = None,
+    ) -> None:
+        """As `encode`, of what the inputs of `step` hold, and not cached."""
+        [output] = step.outputs.values()
+        step.launch()
+        if weights is not None:
+            self._backend.upload(output, emphasize(self._backend.download(output), weights))
+        for target in targets:
+            self._backend.copy(output, _as(target, output))
+        clock.mark(step.stage)
 
 
 def _as(target: Buffer, output: Buffer) -> Buffer:

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundles.bundle import Bundle
+from .backends.cuda import Cuda
 from .backends.interface import Backend, Buffer, Step, Stopwatch
 from .encoding_cache import EncodingCache
+from .images.device_image import DeviceImage
 from .sampling.schedulers import SamplerTable
 from .shape import LoopShape, Schedule, StepKind
 from .text.prompts import Prompts
@@ -36,7 +38,7 @@ class RequestTensors:
 
     Attributes:
         prompts: what the text encoder reads.
-        control_images: for each control, the uint8 [H,W,3] of each image.
+        control_images: for each control, the uint8 [H,W,3] of each image, on the host or on the GPU.
         table: the sampler's, which all share.
         guidance_scales: of each image.
         residual_scales: for each control, float32 [R,n,B].
@@ -46,13 +48,19 @@ class RequestTensors:
     """
 
     prompts: Prompts
-    control_images: Sequence[Sequence[NDArray[np.uint8]]]
+    control_images: Sequence[Sequence[NDArray[np.uint8] | DeviceImage]]
     table: SamplerTable
     guidance_scales: Sequence[float]
     residual_scales: Sequence[NDArray[np.float32]]
     latents: NDArray[np.float32]
     step_noise: Sequence[NDArray[np.float32] | None]
     timestep_cond: NDArray[np.float32] | None = None
+
+    def control_image(self, control: int) -> NDArray[np.uint8]:
+        """That of the first image, uint8 [1,H,W,3], which is on the host."""
+        image = self.control_images[control][0]
+        assert isinstance(image, np.ndarray)
+        return image[None]
 
     def guidance(self, guided: bool) -> NDArray[np.float32]:
         """The weights of both sides of the guidance, float32 [n,B]."""
@@ -140,6 +148,11 @@ class Program:
         for step, images, hints in zip(self.hints, tensors.control_images, w.hints, strict=True):
             for image in {id(image): image for image in images}.values():
                 targets = [hints.part(row) for row in range(b) if images[row] is image]
+                if isinstance(image, DeviceImage):
+                    assert isinstance(self._backend, Cuda)
+                    self._backend.read_image(image, step.inputs["control_image"])
+                    encodings.compute(step, clock, targets)
+                    continue
                 encodings.encode(step, {"control_image": image[None]}, clock, targets)
 
     def state(self, k: int) -> Buffer:

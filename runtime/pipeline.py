@@ -14,6 +14,7 @@ import numpy as np
 from ..bundles.bundle import Bundle
 from ..bundles.defaults import SamplingDefaults
 from ..errors import BackendError, Cancelled, UserError
+from .backends.cuda import Cuda
 from .backends.interface import Backend
 from .backends.registry import open_backend
 from .control.consistency import Score, graded_score
@@ -24,9 +25,10 @@ from .init_image import ENCODER, encoder_bytes
 from .loop import graphs_of, run
 from .planning import Plan, launch_lists, open_tokenizer, plan_request
 from .preparing import Preparation, Prepared, Ran, fit_control
-from .result import Result
+from .result import Result, results_of
 from .settings.options import OptionFields, RuntimeOptions
-from .settings.request import MAX_IMAGES, Control, Request, ResolvedRequest, whole_number
+from .settings.request import MAX_IMAGES, Control, ControlImage, Request, ResolvedRequest, whole_number
+from .submission import Submission, Submissions
 from .watching import OnProgress, OnStepEnd, Watcher
 from .workspace import buffer_bytes
 
@@ -53,6 +55,7 @@ class Pipeline:
         self._tokenizer = open_tokenizer(bundle)
         self._preparation = Preparation(bundle, backend)
         self._lock = threading.RLock()  # a callback may extract while its own thread generates
+        self._submissions = Submissions()
         self._running = False
         self._closed = False
 
@@ -181,22 +184,27 @@ class Pipeline:
             UserError: the pipeline runs on the CPU; also as `__call__`.
             Cancelled, BackendError, DeviceMemoryError: as in `__call__`.
         """
-        from .backends.cuda import Cuda
-        from .device_result import DeviceArray, DeviceResult
+        from .device_result import DeviceResult
 
         backend = self.backend
         if not isinstance(backend, Cuda):
             raise UserError(f"{backend.name} runs on the CPU: call the pipeline for images on the host")
         plan = self._plan(self.resolve(request))
+        return self._locked(lambda: DeviceResult.of(backend, self._run([plan], None, None, cancel)))
 
-        def work() -> DeviceResult:
-            ran = self._run([plan], None, None, cancel)
-            w, found = ran.ready.program.workspace, partial(DeviceArray.copy_of, backend)
-            images, latents = found(w.image), found(w.latents)
-            notes = (*ran.ready.notes[0], *ran.remarks)
-            return DeviceResult(images, latents, plan.request, ran.timings(), notes)
+    def submit(self, request: Request) -> Submission[Result]:
+        """Generates the images of a request in a thread of the pipeline's own, after those submitted before.
 
-        return self._locked(work)
+        Returns:
+            A `concurrent.futures.Future`. Its `cancel` ends a request that runs after the current step.
+        """
+        self._require_open()
+        return self._submissions.submit(lambda stop: self(request, cancel=stop))
+
+    def submit_on_device(self, request: Request) -> "Submission[DeviceResult]":
+        """As `submit`, what `on_device` gives."""
+        self._require_open()
+        return self._submissions.submit(lambda stop: self.on_device(request, cancel=stop))
 
     def resolve(self, request: Request) -> ResolvedRequest:
         """The request with every setting decided, as `__call__` runs it: the model's own where it says nothing.
@@ -246,7 +254,7 @@ class Pipeline:
                 [graph], lambda: extract(self.bundle, self.backend, condition, pixels)
             )
 
-    def score(self, condition: str, control_image: ImageLike, image: ImageLike) -> Score:
+    def score(self, condition: str, control_image: ControlImage, image: ImageLike) -> Score:
         """How well an image follows its control image: the condition is extracted from it and compared.
 
         Args:
@@ -265,7 +273,8 @@ class Pipeline:
         return graded_score(self.bundle, condition, given, extracted)
 
     def close(self) -> None:
-        """Frees programs, recordings, engines and buffers. A closed pipeline runs nothing."""
+        """Frees programs, recordings, engines and buffers. A closed pipeline runs nothing; what was submitted fails."""
+        self._submissions.close()
         with self._lock:
             self._closed = True
             self._preparation.programs.clear()
@@ -309,18 +318,7 @@ class Pipeline:
         on_progress: OnProgress | None,
         cancel: threading.Event | None,
     ) -> list[Result]:
-        ran = self._run(plans, on_step_end, on_progress, cancel)
-        w = ran.ready.program.workspace
-        images, latents = self.backend.download(w.image), self.backend.download(w.latents)
-        timings = ran.timings()
-        results, first = [], 0
-        for plan, controls, notes in zip(plans, ran.ready.control_images, ran.ready.notes, strict=True):
-            own = slice(first, first + plan.shape.images)
-            first = own.stop
-            # Copies, so that a result keeps its own images alive and not those of the whole batch.
-            parts = (images, latents) if len(plans) == 1 else (images[own].copy(), latents[own].copy())
-            results.append(Result(*parts, plan.request, dict(timings), controls, (*notes, *ran.remarks), self))
-        return results
+        return results_of(self, self._run(plans, on_step_end, on_progress, cancel))
 
     def _run(
         self,
@@ -370,6 +368,8 @@ class Pipeline:
             self._preparation.programs.record(ready.recordings)
 
     def _plan(self, request: ResolvedRequest) -> Plan:
+        for control in request.controls:
+            self._preparation.require_readable(control)
         return plan_request(self.bundle, self._tokenizer, request)
 
     def _smallest_request(self) -> Request:

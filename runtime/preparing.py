@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from ..bundles.bundle import Bundle
 from ..conditions import CONDITIONS
-from .backends.interface import Backend, Stopwatch
+from ..errors import UserError
+from .backends.cuda import Cuda
+from .backends.interface import Backend, Buffer, Stopwatch
 from .control.scales import residual_scales
 from .encoding_cache import EncodingCache
+from .images.device_image import DeviceImage
 from .images.fitting import to_size
 from .images.image_files import Pixels
 from .init_image import draws_noise, encode_init_image, fit_init_image
@@ -42,13 +45,17 @@ class Prepared:
     tensors: RequestTensors
     clock: Stopwatch
     plans: tuple[Plan, ...]
-    control_images: tuple[tuple[Pixels, ...], ...]
+    control_images: tuple[tuple[Pixels | DeviceImage, ...], ...]
     notes: tuple[tuple[str, ...], ...]
 
     @property
     def program(self) -> Program:
         """What runs."""
         return self.recordings.program
+
+    def host_control_images(self, backend: Backend) -> list[tuple[Pixels, ...]]:
+        """The control images of each request; those on the GPU are copied from there."""
+        return [tuple(_on_host(backend, image) for image in images) for images in self.control_images]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +99,7 @@ class Preparation:
         recordings = self.programs.program(shape, schedule)
         program = recordings.program
         clock.mark("load")
-        fitted = [[fit_control(self.bundle, control) for control in request.controls] for request in requests]
+        fitted = [[self._control_image(control) for control in request.controls] for request in requests]
         starts = [self._start(plan, shape) for plan in plans]
         images = [(i, r) for i, r in enumerate(requests) for _ in range(r.num_images_per_prompt)]
         width, sides = self.bundle.guidance_width, 2 if shape.guided else 1
@@ -161,6 +168,26 @@ class Preparation:
             latents = np.float32(a) * init_latents + np.float32(b) * noise
         return latents, [draw() if needed else None for needed in plan.schedule.noisy], notes
 
+    def require_readable(self, control: Control) -> None:
+        """Checks that a control image in a GPU's memory can be read there.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if not isinstance(control.image, DeviceImage):
+            return
+        m, what = self.bundle.manifest, f"the {control.condition} image"
+        if not isinstance(self.backend, Cuda):
+            raise UserError(
+                f"{what} is in a GPU's memory, and {self.backend.name} runs on the CPU: give it as a NumPy array"
+            )
+        if control.image.shape != (m.height, m.width, 3):
+            found = f"{control.image.width}x{control.image.height}"
+            raise UserError(f"{what} on the GPU has {found} pixels, the bundle {m.width}x{m.height}: resize it there")
+
+    def _control_image(self, control: Control) -> tuple[Pixels | DeviceImage, list[str]]:
+        return (control.image, []) if isinstance(control.image, DeviceImage) else fit_control(self.bundle, control)
+
     def _scales(self, request: ResolvedRequest, control: int, guided: bool) -> NDArray[np.float32]:
         return residual_scales(
             request.controls[control].controlnet_conditioning_scale,
@@ -168,6 +195,12 @@ class Preparation:
             guided=guided,
             guess_mode=request.guess_mode,
         )
+
+
+def _on_host(backend: Backend, image: Pixels | DeviceImage) -> Pixels:
+    if not isinstance(image, DeviceImage):
+        return image
+    return backend.download(Buffer(image.address, image.shape, np.dtype(np.uint8), image.owner))
 
 
 def fit_control(bundle: Bundle, control: Control) -> tuple[Pixels, list[str]]:

@@ -15,6 +15,7 @@ from .settings.request import ResolvedRequest
 if TYPE_CHECKING:
     from .generate import GenerateResult
     from .pipeline import Pipeline
+    from .preparing import Ran
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,3 +76,18 @@ class Result:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pipeline": None}  # a result travels between processes, its pipeline does not
+
+
+def results_of(pipeline: "Pipeline", ran: "Ran") -> list[Result]:
+    """What a program has made for each of its requests."""
+    ready, backend = ran.ready, pipeline.backend
+    images, latents = backend.download(ready.program.workspace.image), backend.download(ready.program.workspace.latents)
+    timings = ran.timings()
+    results, first = [], 0
+    for plan, controls, notes in zip(ready.plans, ready.host_control_images(backend), ready.notes, strict=True):
+        own = slice(first, first + plan.shape.images)
+        first = own.stop
+        # Copies, so that a result keeps its own images alive and not those of the whole batch.
+        parts = (images, latents) if len(ready.plans) == 1 else (images[own].copy(), latents[own].copy())
+        results.append(Result(*parts, plan.request, dict(timings), controls, (*notes, *ran.remarks), pipeline))
+    return results

@@ -110,7 +110,7 @@ class HostLoop:
         return HostLoopOutput(images, state[0])
 
     def _hint(self) -> Array:
-        feeds = {"control_image": self._tensors.control_images[0][0][None]}
+        feeds = {"control_image": self._tensors.control_image(0)}
         hints: list[Array] = []
         for _ in range(1 if self._hoist_hint else self._batch):
             hints.append(self._run(f"hint_{self._condition}", feeds)["hint"])

@@ -228,7 +228,7 @@ class _Bench:
         pipeline = self.pipeline(name, precision)
         ready = pipeline.prepare(self.request)
         backend, program, values, w = pipeline.backend, ready.program, ready.tensors, ready.program.workspace
-        [hint], [images], [hint_rows] = program.hints, values.control_images, w.hints
+        [hint], [hint_rows] = program.hints, w.hints
         assert w.control_image is not None and w.hint is not None
         for step in program.launches():
             step.launch()  # what was never run cannot be recorded
@@ -241,7 +241,7 @@ class _Bench:
 
         def generate() -> HostLoopOutput:
             program.fill(values)
-            backend.upload(control_image, images[0][None])
+            backend.upload(control_image, values.control_image(0))
             hint.launch()
             for row in range(hint_rows.shape[0]):
                 backend.copy(encoded, hint_rows.part(row, shape=encoded.shape))

@@ -106,7 +106,7 @@ def compare_graphs(
     ours, theirs = reference.prepare(request), deployed.prepare(request)
     trajectory = Trajectory()
     _restore_inputs(ours, reference.backend)
-    control_images = iter(ours.tensors.control_images)
+    control_images = map(ours.tensors.control_image, range(len(request.controls)))
     conditions = "+".join(c.condition for c in request.controls)
     fallback = "vae_decoder_fp32" if "vae_decoder_fp32" in deployed.bundle.manifest.graphs else None
     for (k, step), (_, other) in zip(_launches(ours.program), _launches(theirs.program), strict=True):
@@ -115,7 +115,7 @@ def compare_graphs(
             other.launch()
             continue
         if step.stage == "hint":  # one buffer serves all controls
-            reference.backend.upload(step.inputs["control_image"], next(control_images)[0][None])
+            reference.backend.upload(step.inputs["control_image"], next(control_images))
         inputs = _contents(step.inputs, reference.backend)
         step.launch()
         outputs = _contents(step.outputs, reference.backend)

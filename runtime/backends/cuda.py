@@ -19,6 +19,7 @@ from ...errors import BackendError, DeviceMemoryError
 from ...gpu import Gpu, find_gpu
 from ...install import cannot_import
 from ...messages import one_line
+from ..images.device_image import DeviceImage
 from ..settings.options import CudaGraphs
 from .cuda_memory import DeviceMemory, PinnedMemory, forget_recording, primary_context
 from .host_memory import view
@@ -234,6 +235,28 @@ class Cuda:
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         self.call(self.driver.cuMemcpyDtoDAsync, target.address, source.address, source.nbytes, self.stream)
+
+    def read_image(self, image: DeviceImage, target: Buffer) -> None:
+        """Copies an image of another library's, in the order of the launches, after what its stream was given."""
+        if image.stream is not None:
+            self.wait_for(image.stream)
+        self.copy(Buffer(image.address, target.shape, target.dtype, image.owner), target)
+
+    def wait_for(self, stream: int) -> None:
+        """What is launched from now on waits for what another stream has been given so far; the host does not."""
+        self._order(stream, self.stream)
+
+    def let_wait(self, stream: int) -> None:
+        """What another stream is given from now on waits for what was launched so far; the host does not."""
+        self._order(self.stream, stream)
+
+    def _order(self, first: int, then: int) -> None:
+        event = self.call(self.driver.cuEventCreate, self.driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        try:
+            self.call(self.driver.cuEventRecord, event, first)
+            self.call(self.driver.cuStreamWaitEvent, then, event, 0)
+        finally:
+            self.call(self.driver.cuEventDestroy, event)  # its resources go when it is no longer waited for
 
     def synchronize(self) -> None:
         self.call(self._stream.sync)

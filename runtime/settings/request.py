@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -11,9 +11,12 @@ from ...bundles.defaults import SamplingDefaults
 from ...conditions import CONDITIONS
 from ...errors import UserError
 from ...messages import printable, unknown_choice
+from ..images.device_image import CudaArray, DeviceImage, device_image
 from ..images.image_files import WHITE, ImageLike, Pixels, to_pixels
 from ..sampling.schedulers import SCHEDULERS
 
+ControlImage: TypeAlias = ImageLike | CudaArray | DeviceImage
+"""An image on the host, or an array that is on the GPU."""
 MAX_IMAGES = 16
 MAX_STEPS = 1000
 MAX_CONTROLS = 16
@@ -31,7 +34,8 @@ class Control:
         condition: `seg`, `canny`, `hed`, `lineart` or `depth`.
         image: the control image: uint8 [H,W,3] in RGB, an image of Pillow's (transparent pixels become black) or the
             path of a file. It is resized to the bundle's size where it has another. The control keeps a copy that
-            cannot be written to: an array that is filled anew afterwards, as a camera's, changes nothing.
+            cannot be written to: an array that is filled anew afterwards, as a camera's, changes nothing. On a GPU also
+            an array that is there already (PyTorch, CuPy, Numba, JAX), of the bundle's size: it is read there.
         controlnet_conditioning_scale: factor on the ControlNet's residuals.
         control_guidance_start, control_guidance_end: share of the steps at which the ControlNet starts and stops
             applying, 0 ≤ start < end ≤ 1.
@@ -41,7 +45,7 @@ class Control:
     """
 
     condition: str
-    image: ImageLike
+    image: ControlImage
     controlnet_conditioning_scale: float = 1.0
     control_guidance_start: float = 0.0
     control_guidance_end: float = 1.0
@@ -49,7 +53,7 @@ class Control:
     def __post_init__(self) -> None:
         if not isinstance(self.condition, str) or self.condition not in CONDITIONS:
             raise unknown_choice("condition", self.condition, CONDITIONS)
-        object.__setattr__(self, "image", to_pixels(self.image, f"the {self.condition} image"))
+        object.__setattr__(self, "image", _control_image(self.image, f"the {self.condition} image"))
         for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not 0 <= self.control_guidance_start < self.control_guidance_end <= 1:
@@ -60,7 +64,13 @@ class Control:
 
     @property
     def pixels(self) -> Pixels:
-        """The image, uint8 [H,W,3] in RGB; read-only."""
+        """The image, uint8 [H,W,3] in RGB; read-only.
+
+        Raises:
+            UserError: it is in a GPU's memory.
+        """
+        if isinstance(self.image, DeviceImage):
+            raise UserError(f"the {self.condition} image is in a GPU's memory: give it as a NumPy array")
         assert isinstance(self.image, np.ndarray)
         return self.image
 
@@ -189,6 +199,12 @@ class ResolvedRequest(Request):
     def guided(self) -> bool:
         """Whether classifier-free guidance runs, as diffusers decides it for UNets that were not distilled with it."""
         return self.guidance_scale > 1
+
+
+def _control_image(image: ControlImage, what: str) -> Pixels | DeviceImage:
+    if isinstance(image, DeviceImage):
+        return image
+    return device_image(image, what) or to_pixels(cast(ImageLike, image), what)
 
 
 def _repr(record: Any) -> str:

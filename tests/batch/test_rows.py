@@ -225,7 +225,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no JSON": ("{broken", "it is no JSON object"),
     "another JSON": ("[1, 2]", "it is no JSON object"),
     "not UTF-8": (b'{"prompt": "\xff"}', "it is no JSON object"),
-    "nested": ('{"controls": ' + "[" * 3000 + "]" * 3000 + "}", "it is no JSON object: it is nested too deeply"),
+    "nested": ('{"controls": ' + "[" * 100_000 + "]" * 100_000 + "}", "it is no JSON object: it is nested too deeply"),
     "unknown field": ({**ROW, "prompts": "x"}, "no field 'prompts': did you mean 'prompt'?"),
     "a name": ({**ROW, "id": [1]}, "id must be a text or a whole number"),
     "a prompt that is none": ({**ROW, "prompt": 7}, "prompt must be a string, not int"),

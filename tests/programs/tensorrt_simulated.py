@@ -298,36 +298,6 @@ def every_rung_draws_the_same_bytes() -> None:
         assert same(pipeline(wanted[1]), cpu(wanted[1]))
 
 
-def images_stay_on_the_device() -> None:
-    """Read by their address, as a library does that takes the CUDA array interface."""
-    import gc
-
-    from simulator import memory
-
-    pipeline = opened(warm=request())
-    gc.collect()
-    before = gpu.live_bytes()
-    wanted = request(num_images_per_prompt=1, seed=5)
-    gpu.clear()
-    found = pipeline.on_device(wanted)
-    nbytes = cpu(wanted).images.nbytes
-    assert not any(call.startswith(f"cuMemcpyDtoHAsync_v2 {nbytes}") for call in gpu.trace()), gpu.trace()
-    pipeline(request(seed=6))  # which overwrites the program's buffers
-    expected = cpu(wanted)
-    for array, values in ((found.images, expected.images), (found.latents, expected.latents)):
-        told = array.__cuda_array_interface__
-        assert (told["shape"], told["typestr"], told["version"]) == (values.shape, values.dtype.str, 3)
-        assert told["stream"] == pipeline.backend.stream and told["data"][1] is False
-        pipeline.backend.synchronize()
-        read = np.frombuffer(memory(told["data"][0], values.nbytes), values.dtype).reshape(values.shape)
-        assert np.array_equal(read, values) and np.array_equal(array.numpy(), values)
-    assert gpu.live_bytes() >= before + nbytes
-    assert found.timings["total"] > 0 and found.request.seeds == (5,) and repr(found.images).endswith("on GPU 0>")
-    del found, array, told, read
-    gc.collect()
-    assert gpu.live_bytes() == before
-
-
 def a_single_request_records_nothing() -> None:
     pipeline = opened()
     pipeline(request())

@@ -1,8 +1,10 @@
 """The Python API: what it generates is what the command generates, in batches too, and it can be stopped and closed."""
 
+import asyncio
 import json
 import pickle
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,40 @@ def test_a_callback_cancels(tiny: Any, requests: list[Request]) -> None:
 
     with pytest.raises(Cancelled):
         tiny.pipeline(requests[0], on_progress=stop)
+
+
+def test_requests_are_submitted(tiny: Any, requests: list[Request]) -> None:
+    submitted = [tiny.pipeline.submit(request) for request in requests[:2]]
+    for submission, request in zip(submitted, requests, strict=False):
+        np.testing.assert_array_equal(submission.result(60).images, tiny.pipeline(request).images)
+        assert not submission.cancel()
+
+    async def awaited() -> Any:
+        return await asyncio.wrap_future(tiny.pipeline.submit(requests[0]))
+
+    np.testing.assert_array_equal(asyncio.run(awaited()).images, submitted[0].result().images)
+
+
+def test_what_was_submitted_is_cancelled(tiny: Any, requests: list[Request]) -> None:
+    """The one that runs after its step, the one that waits at once; the next is drawn."""
+    endless = replace(requests[0], num_inference_steps=500)
+    first, second, third = (tiny.pipeline.submit(r) for r in (endless, endless, requests[1]))
+    while not first.running():
+        time.sleep(0.001)
+    assert second.cancel() and second.cancelled()
+    assert first.cancel()
+    with pytest.raises(Cancelled):
+        first.result(60)
+    np.testing.assert_array_equal(third.result(60).images, tiny.pipeline(requests[1]).images)
+
+
+def test_what_cannot_be_drawn_fails_when_its_result_is_taken(tiny: Any) -> None:
+    with pytest.raises(UserError, match="canny"):
+        tiny.pipeline.submit(Request("a", controls=Control("canny", np.zeros((64, 64, 3), np.uint8)))).result(60)
+    closed = Pipeline.open(tiny.bundle, threads=1)
+    closed.close()
+    with pytest.raises(UserError, match="the pipeline is closed"):
+        closed.submit(Request("a"))
 
 
 def test_a_pipeline_is_closed_at_the_end(tiny: Any, requests: list[Request], control_image: Any) -> None:

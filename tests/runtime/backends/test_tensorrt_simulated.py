@@ -137,7 +137,3 @@ def test_a_single_request_records_nothing(simulate):
 
 def test_a_recording_that_does_not_fit_is_not_made(simulate):
     simulate("a_recording_that_does_not_fit_evicts_or_is_not_made")
-
-
-def test_images_stay_on_the_device(simulate):
-    simulate("images_stay_on_the_device")
