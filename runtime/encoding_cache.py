@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceMemoryError
 from .backends.interface import Backend, Buffer, Step, Stopwatch, aligned
+from .profiling import profiled
 from .text.emphasis import emphasize
 
 # At full size a hint is 2.6 MB and a prompt 0.2 MB in fp16.
@@ -73,7 +74,8 @@ class EncodingCache:
     ) -> None:
         """As `encode`, of what the inputs of `step` hold, and not cached."""
         [output] = step.outputs.values()
-        step.launch()
+        with profiled(step.stage):
+            step.launch()
         if weights is not None:
             self._backend.upload(output, emphasize(self._backend.download(output), weights))
         for target in targets:

@@ -17,6 +17,7 @@ from .backends.cuda import Cuda
 from .backends.interface import Backend, Buffer, Step, Stopwatch
 from .encoding_cache import EncodingCache
 from .images.device_image import DeviceImage
+from .profiling import profiled
 from .sampling.schedulers import SamplerTable
 from .shape import LoopShape, Schedule, StepKind
 from .text.prompts import Prompts
@@ -243,7 +244,8 @@ class Program:
 def run(steps: Iterable[Step], clock: Stopwatch) -> None:
     """Launches the steps in their order and marks each one's stage."""
     for step in steps:
-        step.launch()
+        with profiled(step.stage):
+            step.launch()
         clock.mark(step.stage)
 
 

@@ -25,6 +25,7 @@ from .init_image import ENCODER, encoder_bytes
 from .loop import graphs_of, run
 from .planning import Plan, launch_lists, open_tokenizer, plan_request
 from .preparing import Preparation, Prepared, Ran, fit_control
+from .profiling import profiled
 from .result import Result, results_of
 from .settings.options import OptionFields, RuntimeOptions
 from .settings.request import MAX_IMAGES, Control, ControlImage, Request, ResolvedRequest, whole_number
@@ -331,7 +332,8 @@ class Pipeline:
         start = time.perf_counter()
         if cancel is not None and cancel.is_set():
             raise Cancelled
-        ready = self._preparation.prepare(plans)
+        with profiled("prepare"):
+            ready = self._preparation.prepare(plans)
         program, recordings, clock = ready.program, ready.recordings, ready.clock
         programs = self._preparation.programs
         if recordings.rung != "off":
@@ -340,12 +342,14 @@ class Pipeline:
         watcher = Watcher(program, self.backend, clock, ready.tensors.table.timesteps, on_step_end, on_progress, cancel)
         loop = recordings.loop()
         if loop is not None and on_step_end is None:
-            loop()
+            with profiled("loop"):
+                loop()
             clock.mark("loop")
             watcher.require_not_cancelled()
         else:
             for k in range(program.schedule.steps):
-                run(recordings.step(k), clock)
+                with profiled(f"step {k + 1}"):
+                    run(recordings.step(k), clock)
                 watcher.launched(k)
             run(recordings.decode(), clock)
             watcher.finish()
