@@ -104,6 +104,8 @@ def onnxruntime_cuda(setup: Setup) -> Finding:
     said = _Warnings()
     logging.getLogger("cnpp_trt").addHandler(said)
     found = _against_cpu(setup, "onnxruntime-cuda")
+    partly = [line.partition(":")[0] for line in said.lines if "some of its nodes on the CPU" in line]
+    found.numbers["graphs with nodes on the CPU"] = ", ".join(partly) or "none"
     for line in said.lines[:2]:
         found.degrade(line)
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import BackendError, CnppError
 from ...install import found as can_import
 from ...messages import printable
-from . import device_stages, image_stages, plan_stages
+from . import device_stages, full_size_stage, image_stages, plan_stages
 from .stage import Finding, Setup
 
 _TESTS = Path(__file__).parents[2] / "tests" / "gpu"
@@ -70,6 +70,10 @@ STAGES = (
     ),
     Stage("leaks", "memory and threads over many requests", 300, image_stages.leaks, ("images",)),
     Stage("speed", "a request by what is recorded", 300, image_stages.speed, ("images",)),
+    Stage(
+        "full size", "a request of SD 1.5 with random weights, by what is recorded", 1800, full_size_stage.full_size,
+        ("images",), full=True,
+    ),
     Stage("tests", "the project's own tests on a GPU", 1800, gpu_tests, ("machine",), full=True),
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}

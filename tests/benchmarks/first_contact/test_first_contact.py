@@ -61,7 +61,10 @@ def verdicts(file: Path) -> dict[str, str]:
 def test_everything_works_on_a_sound_gpu(whole):
     file, printed = whole
     refused = {"onnxruntime-cuda": "refused"}  # the CPU's package has no such provider
-    assert verdicts(file) == {stage.name: refused.get(stage.name, "ok") for stage in STAGES} | {"tests": "skipped"}
+    assert verdicts(file) == {stage.name: refused.get(stage.name, "ok") for stage in STAGES} | {
+        "tests": "skipped",
+        "full size": "skipped",
+    }
     assert printed.splitlines()[0].startswith("cnpp-trt first contact: a GPU draws the right image (quick, ")
     numbers = {stage["name"]: stage["numbers"] for stage in read_result(file).data["stages"]}
     assert numbers["machine"]["compute capability"] == "sm120"
@@ -127,6 +130,21 @@ def test_a_fault_in_a_stage_is_found(stage, fault, verdict, words, whole, enviro
     found = run_stage(BY_NAME[stage], Setup(work, half), sound, limit=5 if fault == "hang" else None)
     assert (found["verdict"], words in found["words"]) == (verdict, True), found
     assert str(tmp_path) not in json.dumps(found) and str(half) not in json.dumps(found)
+
+
+def test_a_model_of_full_size_is_made_and_timed(whole, environment, half, tmp_path, monkeypatch):
+    """Its sizes are tiny here (tests/programs/contact_faults), its way is the whole one."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sound = [finding(name) for name in BY_NAME]
+    found = run_stage(BY_NAME["full size"], Setup(tmp_path, half, full=True), sound, limit=300)
+    assert (found["verdict"], found["words"]) == ("ok", ""), found
+    assert {"tensorrt-rtx: build s", "step: ms", "loop: ms", "launch: ms", "off: ms"} <= found["numbers"].keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plans", "sd15-random"]
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.engine")}
+    again = run_stage(BY_NAME["full size"], Setup(tmp_path, half, full=True), sound, limit=300)
+    assert again["verdict"] == "ok" and made
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.engine")}  # nothing is made again
 
 
 def finding(name: str, verdict: str = "ok") -> StageFinding:
