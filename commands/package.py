@@ -53,9 +53,9 @@ def package_command(
     as_json: Json = False,
 ) -> None:
     """Write a bundle as a model repository of Triton Inference Server."""
+    from ..deploy.triton_config import ModelSettings
+    from ..deploy.triton_repository import GRAPHS, package
     from ..runtime.settings.options import BACKENDS
-    from ..triton.config import ModelSettings
-    from ..triton.repository import GRAPHS, package
 
     require_choice("backend", backend, BACKENDS)
     if graphs is not None:

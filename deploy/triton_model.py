@@ -18,7 +18,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.result import Result
 from ..runtime.settings.options import RuntimeOptions
 from ..runtime.settings.request import Request
-from .tensors import INPUTS, Row, read_rows
+from .triton_tensors import INPUTS, Row, read_rows
 
 BUNDLE = "bundle"
 """The folder of the bundle in that of a version."""

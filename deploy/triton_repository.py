@@ -22,13 +22,13 @@ from ..errors import UserError
 from ..files import exclusive, new_partial_folder, partial_folders, remove_folder
 from ..messages import printable
 from ..places import MANIFEST
-from .config import ModelSettings, graph_config, model_config
-from .model import BUNDLE
-from .tensors import CONDITION
+from .triton_config import ModelSettings, graph_config, model_config
+from .triton_model import BUNDLE
+from .triton_tensors import CONDITION
 
 CONFIG = "config.pbtxt"
 GRAPHS = ("onnx", "tensorrt")
-_MODEL = '"""Made by `cnpp-trt package`."""\n\nfrom cnpp_trt.triton.model import TritonPythonModel  # noqa: F401\n'
+_MODEL = '"""Made by `cnpp-trt package`."""\n\nfrom cnpp_trt.deploy.triton_model import TritonPythonModel\n'
 _TENSORRT = "tensorrt"  # Triton's backend of this name loads no plans of TensorRT-RTX
 
 
@@ -39,7 +39,7 @@ class Packaged:
     Attributes:
         folder: of the model around `Pipeline.batch`.
         graphs: the folders of single graphs.
-        size: bytes of all files; those that are hard links take no room of their own.
+        size: bytes of all files.
     """
 
     folder: Path
@@ -85,7 +85,7 @@ def package(
 
 
 Files = Mapping[str, bytes | str | Path]
-"""By their path in the model's folder, where `*` stands for the version: the content, or the file to link."""
+"""By their path in the model's folder, where `*` stands for the version: the content, or the file to copy."""
 
 
 def _whole_model(bundle: Bundle, name: str, settings: ModelSettings) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _write(folder: Path, files: Files, version: int) -> int:
             path = partial / name[2:] if name.startswith("*/") else folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, Path):
-                _link(content, path)
+                shutil.copyfile(content, path)  # no hard link: onnx refuses weights that have several
             elif not path.exists():
                 path.write_bytes(content.encode() if isinstance(content, str) else content)
             size += path.stat().st_size
@@ -168,10 +168,3 @@ def _write(folder: Path, files: Files, version: int) -> int:
     finally:
         remove_folder(partial)
     return size
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..bundles.manifest import GraphSpec, Manifest, TensorSpec
-from .tensors import CONDITION, CONTROL_IMAGE, INPUTS, Tensor, outputs
+from .triton_tensors import CONDITION, CONTROL_IMAGE, INPUTS, Tensor, outputs
 
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
 _ON_CPU = ("onnxruntime-cpu", "openvino")
