@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -24,9 +23,11 @@ from ray.exceptions import RayError
 
 from ..bundles.bundle import Bundle
 from ..bundles.defaults import SamplingDefaults
+from ..bundles.fetching import fetch_bundle, is_address
 from ..errors import BackendError, Cancelled, CnppError, UserError
 from ..messages import one_line
 from ..runtime.images.image_files import Pixels
+from ..runtime.nodes import BundleOnNodes
 from ..runtime.pipeline import Pipeline
 from ..runtime.result import Result
 from ..runtime.settings.options import RuntimeOptions
@@ -69,12 +70,12 @@ class Drawer:
     """A replica: the pipeline of each bundle, on one device.
 
     Args:
-        bundles: their folders, on this node.
+        bundles: and how they reach this node.
         options: where and how graphs run.
     """
 
-    def __init__(self, bundles: Sequence[Path], options: RuntimeOptions) -> None:
-        self._pipelines = [Pipeline.open(bundle, options) for bundle in bundles]
+    def __init__(self, bundles: Sequence[BundleOnNodes], options: RuntimeOptions) -> None:
+        self._pipelines = [Pipeline.open(bundle.open(options), options) for bundle in bundles]
 
     async def about(self, model: int) -> RemoteBackend:
         """The backend of a bundle."""
@@ -214,7 +215,7 @@ class Front:
 
     Args:
         handle: of the deployment `Drawer`.
-        bundles: their folders, on this node.
+        bundles: and how they reach this node.
         replicas: of `Drawer`: as many batches are drawn at the same time.
         limits: of requests.
         token: that clients must send.
@@ -223,7 +224,7 @@ class Front:
     def __init__(
         self,
         handle: "DeploymentHandle[Any]",
-        bundles: Sequence[Path],
+        bundles: Sequence[BundleOnNodes],
         replicas: int,
         limits: Limits,
         token: str | None,
@@ -240,8 +241,8 @@ class Front:
         return create_app(service, token=self._token)
 
     def _open(self) -> Service:
-        opened = [Bundle.open(folder) for folder in self._bundles]
-        names = names_of(self._bundles, [bundle.manifest for bundle in opened])
+        opened = [replace(bundle, images=None).open(RuntimeOptions()) for bundle in self._bundles]
+        names = names_of([bundle.folder for bundle in opened], [bundle.manifest for bundle in opened])
         models = []
         for i, (name, bundle) in enumerate(zip(names, opened, strict=True)):
             remote = [RemotePipeline(self._handle, i, bundle) for _ in range(self._replicas)]
@@ -255,7 +256,7 @@ def app(arguments: dict[str, str]) -> "Application":
     """The application that `serve run` and a configuration of Ray Serve name.
 
     Args:
-        arguments: `bundle`, a folder that every node has, or several with commas; `replicas` (1); `backend` (auto: with
+        arguments: `bundle`, a folder that every node has or an address to fetch from, or several with commas; `replicas` (1); `backend` (auto: with
             GPUs in the cluster a replica has one); `threads` and `plans` as in `RuntimeOptions`; `max_batch` (4) and
             `deadline` (300 seconds) as in `Limits`.
 
@@ -267,15 +268,18 @@ def app(arguments: dict[str, str]) -> "Application":
     for name in arguments:
         if name not in _ARGUMENTS:
             raise UserError(f"there is no argument {name!r}: give {', '.join(_ARGUMENTS)}")
-    bundles = [Path(folder) for folder in str(arguments.get("bundle", "")).split(",") if folder]
-    if not bundles:
-        raise UserError("give the folder of a bundle that every node has: bundle=/models/bundle")
-    for bundle in bundles:
-        Bundle.open(bundle)
+    given = [source for source in str(arguments.get("bundle", "")).split(",") if source]
+    if not given:
+        raise UserError("give the folder of a bundle that every node has, or an address: bundle=/models/bundle")
+    most = _number(arguments, "max_batch", 4, 16)
+    bundles = [
+        BundleOnNodes.of(Bundle.open(fetch_bundle(source) if is_address(source) else source), source, most)
+        for source in given
+    ]
     replicas = _number(arguments, "replicas", 1, 10_000)
     threads = _number(arguments, "threads", 0, 1024) or None
     options = RuntimeOptions(str(arguments.get("backend", "auto")), threads=threads, plans=arguments.get("plans"))
-    limits = Limits(batch=_number(arguments, "max_batch", 4, 16), deadline=float(arguments.get("deadline", 300)))
+    limits = Limits(batch=most, deadline=float(arguments.get("deadline", 300)))
     gpu = options.backend not in ("onnxruntime-cpu", "openvino") and ray.cluster_resources().get("GPU", 0) >= 1
     drawer = serve.deployment(
         Drawer,

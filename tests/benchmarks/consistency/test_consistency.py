@@ -21,9 +21,10 @@ from cnpp_trt.benchmarks.consistency import scores as consistency_scores
 from cnpp_trt.benchmarks.consistency import study as consistency
 from cnpp_trt.benchmarks.consistency.command import ConsistencySettings, measure_consistency
 from cnpp_trt.benchmarks.consistency.dataset import Folder
+from cnpp_trt.benchmarks.consistency.generating import generate
 from cnpp_trt.benchmarks.consistency.scores import score_systems, scores, summarize
 from cnpp_trt.benchmarks.consistency.shards import Shard
-from cnpp_trt.benchmarks.consistency.study import Study, counts, generate, read_pictures, sampling_config
+from cnpp_trt.benchmarks.consistency.study import Study, counts, read_pictures, sampling_config
 from cnpp_trt.benchmarks.result import read_result
 from cnpp_trt.benchmarks.statistics import resampling_weights
 from cnpp_trt.benchmarks.systems import other_systems, subject_system
