@@ -256,9 +256,9 @@ def app(arguments: dict[str, str]) -> "Application":
     """The application that `serve run` and a configuration of Ray Serve name.
 
     Args:
-        arguments: `bundle`, a folder that every node has or an address to fetch from, or several with commas; `replicas` (1); `backend` (auto: with
-            GPUs in the cluster a replica has one); `threads` and `plans` as in `RuntimeOptions`; `max_batch` (4) and
-            `deadline` (300 seconds) as in `Limits`.
+        arguments: `bundle`, a folder that every node has or an address to fetch from, or several with commas;
+            `replicas` (1); `backend` (auto: with GPUs in the cluster a replica has one); `threads` and `plans` as in
+            `RuntimeOptions`; `max_batch` (4) and `deadline` (300 seconds) as in `Limits`.
 
     Raises:
         UserError: an argument cannot be used, or a bundle is none.

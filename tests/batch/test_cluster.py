@@ -147,6 +147,22 @@ class TestOnACluster:
             team.open()
         team.close()
 
+    def test_the_bundle_is_fetched(
+        self, ray: Any, batch: Any, written: Any, mixed: Any, here: Path, tree: Any, lcm: Pipeline
+    ) -> None:
+        """By the driver and the workers of this machine together once, from an address."""
+        home = here / "home"
+        line = [sys.executable, "-m", "cnpp_trt", "batch", str(written(mixed)), "--out", str(here / "out")]
+        line += ["--bundle", f"file://{lcm.bundle.folder}", "--backend", "onnxruntime-cpu", "--threads", "1"]
+        env = {**os.environ, "CNPP_TRT_HOME": str(home)}
+        ended = subprocess.run(
+            [*line, "--ray", "local", "--workers", "2"], capture_output=True, text=True, timeout=300, env=env
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert [path.name for path in (home / "fetched").iterdir()] == [lcm.bundle.digest[:32]]
+        assert batch(here / "jobs.jsonl", out="whole").status == 0
+        assert tree(here / "out") == tree(here / "whole")
+
     def test_nodes_come_and_go(
         self, ray: Any, batch: Any, written: Any, mixed: Any, here: Path, tree: Any, lcm: Pipeline
     ) -> None:
