@@ -34,9 +34,6 @@ def register(app: typer.Typer) -> None:
 def package_command(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", callback=user_path)],
     *,
-    triton: Annotated[
-        Path, typer.Option(help="The folder of the model repository; models are added to it.", callback=user_path)
-    ],
     name: Annotated[str | None, typer.Option(help="Of the model. Default: the bundle's model.")] = None,
     version: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Of the model; Triton runs the latest.")] = 1,
     graphs: Annotated[
@@ -50,6 +47,9 @@ def package_command(
     backend: BackendName = "auto",
     threads: Threads = None,
     plans: Plans = None,
+    triton: Annotated[
+        Path, typer.Option(help="The folder of the model repository; models are added to it.", callback=user_path)
+    ],
     as_json: Json = False,
 ) -> None:
     """Write a bundle as a model repository of Triton Inference Server."""

@@ -115,7 +115,7 @@ def _tensorrt_model(bundle: Bundle, name: str, graph: str, settings: ModelSettin
 
 def _plans(bundle: Bundle, graph: str, store: PlanStore) -> dict[str, Plan]:
     """A plan of the graph for each compute capability that the store has one for, as `9.0`."""
-    found = {}
+    found: dict[str, Plan] = {}
     for plan in store.of(bundle, graph, _TENSORRT):
         digits = plan.key.target.partition("-")[0].removeprefix("sm")
         if digits.isdecimal():

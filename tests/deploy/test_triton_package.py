@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,8 @@ def test_graphs_as_tensorrt_plans(
     for graph in bundle.manifest.graphs:
         own = PlanKey(graph, graph_digest(bundle, graph), "tensorrt", "11.4.0", h100, system(), (), {})
         for key in (own, replace(own, target="sm120-170-nvidia-rtx-5090")):
-            content = f"{graph} {key.target}".encode()
-            store.get_or_build(key, "m", lambda content=content: BuildResult(content, report, 1.0, 1, 1, None, 1))
+            built = BuildResult(f"{graph} {key.target}".encode(), report, 1.0, 1, 1, None, 1)
+            store.get_or_build(key, "m", partial(replace, built))
     assert package("--name", "m", "--graphs", "tensorrt", "--plans", tmp_path / "plans").status == 0
     config = parsed("m_unet")
     assert config.platform == "tensorrt_plan"

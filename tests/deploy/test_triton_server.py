@@ -4,6 +4,7 @@ import json
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,9 @@ TYPES = {"bool": "BOOL", "uint8": "UINT8", "int32": "INT32", "uint64": "UINT64",
 
 def asker(protocol: str, server: TritonServer) -> Callable[..., Arrays]:
     """`ask(prompt=texts("a house"), outputs=("image",))`: the answer's tensors."""
-    if protocol == "http":
-        import tritonclient.http as module
-
-        client: Any = module.InferenceServerClient(server.http, network_timeout=120, connection_timeout=120)
-    else:
-        import tritonclient.grpc as module  # type: ignore[no-redef]
-
-        client = module.InferenceServerClient(server.grpc)
+    module: Any = import_module(f"tritonclient.{protocol}")
+    patience = {"network_timeout": 120, "connection_timeout": 120} if protocol == "http" else {}
+    client = module.InferenceServerClient(getattr(server, protocol), **patience)
 
     def call(outputs: tuple[str, ...] = ("image", "seed", "score", "notes"), **arrays: np.ndarray) -> Arrays:
         inputs = []

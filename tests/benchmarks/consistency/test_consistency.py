@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import Control, Pipeline, Request
+from cnpp_trt.benchmarks.consistency import generating
 from cnpp_trt.benchmarks.consistency import scores as consistency_scores
 from cnpp_trt.benchmarks.consistency import study as consistency
 from cnpp_trt.benchmarks.consistency.command import ConsistencySettings, measure_consistency
@@ -326,8 +327,8 @@ def test_pictures_are_kept_for_fid_and_checked(study):
 def test_a_sheet_of_the_largest_pictures_is_small():
     noise = list(np.random.default_rng(0).integers(0, 256, (4, 512, 768, 3), np.uint8))
     request = Request("noise", "", Control("depth", noise[0]), seed=3, num_images_per_prompt=4)
-    encoded = consistency.encode_sheet(request.resolve(SamplingDefaults()), noise, noise, ["RMSE 0.00"] * 4)
-    assert len(encoded) <= consistency.SHEET_BYTES
+    encoded = generating.encode_sheet(request.resolve(SamplingDefaults()), noise, noise, ["RMSE 0.00"] * 4)
+    assert len(encoded) <= generating.SHEET_BYTES
     width, height = Image.open(io.BytesIO(encoded)).size
     assert 2 * 256 < width < height
 
