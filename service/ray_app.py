@@ -178,9 +178,8 @@ class RemotePipeline:
         """As `Pipeline.batch`; a batch whose replica dies is drawn by another one."""
         keep = callback_on_step_end is not None
         for attempt in range(1, _ATTEMPTS + 1):
-            stream = self._handle.options(method_name="batch", stream=True).remote(
-                self._model, requests, max_images, keep
-            )
+            call = self._handle.options(method_name="batch", stream=True)
+            stream: Any = call.remote(self._model, requests, max_images, keep)
             try:
                 for kind, values in stream:
                     if kind == "results":
@@ -279,21 +278,22 @@ def app(arguments: dict[str, str]) -> "Application":
     replicas = _number(arguments, "replicas", 1, 10_000)
     threads = _number(arguments, "threads", 0, 1024) or None
     options = RuntimeOptions(str(arguments.get("backend", "auto")), threads=threads, plans=arguments.get("plans"))
-    limits = Limits(batch=most, deadline=float(arguments.get("deadline", 300)))
+    limits = Limits(batch=most, deadline=float(_number(arguments, "deadline", 300, 1_000_000)))
     gpu = options.backend not in ("onnxruntime-cpu", "openvino") and ray.cluster_resources().get("GPU", 0) >= 1
-    drawer = serve.deployment(
+    drawer: Any = serve.deployment(
         Drawer,
         name="Drawer",
         num_replicas=replicas,
         max_ongoing_requests=1,  # a pipeline draws one batch at a time: others go where one is free
         ray_actor_options={"num_gpus": 1} if gpu else {"num_cpus": threads or 1},
     )
-    front = serve.deployment(
+    front: Any = serve.deployment(
         serve.ingress()(Front), name="Front", num_replicas=1, max_ongoing_requests=limits.queue + 64
     )
     # Ray shows a replica its own GPU alone.
     drawers = drawer.bind(bundles, replace(options, device=0))
-    return front.bind(drawers, bundles, replicas, limits, os.environ.get(TOKEN) or None)
+    made: Application = front.bind(drawers, bundles, replicas, limits, os.environ.get(TOKEN) or None)
+    return made
 
 
 def _number(arguments: Mapping[str, Any], name: str, default: int, most: int) -> int:

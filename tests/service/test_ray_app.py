@@ -144,6 +144,14 @@ class TestOnReplicas:
         assert answer.status_code == 400
         assert client.post("/v1/images/generations", json={"prompt": "x", "frobnicate": 1}).status_code == 400
 
+    def test_nobody_waits_for_what_is_too_late(self, client: Any, lcm: Pipeline) -> None:
+        """Replicas end it at their next step: 40 requests of 4 images and 50 steps would take minutes."""
+        late = {"prompt": "a house", "num_inference_steps": 50, "n": 4, "timeout": 0.2}
+        for _ in range(40):
+            assert client.post("/v1/images/generations", json=late).status_code == 504
+        answer = client.post("/v1/images/generations", json={"prompt": "a house", "seed": 3, "timeout": 60})
+        assert (pixels(answer.json()["data"][0]["b64_json"]) == lcm("a house", seed=3).images[0]).all()
+
     def test_a_replica_dies(self, client: Any, lcm: Pipeline) -> None:
         """While both draw: every client gets its picture."""
         answers: dict[int, Any] = {}
@@ -174,6 +182,7 @@ class TestOnReplicas:
         ({}, "give the folder of a bundle"),
         ({"bundle": "nowhere"}, "no bundle at nowhere"),
         ({"bundle": "BUNDLE", "replicas": "none"}, "replicas must be a whole number"),
+        ({"bundle": "BUNDLE", "deadline": "soon"}, "deadline must be a whole number"),
         ({"bundle": "BUNDLE", "replica": "1"}, "there is no argument 'replica'"),
         ({"bundle": "BUNDLE", "backend": "cuda"}, "backend"),
     ],
