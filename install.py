@@ -39,6 +39,7 @@ EXTRAS = {
     "skimage": "bench",
     "pyarrow": "batch",
     "ray": "ray",
+    "fsspec": "remote",
     "torch_fidelity": "quality",
     "torchmetrics": "quality",
     "torchvision": "quality",

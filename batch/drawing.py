@@ -9,14 +9,15 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..bundles.bundle import Bundle
-from ..errors import BundleError, Cancelled, CnppError
+from ..errors import CnppError
 from ..messages import one_line
 from ..runtime.control.consistency import score
 from ..runtime.control.extraction import can_extract
 from ..runtime.generate import picture_records
+from ..runtime.isolation import isolated
 from ..runtime.output import metadata
 from ..runtime.output.metadata import PictureRecord, pixels_sha256
 from ..runtime.pipeline import Pipeline
@@ -103,27 +104,12 @@ class Drawer:
                 ready.append((job, request_of(job, self._pipeline.extract)))
             except CnppError as e:
                 outcomes[job.key] = _failed(job, e)
-        for job, found in self._isolated(ready):
+        for (job, _), found in zip(ready, isolated([request for _, request in ready], self._compute), strict=True):
             if isinstance(found, CnppError):
                 outcomes[job.key] = _failed(job, found)
             else:
                 outcomes[job.key] = self._write(job, *found)
         return [outcomes[job.key] for job in jobs]
-
-    def _isolated(self, ready: list[tuple[Job, Request]]) -> list[tuple[Job, Any]]:
-        """Each job with its images and result, or with the error that it alone raises."""
-        if not ready:
-            return []
-        try:
-            found = self._compute([request for _, request in ready])
-        except (BundleError, Cancelled):  # of no single request
-            raise
-        except CnppError as e:
-            if len(ready) == 1:
-                return [(ready[0][0], e)]
-            middle = len(ready) // 2
-            return [*self._isolated(ready[:middle]), *self._isolated(ready[middle:])]
-        return [(job, result) for (job, _), result in zip(ready, found, strict=True)]
 
     def _compute(self, requests: Sequence[Request]) -> list[tuple[list[_Kept], "Result"]]:
         """The images of each request, and its first result, which has the control images and notes."""

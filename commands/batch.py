@@ -11,8 +11,8 @@ from ..errors import UserError
 from ..files import require_writable
 from .options import (
     BackendName,
-    BundleFolder,
     BundleSize,
+    BundleSource,
     Device,
     Json,
     Model,
@@ -21,7 +21,9 @@ from .options import (
     VramBudget,
     add_command,
     echo,
+    fetched,
     require_choice,
+    require_workers_on_ray,
     resolve_bundle,
     runtime_options,
     show,
@@ -31,8 +33,6 @@ from .progress import counting
 
 if TYPE_CHECKING:
     from ..batch.job import Check, JobSettings, Summary, Team
-    from ..bundles.bundle import Bundle
-    from ..runtime.settings.options import RuntimeOptions
 
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
@@ -76,7 +76,7 @@ def batch_command(
     ],
     *,
     model: Model = "miniature",
-    bundle: BundleFolder = None,
+    bundle: BundleSource = None,
     size: BundleSize = None,
     precision: Precision = None,
     check: Annotated[bool, typer.Option("--check", help="Read and check every row, and draw nothing.")] = False,
@@ -140,8 +140,7 @@ def batch_command(
         raise UserError("--tries counts the seeds of a filter: give one with --filter 'score.seg >= 80'")
     if keep is not None and not score:
         raise UserError("--filter needs scores: leave --no-score out")
-    if workers is not None and ray is None:
-        raise UserError("--workers are Ray's: give the address of a cluster with --ray, or --ray local")
+    require_workers_on_ray(workers, ray)
     before = recorded(out)
     count: int = threads or before.get("threads") or (1 if ray is not None else physical_cores())
     drawing = DrawingSettings(
@@ -150,7 +149,7 @@ def batch_command(
         scored=score,
     )
     options = runtime_options(backend, precision, count, plans, vram_budget, device)
-    folder, _ = resolve_bundle(model, bundle, size, precision, backend, count, plans, vram_budget, device)
+    folder, _ = resolve_bundle(model, fetched(bundle), size, precision, backend, count, plans, vram_budget, device)
     opened = Bundle.open(folder)
     settings = JobSettings(
         jobs,
@@ -171,19 +170,19 @@ def batch_command(
         wrong = found.counts.wrong
     else:
         require_writable(out)
-        team: Team = LocalTeam(opened, options) if ray is None else _ray_team(ray, workers, opened, options)
+        team: Team = LocalTeam(opened, options)
+        if ray is not None:
+            from ..batch.cluster import RayTeam
+            from ..runtime.nodes import BundleOnNodes
+
+            there = BundleOnNodes.of(opened, bundle, settings.batch_size or 1)
+            team = RayTeam(ray, workers, there, options)
         with counting() as on_progress:
             summary = run_job(settings, team, on_progress)
         _print_summary(summary, settings, as_json)
         wrong = summary.counts.wrong + summary.failed
     if wrong:
         raise typer.Exit(1)
-
-
-def _ray_team(address: str, workers: int | None, bundle: "Bundle", options: "RuntimeOptions") -> "Team":
-    from ..batch.cluster import RayTeam
-
-    return RayTeam(address, workers, bundle, options)
 
 
 def _print_check(found: "Check", settings: "JobSettings", as_json: bool) -> None:

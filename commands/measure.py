@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from .options import (
     BackendName,
     BundleFolder,
     BundleSize,
+    BundleSource,
     Device,
     Json,
     Plans,
@@ -26,11 +28,14 @@ from .options import (
     Threads,
     add_command,
     echo,
+    fetched,
     read_conditions,
     read_counts,
     read_pairs,
     read_size,
+    require_workers_on_ray,
     resolve_bundle,
+    runtime_options,
     show,
     user_path,
 )
@@ -67,7 +72,7 @@ _CONSISTENCY_PANELS = {
     "Prompt": ("data", "prompts", "negative_prompt"),
     "Sampling": ("images", "steps", "guidance_scale", "scheduler"),
     "Control": ("cond",),
-    "Runtime": ("backend", "device", "plans", "threads"),
+    "Runtime": ("backend", "device", "plans", "threads", "ray", "workers"),
     "Measurement": ("against", "fid", "clip_score", "shard", "fresh"),
     "Output": ("out", "as_json"),
 }
@@ -228,7 +233,7 @@ def parity_command(
 
 def consistency_command(
     model: SourceModel = None,
-    bundle: BundleFolder = None,
+    bundle: BundleSource = None,
     controlnet: SourceControlNets = None,
     cond: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: all of the bundle's.")] = None,
     size: BundleSize = None,
@@ -272,6 +277,13 @@ def consistency_command(
         typer.Option("--guidance-scale", "--cfg-scale", help="Default: an embedded model's, or the paper's 7.5."),
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Default: the model's, or unipc.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Generate on a Ray cluster: its address, auto, or local to start one on this machine."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray. Default: one for each GPU, or for --threads CPUs.")
+    ] = None,
     shard: Annotated[str, typer.Option(help="i/n: process every n-th prompt, starting at the i-th.")] = "1/1",
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier records instead of resuming.")] = False,
     fid: Annotated[
@@ -289,7 +301,11 @@ def consistency_command(
     from ..benchmarks.report.tables import markdown_of
 
     own_shard = Shard.parse(shard)
-    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans, device=device)
+    require_workers_on_ray(workers, ray)
+    threads = threads or (1 if ray is not None else None)
+    folder, open_pipeline = resolve_bundle(
+        model, fetched(bundle), size, precision, backend, threads, plans, device=device
+    )
     deployed = open_pipeline(folder)
     settings = ConsistencySettings(
         conditions=read_conditions(cond, list(deployed.bundle.manifest.conditions)),
@@ -310,7 +326,15 @@ def consistency_command(
         controlnets=read_pairs(controlnet or []),
         out=out,
     )
-    result, path = measure_consistency(deployed, settings, open_pipeline)
+    on_workers = None
+    if ray is not None:
+        from ..benchmarks.consistency.cluster import ray_generator
+        from ..runtime.nodes import BundleOnNodes
+
+        there = BundleOnNodes.of(deployed.bundle, bundle, images)
+        options = runtime_options(backend, precision, threads, plans, None, device)
+        on_workers = partial(ray_generator, ray, workers, there, deployed.backend.name, options)
+    result, path = measure_consistency(deployed, settings, open_pipeline, on_workers)
     if as_json:
         print(json.dumps({**_without(result.data, "sheets"), "result": str(path)}))
     else:

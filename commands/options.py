@@ -55,6 +55,14 @@ BundleFolder = Annotated[
     Path | None,
     typer.Option(help="A bundle's folder. Default: the model's, under CNPP_TRT_HOME.", callback=user_path),
 ]
+BundleSource = Annotated[
+    str | None,
+    typer.Option(
+        "--bundle",
+        help="A bundle's folder, or an address that it is fetched from once, as in s3://bucket/bundle. Default: the "
+        "model's, under CNPP_TRT_HOME.",
+    ),
+]
 BundleSize = Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")]
 Precision = Annotated[
     str | None,
@@ -264,6 +272,25 @@ def split_precision(precision: str | None) -> tuple[str | None, str | None]:
     """
     read = read_precision(precision)
     return (None, read) if read == "bf16" else (read, None)
+
+
+def require_workers_on_ray(workers: int | None, ray: str | None) -> None:
+    """Raises UserError where `--workers` stands without `--ray`."""
+    if workers is not None and ray is None:
+        raise UserError("--workers are Ray's: give the address of a cluster with --ray, or --ray local")
+
+
+def fetched(source: str | None) -> Path | None:
+    """The folder of `--bundle`, fetched where it is an address.
+
+    Raises:
+        UserError, CnppError: as `fetch_bundle`.
+    """
+    from ..bundles.fetching import fetch_bundle, is_address
+
+    if source is None:
+        return None
+    return fetch_bundle(source) if is_address(source) else expanded(Path(source), "--bundle")
 
 
 def resolve_bundle(

@@ -1,16 +1,16 @@
 """What docs/scale.md says of batch jobs, measured: time and memory, alone and on Ray, and what kills leave.
 
-    python -m cnpp_trt.developer.batch_scale [--rows 10000] [--drawn 2000] [--kills 50] [--page docs/scale.md]
+    python -m cnpp_trt.developer.batch_scale PART [--rows 10000] [--drawn 2000] [--kills 50] [--rounds 2]
 
 Rows of five conditions are mixed, and 20 of them are broken, each in another way. All runs of the same rows must leave
-the same bytes; a run that was killed at random moments, workers or the process itself, with another number of workers
-each time, too. Prints a Markdown table, and puts it into the page between its marks.
+the same bytes. The parts are `count`, `draw` (alone and on Ray), `scaling` (one worker and two in turn, after a first
+run of each) and `kill`: a job that is killed at random moments, its workers or the process itself, with another number
+of workers each time. Prints a Markdown table of the part.
 """
 
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,7 @@ import typer
 
 from ..bundles.bundle import Bundle, find_bundle
 from ..errors import CnppError
-from ..files import replace_file
 
-MARKS = ("<!-- measured -->", "<!-- /measured -->")
 _NAME = "CNPP_TRT_BATCH_SCALE"  # in the environment of what is started, to know its processes again
 _BROKEN: tuple[Any, ...] = (
     "{broken",
@@ -140,7 +138,7 @@ class Bench:
         """
         chosen = random.Random(seed)
         processes = workers = 0
-        each = max(1, images // (2 * kills))  # several batches may end at once
+        each = max(1, images // (3 * kills))  # several batches may end at once
         with tempfile.TemporaryFile() as errors:
             while processes + workers < kills:
                 count = chosen.choice([0, 1, 2])
@@ -214,45 +212,62 @@ def _row(what: str, command: str, found: Run, note: str) -> str:
     return f"| {what} | `{command}` | {found.seconds:.1f} s | {found.peak / 2**20:.0f} MiB | {note} |"
 
 
-def _rate(found: Run) -> str:
-    return f"{found.summary['drawn'] / found.summary['seconds']:.2f} images/s"
+def _rate(found: Run) -> float:
+    """Images per second, from the first worker's opened bundle to the last image."""
+    return float(found.summary["drawn"] / found.summary["seconds"])
 
 
-def measure(bench: Bench, counted: Sequence[int], drawn: int, kills: int) -> list[str]:
-    """The rows of the table.
-
-    Raises:
-        CnppError: a run left other bytes than the first one.
-    """
-    lines = ["| what | options | time | peak memory | result |", "|---|---|---:|---:|---|"]
-
-    def add(line: str) -> None:
-        lines.append(line)
-        print(line, flush=True)
-
-    for count in counted:
+def count_rows(bench: Bench, rows: int, drawn: int, kills: int, rounds: int) -> Iterator[str]:
+    """Rows read and checked: a tenth, all, and ten times as many."""
+    for count in (rows // 10, rows, rows * 10):
         found = bench.run(bench.rows(count), "checked", "--check")
-        add(_row(f"{count:,} rows counted", "--check", found, f"{found.summary['wrong']} wrong"))
-    rows = bench.rows(drawn)
-    first = bench.run(rows, "whole", "--threads", 1)
-    images = first.summary["images"]
-    add(_row(f"{images:,} images", "--threads 1", first, _rate(first)))
-    whole = bench.files("whole")
+        yield _row(f"{count:,} rows counted", "--check", found, f"{found.summary['wrong']} wrong")
+
+
+def draw_rows(bench: Bench, rows: int, drawn: int, kills: int, rounds: int) -> Iterator[str]:
+    """The same rows alone, on one worker of Ray and on two."""
+    file = bench.rows(drawn)
+    first = bench.run(file, "whole", "--threads", 1)
+    images, whole = first.summary["images"], bench.files("whole")
+    yield _row(f"{images:,} images", "--threads 1", first, f"{_rate(first):.2f} images/s")
     for workers in (1, 2):
-        out = f"workers-{workers}"
-        found = bench.run(rows, out, "--threads", 1, "--ray", "local", "--workers", workers)
-        ratio = found.summary["drawn"] / found.summary["seconds"]
-        same = _same(bench, out, whole)
-        add(_row(f"{images:,} images", f"--ray local --workers {workers}", found, f"{ratio:.2f} images/s; {same}"))
-        shutil.rmtree(bench.folder / out)
-    found = bench.run(rows, "threads", "--threads", 2)
-    add(_row(f"{images:,} images", "--threads 2", found, _rate(found)))
-    start = time.perf_counter()
-    processes, workers = bench.killed(rows, "killed", kills, images)
+        found = bench.run(file, f"workers-{workers}", "--threads", 1, "--ray", "local", "--workers", workers)
+        note = f"{_rate(found):.2f} images/s; {_same(bench, f'workers-{workers}', whole)}"
+        yield _row(f"{images:,} images", f"--ray local --workers {workers}", found, note)
+
+
+def compare_workers(bench: Bench, rows: int, drawn: int, kills: int, rounds: int) -> Iterator[str]:
+    """One worker and two, one process of one thread and of two, in turn, round by round."""
+    file = bench.rows(drawn)
+    ways: dict[str, list[object]] = {
+        f"--ray local --workers {workers}": ["--threads", 1, "--ray", "local", "--workers", workers]
+        for workers in (1, 2)
+    }
+    ways |= {f"--threads {threads}": ["--threads", threads] for threads in (1, 2)}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way, options in ways.items():
+            found = bench.run(file, f"{way[-1]}{len(way)}-{number}", *options)
+            rates[way].append(_rate(found))
+            yield _row(f"round {number + 1}", way, found, f"{rates[way][-1]:.2f} images/s")
+    first = rates["--ray local --workers 1"]
+    for way, of_way in rates.items():
+        ratios = ", ".join(f"{rate / one:.2f}" for rate, one in zip(of_way, first, strict=True))
+        yield f"| `{way}` beside one worker | | | | {ratios} times its images/s |"
+
+
+def kill_and_go_on(bench: Bench, rows: int, drawn: int, kills: int, rounds: int) -> Iterator[str]:
+    """A job that is killed again and again, beside one that is not."""
+    file = bench.rows(drawn)
+    images = bench.run(file, "whole", "--threads", 1).summary["images"]
+    whole, start = bench.files("whole"), time.perf_counter()
+    processes, workers = bench.killed(file, "killed", kills, images)
     seconds = time.perf_counter() - start
     note = f"{processes} kills of the process, {workers} of a worker; {_same(bench, 'killed', whole)}"
-    add(f"| {images:,} images, SIGKILL | alone, `--workers 1`, `--workers 2` in turn | {seconds:.1f} s | – | {note} |")
-    return lines
+    yield f"| {images:,} images, SIGKILL | alone, `--workers 1`, `--workers 2` in turn | {seconds:.1f} s | – | {note} |"
+
+
+PARTS = {"count": count_rows, "draw": draw_rows, "scaling": compare_workers, "kill": kill_and_go_on}
 
 
 def _same(bench: Bench, out: str, whole: dict[str, bytes]) -> str:
@@ -264,26 +279,20 @@ def _same(bench: Bench, out: str, whole: dict[str, bytes]) -> str:
 
 
 def _main(
+    part: Annotated[str, typer.Argument(help=", ".join(PARTS))],
     rows: Annotated[int, typer.Option(help="Rows that are counted.")] = 10_000,
     drawn: Annotated[int, typer.Option(help="Rows of which images are drawn.")] = 2_000,
     kills: Annotated[int, typer.Option(help="Moments at which something is killed.")] = 50,
+    rounds: Annotated[int, typer.Option(help="Of one worker and two in turn.")] = 2,
     model: str = "miniature-lcm",
-    page: Annotated[Path | None, typer.Option(help="A document with marks for the table.")] = None,
 ) -> None:
     before = os.getloadavg()[0]
+    print("| what | options | time | peak memory | result |\n|---|---|---:|---:|---|")
     with tempfile.TemporaryDirectory(prefix="cnpp-trt-scale-") as folder:
         bench = Bench(Path(folder), find_bundle(model, "fp32", None, ("fp32",)))
-        lines = measure(bench, (rows // 10, rows, rows * 10), drawn, kills)
-    command = f"python -m cnpp_trt.developer.batch_scale --rows {rows} --drawn {drawn} --kills {kills} --model {model}"
-    text = (
-        f"`{command}`, {os.cpu_count()} CPU cores; other work ran on them, the load average was {before:.1f} before "
-        f"and {os.getloadavg()[0]:.1f} after.\n\n" + "\n".join(lines)
-    )
-    print(text)
-    if page is not None:
-        content = page.read_text("utf-8")
-        pattern = re.compile(f"{re.escape(MARKS[0])}.*{re.escape(MARKS[1])}", re.DOTALL)
-        replace_file(page, pattern.sub(lambda _: f"{MARKS[0]}\n{text}\n{MARKS[1]}", content))
+        for line in PARTS[part](bench, rows, drawn, kills, rounds):
+            print(line, flush=True)
+    print(f"\n{os.cpu_count()} CPU cores; load average {before:.1f} before and {os.getloadavg()[0]:.1f} after.")
 
 
 if __name__ == "__main__":

@@ -66,13 +66,12 @@ class PlanStore:
 
     def find(self, bundle: Bundle, graph: str, flavor: Flavor) -> list[Plan]:
         """The plans of a graph that this flavor and version can load, the newest first."""
-        source = graph_digest(bundle, graph)
-        usable = (source, flavor.name, flavor.version, system())
-        matches = [
-            plan
-            for plan in self._of_graph(graph)
-            if (plan.key.source, plan.key.flavor, plan.key.version, plan.key.system) == usable
-        ]
+        return [plan for plan in self.of(bundle, graph, flavor.name) if plan.key.version == flavor.version]
+
+    def of(self, bundle: Bundle, graph: str, flavor: str) -> list[Plan]:
+        """The plans of a graph that some version of the flavor of this name can load, the newest first."""
+        wanted = (graph_digest(bundle, graph), flavor, system())
+        matches = [p for p in self._of_graph(graph) if (p.key.source, p.key.flavor, p.key.system) == wanted]
         return sorted(matches, key=lambda plan: -_modified(plan.folder / RECORD))
 
     def get_or_build(self, key: PlanKey, model: str, build: Callable[[], BuildResult]) -> tuple[Plan, bool]:

@@ -87,7 +87,7 @@ class Pipeline:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         pipeline = cls(opened, *open_backend(opened, replace(base, **fields)))
         if warm:
-            pipeline._warm_up(warm if isinstance(warm, Request) else pipeline._smallest_request())
+            pipeline._warm_up(warm if isinstance(warm, Request) else pipeline.smallest_request())
         return pipeline
 
     def __call__(
@@ -376,7 +376,7 @@ class Pipeline:
             self._preparation.require_readable(control)
         return plan_request(self.bundle, self._tokenizer, request)
 
-    def _smallest_request(self) -> Request:
+    def smallest_request(self) -> Request:
         """The bundle's first condition, with the model's defaults, on an empty control image."""
         m = self.bundle.manifest
         blank = np.zeros((m.height, m.width, 3), np.uint8)

@@ -20,7 +20,7 @@ LAYERS = [
     {"runtime.text", "runtime.backends", "runtime.output"},
     {"runtime.control"},
     {"runtime"},
-    {"export", "doctor", "batch", "service"},
+    {"export", "doctor", "batch", "service", "deploy"},
     {"benchmarks", "demo"},
     {"benchmarks.latency", "benchmarks.report"},
     {"benchmarks.parity"},

@@ -1,20 +1,22 @@
 """`cnpp-trt consistency` as a function: generate, score, write the result."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...errors import CnppError, UserError
 from ...files import require_writable
 from ...install import cannot_import
-from ...places import results
+from ...places import MANIFEST, results
 from ...runtime.pipeline import Pipeline
 from ..result import BenchmarkResult, default_path
 from ..systems import other_systems, subject_system, title_of
 from .dataset import open_data
+from .generating import Generator, generate
 from .scores import measure_quality, summarize
 from .shards import Shard
-from .study import Study, command_of, generate, sampling_config, start_again
+from .study import Study, command_of, sampling_config, start_again
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ class ConsistencySettings:
 
 
 def measure_consistency(
-    deployed: Pipeline, settings: ConsistencySettings, open_pipeline: Callable[[Path], Pipeline] = Pipeline.open
+    deployed: Pipeline,
+    settings: ConsistencySettings,
+    open_pipeline: Callable[[Path], Pipeline] = Pipeline.open,
+    workers: Callable[[ConsistencySettings], AbstractContextManager[Generator]] | None = None,
 ) -> tuple[BenchmarkResult, Path]:
     """Generates what is missing of a study, scores every record, and writes the result.
 
@@ -78,6 +83,7 @@ def measure_consistency(
         deployed: the pipeline under test; its extractors judge every system.
         settings: what is generated and scored.
         open_pipeline: opens the bundles of `settings.against`.
+        workers: makes what generates, from the settings with all folders in full; None: this process.
 
     Returns:
         The result, whose data is a `records.Consistency`, and its file.
@@ -87,8 +93,8 @@ def measure_consistency(
         CnppError: a system failed, or a package is missing.
     """
     require_writable(settings.out or results())
+    own = settings.out
     m, name = deployed.bundle.manifest, f"{deployed.bundle.folder.resolve().name}-{deployed.backend.name}"
-    conditions = list(settings.conditions or m.conditions)
     fid, clip_score = None, None
     if settings.fid is not None or settings.clip_score is not None:  # before anything is generated: see what is missing
         try:
@@ -97,10 +103,41 @@ def measure_consistency(
             raise CnppError(cannot_import("FID and CLIP score", e, "torchmetrics", "torch_fidelity")) from None
         fid = Fid(settings.fid, (m.width, m.height)) if settings.fid is not None else None
         clip_score = ClipScore(settings.clip_score) if settings.clip_score is not None else None
+    settings = replace(settings, out=settings.out or results() / "consistency" / name)
+    study = study_of(deployed, settings, open_pipeline)
+    if settings.fresh:
+        start_again(study)
+    if workers is None:
+        generate(study, settings.shard)
+    else:
+        with workers(in_full(settings)) as generator:
+            generate(study, settings.shard, generator)
+    data = summarize(study)
+    data["quality"] = measure_quality(study, fid, clip_score)
+    result = BenchmarkResult.of(
+        "consistency", title_of(deployed), command_of(study, settings.data), data, settings.threads
+    )
+    path = default_path("consistency", name)
+    path = path if own is None else own / path.name
+    result.write(path)
+    return result, path
+
+
+def study_of(
+    deployed: Pipeline, settings: ConsistencySettings, open_pipeline: Callable[[Path], Pipeline] = Pipeline.open
+) -> Study:
+    """The study of these settings, whose folder is `settings.out`.
+
+    Raises:
+        UserError, CnppError: as `measure_consistency`.
+    """
+    assert settings.out is not None
+    m = deployed.bundle.manifest
+    conditions = list(settings.conditions or m.conditions)
     others = other_systems(
         settings.against, deployed, open_pipeline, settings.model, settings.controlnets, settings.threads
     )
-    study = Study(
+    return Study(
         deployed,
         [subject_system(deployed), *others],
         open_data(deployed, conditions, settings.data, settings.prompts),
@@ -113,18 +150,20 @@ def measure_consistency(
             settings.guidance_scale,
             settings.scheduler,
         ),
-        settings.out or results() / "consistency" / name,
-        keep_pictures=fid is not None or clip_score is not None,
+        settings.out,
+        keep_pictures=settings.fid is not None or settings.clip_score is not None,
     )
-    if settings.fresh:
-        start_again(study)
-    generate(study, settings.shard)
-    data = summarize(study)
-    data["quality"] = measure_quality(study, fid, clip_score)
-    result = BenchmarkResult.of(
-        "consistency", title_of(deployed), command_of(study, settings.data), data, settings.threads
+
+
+def in_full(settings: ConsistencySettings) -> ConsistencySettings:
+    """The settings with folders as another process understands them, whatever folder it is in."""
+
+    def absolute(given: str) -> str:
+        return str(Path(given).absolute()) if (Path(given) / MANIFEST).is_file() else given
+
+    return replace(
+        settings,
+        out=None if settings.out is None else settings.out.absolute(),
+        data=None if settings.data is None else settings.data.absolute(),
+        against=[absolute(name) for name in settings.against],
     )
-    path = default_path("consistency", name)
-    path = path if settings.out is None else settings.out / path.name
-    result.write(path)
-    return result, path

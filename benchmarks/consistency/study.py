@@ -7,14 +7,11 @@ which `scores` computes everything.
 """
 
 import base64
-import io
-import logging
 import shlex
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,31 +19,22 @@ from numpy.typing import NDArray
 from ...bundles.bundle import Manifest
 from ...bundles.defaults import SamplingDefaults
 from ...conditions import CONDITIONS
-from ...errors import CnppError, UserError
-from ...files import replace_file
+from ...errors import UserError
 from ...messages import printable
 from ...miniature import EMBEDDED
-from ...runtime.control.consistency import MeanIoU, edges, f1_counts, score
+from ...runtime.control.consistency import MeanIoU, edges, f1_counts
 from ...runtime.control.extraction import can_extract
 from ...runtime.control.palette import labels_from_colors
-from ...runtime.images.image_files import read_bytes, read_image, resize
-from ...runtime.images.png_files import encode_png
+from ...runtime.images.image_files import read_bytes, read_image
 from ...runtime.output.metadata import pixels_sha256
-from ...runtime.output.sheet import SheetControl, draw_sheet
 from ...runtime.pipeline import Pipeline
 from ...runtime.settings.request import Control, ResolvedRequest
 from .. import records
-from ..systems import SUBJECT, ImageGenerator, System
+from ..systems import SUBJECT, System
 from .dataset import Data
-from .shards import Shard, appending, read_records, remove_records
-
-logger = logging.getLogger(__name__)
+from .shards import read_records, remove_records
 
 NEGATIVE_PROMPT = "worst quality, low quality"
-# A sheet goes into the report in base64, which makes four bytes of three.
-SHEET_BYTES = 75_000
-_SHEET_IMAGES = 2
-_REPORT_EVERY = 30.0  # seconds
 
 Picture = NDArray[np.uint8]
 
@@ -225,65 +213,6 @@ def start_again(study: Study) -> None:
             path.unlink(missing_ok=True)
 
 
-def generate(study: Study, shard: Shard) -> None:
-    """Generates and judges the images of every prompt of this shard that has no record yet.
-
-    Raises:
-        UserError: earlier records are of another study.
-    """
-    # All of them before the first image is generated: a refusal must not come after hours.
-    work = {
-        (system.name, condition): [index for index in study.pending(system, condition) if shard.takes(index)]
-        for system, condition in study.parts()
-    }
-    for system in study.systems:
-        if lacking := [condition for condition in study.conditions if condition not in system.conditions]:
-            logger.info(f"{system.name} has no {', '.join(lacking)}: left out")
-        own = {condition: pending for (name, condition), pending in work.items() if name == system.name and pending}
-        if own:
-            _generate_system(study, system, own, shard)
-
-
-def _generate_system(study: Study, system: System, work: Mapping[str, Sequence[int]], shard: Shard) -> None:
-    opened = system.open()  # goes when this returns: two systems are not held at once
-    for condition, pending in work.items():
-        _generate_prompts(study, system, opened, condition, pending, shard)
-
-
-def _generate_prompts(
-    study: Study, system: System, opened: ImageGenerator, condition: str, pending: Sequence[int], shard: Shard
-) -> None:
-    start = said = time.perf_counter()
-    with appending(study.place(system, condition), shard, study.header(system, condition)) as append:
-        for done, index in enumerate(pending, 1):
-            append(_generate_prompt(study, system, opened, condition, index))
-            if (now := time.perf_counter()) - said > _REPORT_EVERY or done == len(pending):
-                logger.info(f"{system.name}, {condition}: {done} of {len(pending)} prompts in {now - start:.0f} s")
-                said = now
-
-
-def _generate_prompt(
-    study: Study, system: System, opened: ImageGenerator, condition: str, index: int
-) -> dict[str, Any]:
-    request = study.request(condition, index)
-    images = list(opened(request).images)
-    given = request.controls[0].pixels
-    found = [study.deployed.extract(condition, image) for image in images]
-    scores = [score(condition, given, extracted) for extracted in found]
-    if study.keep_pictures:
-        for path, image in zip(study.pictures(system, condition, index), images, strict=True):
-            _replace(path, encode_png(image))
-    if index == 0 and system.name == SUBJECT:
-        _replace(study.sheet(condition), encode_sheet(request, images, found, scores))
-    return {
-        "id": study.data.ids[index],
-        "seeds": list(request.seeds),
-        "scores": [s.value for s in scores],
-        "counts": counts(condition, given, found),
-        "pixels": [pixels_sha256(image) for image in images],
-    }
-
-
 def counts(condition: str, given: Picture, found: Sequence[Picture]) -> dict[str, list[int]]:
     """What of a prompt's images is pooled: pixels by class for mIoU, edge pixels for F1, nothing else.
 
@@ -357,44 +286,3 @@ def read_pictures(
                     f"{printable(path)} is not the picture that was judged: delete it to have it generated again"
                 )
         yield index, images
-
-
-def encode_sheet(
-    request: ResolvedRequest, images: Sequence[Picture], found: Sequence[Picture], scores: Sequence[object]
-) -> bytes:
-    """The sheet of a request's first two images as a PNG of 256 colors.
-
-    The largest side of an image is 256 pixels, or fewer where the file would exceed `SHEET_BYTES`.
-    """
-    from PIL import Image
-
-    (control,) = request.controls
-    shown = slice(_SHEET_IMAGES)
-    details = f"{request.scheduler} · {request.num_inference_steps} steps · guidance {request.guidance_scale:g}"
-    captions = [f"seed {seed}" for seed in request.seeds][shown]
-    resample = CONDITIONS[control.condition].resample
-    for side in (256, 192, 128, 96, 64):
-        maps = [_at_most(picture, side, resample) for picture in (control.pixels, *found[shown])]
-        row = SheetControl(CONDITIONS[control.condition].title, maps[0], maps[1:], scores[shown])
-        pictures = [_at_most(image, side, "lanczos") for image in images[shown]]
-        sheet = draw_sheet(pictures, [row], prompt=request.prompt, details=details, captions=captions)
-        file = io.BytesIO()
-        Image.fromarray(sheet).quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-        if file.tell() <= SHEET_BYTES:
-            break
-    return file.getvalue()
-
-
-def _at_most(picture: Picture, side: int, resample: Literal["nearest", "lanczos"]) -> Picture:
-    height, width = picture.shape[:2]
-    share = side / max(height, width)
-    return resize(picture, round(width * share), round(height * share), resample) if share < 1 else picture
-
-
-def _replace(path: Path, content: bytes) -> None:
-    try:
-        replace_file(path, content)
-    except OSError as e:
-        raise CnppError(
-            f"cannot write {printable(path)} ({e.strerror or e}): mend that and run again to go on"
-        ) from None

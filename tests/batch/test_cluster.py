@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnpp_trt import Bundle, Pipeline
+from cnpp_trt import Pipeline
 from cnpp_trt.batch.cluster import RayTeam, Worker
 from cnpp_trt.batch.drawing import DrawingSettings
 from cnpp_trt.batch.outputs import Outputs
 from cnpp_trt.batch.rows import Job, RowReader
 from cnpp_trt.errors import CnppError
+from cnpp_trt.runtime.nodes import BundleOnNodes
 from hints import hint
 
 
@@ -123,7 +124,7 @@ class TestOnACluster:
         rows = [{**mixed[0], "seed": i, "prompt": "poison" if i == 2 else "a house"} for i in range(5)]
         jobs = [reader.read(row, here) for row in rows]
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-        team = Poisoned("local", 2, lcm.bundle, lcm_options())
+        team = Poisoned("local", 2, BundleOnNodes.of(lcm.bundle, None), lcm_options())
         try:
             team.open()
             found = list(team.draw([jobs[:4], jobs[4:]], Outputs(here / "out"), DrawingSettings(batch_size=4)))
@@ -141,12 +142,26 @@ class TestOnACluster:
         assert "cannot reach a Ray cluster at 127.0.0.1:1" in outcome.err.splitlines()[-1]
 
     def test_another_bundle_on_a_worker(self, ray: Any, lcm: Pipeline) -> None:
-        bundle = Bundle.open(lcm.bundle.folder)
-        bundle.digest = "0" * 64  # as the driver knows it; a worker opens the folder
-        team = RayTeam("local", 1, bundle, lcm_options())
+        team = RayTeam("local", 1, BundleOnNodes(str(lcm.bundle.folder), "0" * 64), lcm_options())
         with pytest.raises(CnppError, match="another bundle on a worker"):
             team.open()
         team.close()
+
+    def test_the_bundle_is_fetched(
+        self, ray: Any, batch: Any, written: Any, mixed: Any, here: Path, tree: Any, lcm: Pipeline
+    ) -> None:
+        """By the driver and the workers of this machine together once, from an address."""
+        home = here / "home"
+        line = [sys.executable, "-m", "cnpp_trt", "batch", str(written(mixed)), "--out", str(here / "out")]
+        line += ["--bundle", f"file://{lcm.bundle.folder}", "--backend", "onnxruntime-cpu", "--threads", "1"]
+        env = {**os.environ, "CNPP_TRT_HOME": str(home)}
+        ended = subprocess.run(
+            [*line, "--ray", "local", "--workers", "2"], capture_output=True, text=True, timeout=300, env=env
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert [path.name for path in (home / "fetched").iterdir()] == [lcm.bundle.digest[:32]]
+        assert batch(here / "jobs.jsonl", out="whole").status == 0
+        assert tree(here / "out") == tree(here / "whole")
 
     def test_nodes_come_and_go(
         self, ray: Any, batch: Any, written: Any, mixed: Any, here: Path, tree: Any, lcm: Pipeline

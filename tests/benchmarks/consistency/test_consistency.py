@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import Control, Pipeline, Request
+from cnpp_trt.benchmarks.consistency import generating
 from cnpp_trt.benchmarks.consistency import scores as consistency_scores
 from cnpp_trt.benchmarks.consistency import study as consistency
 from cnpp_trt.benchmarks.consistency.command import ConsistencySettings, measure_consistency
 from cnpp_trt.benchmarks.consistency.dataset import Folder
+from cnpp_trt.benchmarks.consistency.generating import generate
 from cnpp_trt.benchmarks.consistency.scores import score_systems, scores, summarize
 from cnpp_trt.benchmarks.consistency.shards import Shard
-from cnpp_trt.benchmarks.consistency.study import Study, counts, generate, read_pictures, sampling_config
+from cnpp_trt.benchmarks.consistency.study import Study, counts, read_pictures, sampling_config
 from cnpp_trt.benchmarks.result import read_result
 from cnpp_trt.benchmarks.statistics import resampling_weights
 from cnpp_trt.benchmarks.systems import other_systems, subject_system
@@ -325,8 +327,8 @@ def test_pictures_are_kept_for_fid_and_checked(study):
 def test_a_sheet_of_the_largest_pictures_is_small():
     noise = list(np.random.default_rng(0).integers(0, 256, (4, 512, 768, 3), np.uint8))
     request = Request("noise", "", Control("depth", noise[0]), seed=3, num_images_per_prompt=4)
-    encoded = consistency.encode_sheet(request.resolve(SamplingDefaults()), noise, noise, ["RMSE 0.00"] * 4)
-    assert len(encoded) <= consistency.SHEET_BYTES
+    encoded = generating.encode_sheet(request.resolve(SamplingDefaults()), noise, noise, ["RMSE 0.00"] * 4)
+    assert len(encoded) <= generating.SHEET_BYTES
     width, height = Image.open(io.BytesIO(encoded)).size
     assert 2 * 256 < width < height
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from cnpp_trt.benchmarks.consistency.dataset import Folder
+from cnpp_trt.benchmarks.consistency.generating import generate
 from cnpp_trt.benchmarks.consistency.quality import ClipScore, Fid
 from cnpp_trt.benchmarks.consistency.scores import measure_quality
 from cnpp_trt.benchmarks.consistency.shards import Shard
-from cnpp_trt.benchmarks.consistency.study import Study, generate, sampling_config
+from cnpp_trt.benchmarks.consistency.study import Study, sampling_config
 from cnpp_trt.benchmarks.systems import subject_system
 from cnpp_trt.errors import CnppError, UserError
 from hints import hint

@@ -1,0 +1,1 @@
+"""A bundle where other servers and clusters run it: `cnpp-trt package`."""
