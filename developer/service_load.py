@@ -1,10 +1,12 @@
-"""What `cnpp-trt serve` takes and gives under load, beside the bare pipeline and a server that draws one by one.
+"""What `cnpp-trt serve` takes and gives under load, beside the bare pipeline and servers that draw one by one.
 
     python -m cnpp_trt.developer.service_load [--seconds 120] [--clients 64] [--rounds 3] [--out load.json]
 
-All three draw the same requests of the embedded miniature, in turn, in one run. First alone and eight at a time; then
-many clients call the server for a while, of whom some leave in the middle of a picture and some send what is no
-request. Each picture is compared with the pipeline's. Prints tables in Markdown.
+All draw the same requests of the embedded miniature, in turn, in one run: the pipeline in this process, the server, and
+two of `one_by_one.py`, of which one draws with diffusers. First alone and eight at a time; then many clients call the
+server for a while, of whom some leave in the middle of a picture and some send what is no request. Each picture is
+compared with the pipeline's. Prints tables in Markdown. Processor time is that of the side's own process: on a machine
+that does other work too, it tells more than seconds do.
 """
 
 import asyncio
@@ -20,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -115,6 +118,11 @@ class Child:
             if '"status": 429' in line:
                 self.rejections.append(json.loads(line)["seconds"])
 
+    def cpu(self) -> float:
+        """Processor seconds that the process has used, in all of its threads."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> float:
         """MiB that the process holds."""
         status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
@@ -125,38 +133,12 @@ class Child:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
+    def __enter__(self) -> "Child":
+        return self
 
-def naive(bundle: Path, threads: int, port: int = 0) -> None:
-    """The server to compare with: FastAPI, one request after the other, the same encoding."""
-    import uvicorn
-    from fastapi import FastAPI
-
-    from ..service.limits import Limits
-    from ..service.models import ServedModel
-    from ..service.openai_fields import ImageFields, asked_of
-    from ..service.orders import make_order
-    from ..service.reply import Reply, images_reply
-    from ..service.server import bind
-    from ..service.tasks import Outcome
-    from ..service.web import from_form
-
-    pipeline, app, alone = Pipeline.open(bundle, threads=threads, warm=True), FastAPI(), threading.Lock()
-    model = ServedModel("miniature", [pipeline], Limits())
-
-    @app.get("/readyz")
-    def ready() -> dict[str, str]:
-        return {"status": "ready"}
-
-    @app.post("/v1/images/generations")
-    def draw(body: dict[str, Any]) -> dict[str, Any]:
-        order = make_order(model, asked_of(from_form(body, ImageFields)), Limits())
-        with alone:
-            result = pipeline(order.request)
-        return images_reply(model, Outcome(result, (), 0, 1), Reply(), ())
-
-    listener = bind("127.0.0.1", port)
-    print(f"naive at http://127.0.0.1:{listener.getsockname()[1]} ", file=sys.stderr, flush=True)
-    asyncio.run(uvicorn.Server(uvicorn.Config(app, log_config=None)).serve([listener]))
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(60)
 
 
 def main(
@@ -166,31 +148,27 @@ def main(
     steps: int = 20,
     queue: int = 40,
     threads: int = 2,
+    diffusers: Annotated[bool, typer.Option(help="Compare with diffusers too, which needs PyTorch.")] = True,
     out: Annotated[Path | None, typer.Option(help="A file for everything that was measured.")] = None,
-    serve_naive: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measures and prints."""
-    if serve_naive is not None:
-        naive(serve_naive, threads)
-        return
     bundle = Bundle.find("miniature").folder
-    common = ["--bundle", str(bundle), "--port", "0", "--threads", str(threads)]
-    ours = [sys.executable, "-m", "cnpp_trt", "serve", *common, "--max-batch", str(TOGETHER), "--queue", str(queue)]
-    theirs = [sys.executable, "-m", __spec__.name, "--serve-naive", str(bundle), "--threads", str(threads)]
-    with Pipeline.open(bundle, threads=threads, warm=True) as pipeline:
+    program, common = [sys.executable, "-m", "cnpp_trt"], ["--threads", str(threads)]
+    ours = ["serve", "--bundle", str(bundle), "--port", "0", "--max-batch", str(TOGETHER), "--queue", str(queue)]
+    other = [f"{program[-1]}.developer.one_by_one", str(bundle), *common]
+    lines = {"cnpp-trt serve": [*program, *ours, *common], "one by one": [*program[:2], *other]}
+    if diffusers:
+        lines["one by one, diffusers"] = [*program[:2], *other, "--engine", "diffusers"]
+    with Pipeline.open(bundle, threads=threads, warm=True) as pipeline, ExitStack() as stack:
         cases = make_cases(pipeline, steps)
-        children = [Child("cnpp-trt serve", ours), Child("one by one", theirs)]
-        try:
-            figures = compare(pipeline, children, cases, rounds)
-            load = asyncio.run(_load(children[0], cases, clients, seconds))
-            load.refused = list(children[0].rejections)
-            served = asyncio.run(_timed(children[0].url, cases[:1], 1))
-            ended = [child.stop() for child in children]
-        finally:
-            for child in children:
-                child.process.kill()
+        children = [stack.enter_context(Child(name, line)) for name, line in lines.items()]
+        figures = compare(pipeline, children, cases, rounds)
+        load = asyncio.run(_load(children[0], cases, clients, seconds))
+        load.refused = list(children[0].rejections)
+        served = asyncio.run(_timed(children[0].url, cases[:1], 1))
+        ended = children[0].stop()
     print_tables(figures, load, clients, seconds)
-    print(f"\nAfter the load a request took {served[0]:.3f} s; SIGTERM ended the server with status {ended[0]}.")
+    print(f"\nAfter the load a request took {served[0]:.3f} s; SIGTERM ended the server with status {ended}.")
     if out is not None:
         out.write_text(json.dumps({"figures": figures, "load": vars(load)}, indent=1) + "\n", "utf-8")
     if load.wrong:
@@ -198,22 +176,27 @@ def main(
 
 
 def compare(pipeline: Pipeline, children: list[Child], cases: list[Case], rounds: int) -> dict[str, Any]:
-    """Latency of one client and images per second of eight, of each side in turn."""
+    """Of each side in turn: seconds of one client, images per second of eight, and processor seconds of an image."""
     requests = [case.request for case in cases]
-    sides: dict[str, Callable[[int], list[float]]] = {
-        "bare pipeline": lambda n: _bare(pipeline, requests, n),
-        **{child.name: (lambda n, c=child: asyncio.run(_timed(c.url, cases, n))) for child in children},  # type: ignore[misc]
+    sides: dict[str, tuple[Callable[[int], list[float]], Callable[[], float]]] = {
+        "bare pipeline": (lambda n: _bare(pipeline, requests, n), time.process_time),
+        **{child.name: (lambda n, c=child: asyncio.run(_timed(c.url, cases, n)), child.cpu) for child in children},  # type: ignore[misc]
     }
     alone: dict[str, list[float]] = {name: [] for name in sides}
     rates: dict[str, list[float]] = {name: [] for name in sides}
+    used: dict[str, dict[int, list[float]]] = {name: {1: [], TOGETHER: []} for name in sides}
     for _ in range(rounds):
-        for name, run in sides.items():
-            alone[name] += run(1)
-        for name, run in sides.items():
-            began = time.perf_counter()
-            count = len(run(TOGETHER))
-            rates[name].append(count / (time.perf_counter() - began))
-    return {"alone": alone, "rates": rates}
+        for together in (1, TOGETHER):
+            for name, (run, cpu) in sides.items():
+                began, before = time.perf_counter(), cpu()
+                spent = run(together)
+                seconds = time.perf_counter() - began
+                used[name][together].append((cpu() - before) / len(spent))
+                if together == 1:
+                    alone[name].append(statistics.median(spent))
+                else:
+                    rates[name].append(len(spent) / seconds)
+    return {"alone": alone, "rates": rates, "cpu": used}
 
 
 def _bare(pipeline: Pipeline, requests: list[Request], together: int) -> list[float]:
@@ -236,8 +219,8 @@ async def _timed(url: str, cases: list[Case], together: int) -> list[float]:
                 case, began = left.pop(), time.perf_counter()
                 answer = await client.post("/v1/images/generations", json=case.body)
                 spent.append(time.perf_counter() - began)
-                if not await asyncio.to_thread(_same, answer, case):
-                    raise CnppError(f"{url} draws something else")
+                if not await asyncio.to_thread(same_picture, answer, case):
+                    raise CnppError(f"{url} draws something else: {answer.status_code} {answer.text[:200]}")
 
         await asyncio.gather(*(work() for _ in range(together)))
     return spent
@@ -287,13 +270,13 @@ async def _client(
         load.statuses[str(answer.status_code)] += 1
         if answer.status_code == 200:
             load.drawn.append(spent)
-            load.wrong += not await asyncio.to_thread(_same, answer, case)
+            load.wrong += not await asyncio.to_thread(same_picture, answer, case)
         elif answer.status_code == 429:
             load.rejected.append(spent)
             await asyncio.sleep(float(random.uniform(0.5, 1.5)))
 
 
-def _same(answer: httpx.Response, case: Case) -> bool:
+def same_picture(answer: httpx.Response, case: Case) -> bool:
     """Whether an answer has the pipeline's picture: a batch may differ from a single one by 1 of 255."""
     if answer.status_code != 200:
         return False
@@ -304,14 +287,18 @@ def _same(answer: httpx.Response, case: Case) -> bool:
 
 def print_tables(figures: dict[str, Any], load: Load, clients: int, seconds: float) -> None:
     """Markdown."""
-    print("| | one client: median | p99 | eight clients: images/s | of the bare pipeline's |")
-    print("|---|---:|---:|---:|---:|")
-    bare = figures["rates"]["bare pipeline"]
-    for name, spent in figures["alone"].items():
-        rates = figures["rates"][name]
-        share = statistics.median(own / other for own, other in zip(rates, bare, strict=True))
-        row = f"| {name} | {statistics.median(spent):.3f} s | {_p99(spent):.3f} s "
-        print(f"{row}| {statistics.median(rates):.2f} | {share:.0%} |")
+    print(
+        "| | one client | added | processor time | eight clients: images/s | of the bare pipeline's | processor time |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    alone, rates, used = figures["alone"], figures["rates"], figures["cpu"]
+    bare = "bare pipeline"
+    for name, spent in alone.items():
+        added = statistics.median(own - other for own, other in zip(spent, alone[bare], strict=True))
+        share = statistics.median(own / other for own, other in zip(rates[name], rates[bare], strict=True))
+        cpu = {n: statistics.median(values) for n, values in used[name].items()}
+        row = f"| {name} | {statistics.median(spent):.3f} s | {1000 * added:+.0f} ms | {cpu[1]:.3f} s "
+        print(f"{row}| {statistics.median(rates[name]):.2f} | {share:.0%} | {cpu[TOGETHER]:.3f} s |")
     print(f"\n{clients} clients for {seconds:g} s:\n")
     print("| | count | median | p99 |\n|---|---:|---:|---:|")
     rows = {
