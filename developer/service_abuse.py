@@ -133,27 +133,27 @@ async def _drip(child: Child, ends: asyncio.Event, count: int) -> str:
 
 async def _flood(child: Child, ends: asyncio.Event, count: int) -> str:
     """Half of them say how much they send; all try to send it."""
-    sent = refused = 0
+    sent = ended = 0
     block = b"x" * _MIB
 
     async def one(number: int) -> None:
-        nonlocal sent, refused
+        nonlocal sent, ended
         while not ends.is_set():
-            reader, writer = await _connect(child)
+            _, writer = await _connect(child)
             kind = "Content-Length: 1073741824" if number % 2 else "Transfer-Encoding: chunked"
-            with contextlib.suppress(OSError):
+            try:
                 writer.write(_head(kind))
                 for _ in range(1024):
                     writer.write(block if number % 2 else b"100000\r\n" + block + b"\r\n")
                     await writer.drain()
                     sent += 1
-            with contextlib.suppress(OSError, TimeoutError):
-                refused += b"413" in await asyncio.wait_for(reader.read(64), 5)
+            except OSError:  # the server closed the connection: it reads no further than its limit
+                ended += 1
             writer.close()
             await asyncio.sleep(0.05)
 
     await asyncio.gather(*(one(number) for number in range(count)))
-    return f"{refused} answered with 413, of {sent:,} MiB that were written"
+    return f"{ended} connections were closed by the server, after {sent:,} MiB in all"
 
 
 async def _connect(child: Child) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
