@@ -18,8 +18,10 @@ export async function openCamera() {
   }
   video.srcObject = stream;
   dialog.returnValue = "";
+  $("camera-take").disabled = true; // there is no frame yet
+  video.onplaying = () => { $("camera-take").disabled = false; };
+  video.play().catch(() => {}); // it was closed before
   dialog.showModal();
-  await video.play();
   await new Promise((resolve) => { dialog.onclose = resolve; });
   const bytes = dialog.returnValue === "take" ? await frameOf(video) : null;
   stream.getTracks().forEach((track) => track.stop());
