@@ -14,6 +14,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -166,9 +167,14 @@ def main(
         load = asyncio.run(_load(children[0], cases, clients, seconds))
         load.refused = list(children[0].rejections)
         served = asyncio.run(_timed(children[0].url, cases[:1], 1))
+        metrics = httpx.get(f"{children[0].url}/metrics", trust_env=False).text
         ended = children[0].stop()
     print_tables(figures, load, clients, seconds)
     print(f"\nAfter the load a request took {served[0]:.3f} s; SIGTERM ended the server with status {ended}.")
+    sums = [
+        float(re.findall(rf"^cnpp_trt_batch_images_{part}{{.*}} (\S+)$", metrics, re.M)[0]) for part in ("sum", "count")
+    ]
+    print(f"Its batches had {sums[0] / sums[1]:.1f} images on average.")
     if out is not None:
         out.write_text(json.dumps({"figures": figures, "load": vars(load)}, indent=1) + "\n", "utf-8")
     if load.wrong:
