@@ -303,7 +303,7 @@ def print_tables(figures: dict[str, Any], load: Load, clients: int, seconds: flo
         added = statistics.median(own - other for own, other in zip(spent, alone[bare], strict=True))
         share = statistics.median(own / other for own, other in zip(rates[name], rates[bare], strict=True))
         cpu = {n: statistics.median(values) for n, values in used[name].items()}
-        row = f"| {name} | {statistics.median(spent):.3f} s | {1000 * added:+.0f} ms | {cpu[1]:.3f} s "
+        row = f"| {name} | {statistics.median(spent):.3f} s ({1000 * added:+.0f} ms) | {cpu[1]:.3f} s "
         print(f"{row}| {statistics.median(rates[name]):.2f} | {share:.0%} | {cpu[TOGETHER]:.3f} s |")
     print(f"\n{clients} clients for {seconds:g} s:\n")
     print("| | count | median | p99 |\n|---|---:|---:|---:|")
