@@ -45,7 +45,8 @@ def main(aborts: int = 1000, slow: int = 200, senders: int = 8, seconds: float =
     with Child("cnpp-trt serve", [*line, "0"]) as child:
         for name, abuse in abuses.items():
             spent, wrong, memory, told = asyncio.run(_beside(child, abuse, cases, seconds))
-            row = f"| {name}{told and f': {told}'} | {len(spent)} | {wrong} | {statistics.median(spent):.3f} s | {max(spent):.3f} s "
+            what = f"{name}: {told}" if told else name
+            row = f"| {what} | {len(spent)} | {wrong} | {statistics.median(spent):.3f} s | {max(spent):.3f} s "
             print(f"{row}| {memory:.0f} MiB |", flush=True)
         port = str(urlsplit(child.url).port)
         child.process.send_signal(signal.SIGKILL)
