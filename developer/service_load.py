@@ -1,6 +1,6 @@
 """What `cnpp-trt serve` takes and gives under load, beside the bare pipeline and servers that draw one by one.
 
-    python -m cnpp_trt.developer.service_load [--seconds 120] [--clients 64] [--rounds 3] [--out load.json]
+    python -m cnpp_trt.developer.service_load [--seconds 120] [--clients 64] [--rounds 4] [--out load.json]
 
 All draw the same requests of the embedded miniature, in turn, in one run: the pipeline in this process, the server, and
 two of `one_by_one.py`, of which one draws with diffusers. First alone and eight at a time; then many clients call the
@@ -25,8 +25,9 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, TypeAlias
 
 import httpx
 import numpy as np
@@ -40,8 +41,11 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.settings.request import Control, Request
 
 PROMPTS = ("a house in spring", "oaks by a road", "a white barn at dusk", "a field in winter")
-SEEDS = 4
+SEEDS = 2
 TOGETHER = 8
+REPEATED = 4
+Span: TypeAlias = tuple[float, float]
+"""When a request began and ended, of `time.perf_counter()`."""
 _MALFORMED: tuple[dict[str, Any], ...] = (
     {"content": b"{", "headers": {"content-type": "application/json"}},
     {"json": {"prompt": "x", "frobnicate": 1}},
@@ -145,7 +149,7 @@ class Child:
 def main(
     seconds: float = 120.0,
     clients: int = 64,
-    rounds: int = 3,
+    rounds: int = 4,
     steps: int = 20,
     queue: int = 40,
     threads: int = 2,
@@ -164,17 +168,16 @@ def main(
         cases = make_cases(pipeline, steps)
         children = [stack.enter_context(Child(name, line)) for name, line in lines.items()]
         figures = compare(pipeline, children, cases, rounds)
+        print_comparison(figures)
         load = asyncio.run(_load(children[0], cases, clients, seconds))
         load.refused = list(children[0].rejections)
-        served = asyncio.run(_timed(children[0].url, cases[:1], 1))
+        [(began, end)] = _served(children[0].url, cases[:1], 1)
         metrics = httpx.get(f"{children[0].url}/metrics", trust_env=False).text
         ended = children[0].stop()
-    print_tables(figures, load, clients, seconds)
-    print(f"\nAfter the load a request took {served[0]:.3f} s; SIGTERM ended the server with status {ended}.")
-    sums = [
-        float(re.findall(rf"^cnpp_trt_batch_images_{part}{{.*}} (\S+)$", metrics, re.M)[0]) for part in ("sum", "count")
-    ]
-    print(f"Its batches had {sums[0] / sums[1]:.1f} images on average.")
+    print_load(load, clients, seconds)
+    images, batches = (_metric(metrics, f"cnpp_trt_batch_images_{part}") for part in ("sum", "count"))
+    print(f"The server's batches had {images / batches:.1f} images on average, those of the comparison included.")
+    print(f"After the load a request took {end - began:.3f} s; SIGTERM ended the server with status {ended}.")
     if out is not None:
         out.write_text(json.dumps({"figures": figures, "load": vars(load)}, indent=1) + "\n", "utf-8")
     if load.wrong:
@@ -182,41 +185,49 @@ def main(
 
 
 def compare(pipeline: Pipeline, children: list[Child], cases: list[Case], rounds: int) -> dict[str, Any]:
-    """Of each side in turn: seconds of one client, images per second of eight, and processor seconds of an image."""
-    requests = [case.request for case in cases]
-    sides: dict[str, tuple[Callable[[int], list[float]], Callable[[], float]]] = {
-        "bare pipeline": (lambda n: _bare(pipeline, requests, n), time.process_time),
-        **{child.name: (lambda n, c=child: asyncio.run(_timed(c.url, cases, n)), child.cpu) for child in children},  # type: ignore[misc]
+    """Of each side in turn: seconds of one client, images per second of eight, and processor seconds of an image.
+
+    The rate counts from the first eight images on: until then clients that begin at one moment are not yet together.
+    """
+    sides: dict[str, tuple[Callable[[list[Case], int], list[Span]], Callable[[], float]]] = {
+        "bare pipeline": (partial(_bare, pipeline), time.process_time),
+        **{child.name: (partial(_served, child.url), child.cpu) for child in children},
     }
-    alone: dict[str, list[float]] = {name: [] for name in sides}
+    alone: dict[str, list[list[float]]] = {name: [] for name in sides}
     rates: dict[str, list[float]] = {name: [] for name in sides}
     used: dict[str, dict[int, list[float]]] = {name: {1: [], TOGETHER: []} for name in sides}
     for _ in range(rounds):
-        for together in (1, TOGETHER):
+        for together, asked in ((1, cases), (TOGETHER, cases * REPEATED)):
             for name, (run, cpu) in sides.items():
-                began, before = time.perf_counter(), cpu()
-                spent = run(together)
-                seconds = time.perf_counter() - began
-                used[name][together].append((cpu() - before) / len(spent))
+                before = cpu()
+                spans = run(asked, together)
+                used[name][together].append((cpu() - before) / len(spans))
                 if together == 1:
-                    alone[name].append(statistics.median(spent))
+                    alone[name].append([end - begin for begin, end in spans])
                 else:
-                    rates[name].append(len(spent) / seconds)
+                    ends = sorted(end for _, end in spans)
+                    rates[name].append((len(ends) - TOGETHER) / (ends[-1] - ends[TOGETHER - 1]))
     return {"alone": alone, "rates": rates, "cpu": used}
 
 
-def _bare(pipeline: Pipeline, requests: list[Request], together: int) -> list[float]:
-    spent = []
-    for first in range(0, len(requests), together):
+def _bare(pipeline: Pipeline, cases: list[Case], together: int) -> list[Span]:
+    """Every case, so many in a batch."""
+    spans = []
+    for first in range(0, len(cases), together):
         began = time.perf_counter()
-        pipeline.batch(requests[first : first + together])
-        spent += [time.perf_counter() - began] * together
-    return spent
+        pipeline.batch([case.request for case in cases[first : first + together]])
+        spans += [(began, time.perf_counter())] * together
+    return spans
 
 
-async def _timed(url: str, cases: list[Case], together: int) -> list[float]:
+def _served(url: str, cases: list[Case], together: int) -> list[Span]:
     """Every case, from so many clients at a time."""
-    left, spent = list(cases), []
+    return asyncio.run(_timed(url, cases, together))
+
+
+async def _timed(url: str, cases: list[Case], together: int) -> list[Span]:
+    left: list[Case] = list(cases)
+    spans: list[Span] = []
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False, limits=limits) as client:
 
@@ -224,12 +235,12 @@ async def _timed(url: str, cases: list[Case], together: int) -> list[float]:
             while left:
                 case, began = left.pop(), time.perf_counter()
                 answer = await client.post("/v1/images/generations", json=case.body)
-                spent.append(time.perf_counter() - began)
+                spans.append((began, time.perf_counter()))
                 if not await asyncio.to_thread(same_picture, answer, case):
                     raise CnppError(f"{url} draws something else: {answer.status_code} {answer.text[:200]}")
 
         await asyncio.gather(*(work() for _ in range(together)))
-    return spent
+    return spans
 
 
 async def _load(child: Child, cases: list[Case], clients: int, seconds: float) -> Load:
@@ -291,20 +302,24 @@ def same_picture(answer: httpx.Response, case: Case) -> bool:
     return bool(np.abs(image.astype(int) - case.image).max() <= 1)
 
 
-def print_tables(figures: dict[str, Any], load: Load, clients: int, seconds: float) -> None:
-    """Markdown."""
-    print(
-        "| | one client | added | processor time | eight clients: images/s | of the bare pipeline's | processor time |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    alone, rates, used = figures["alone"], figures["rates"], figures["cpu"]
-    bare = "bare pipeline"
-    for name, spent in alone.items():
-        added = statistics.median(own - other for own, other in zip(spent, alone[bare], strict=True))
+def print_comparison(figures: dict[str, Any]) -> None:
+    """Markdown; in brackets what a side takes more than the bare pipeline, and its share of that one's images."""
+    print("| | one client: median (added) | p99 | processor time | eight: images/s (share) | processor time |")
+    print("|---|---:|---:|---:|---:|---:|")
+    alone, rates, used, bare = figures["alone"], figures["rates"], figures["cpu"], "bare pipeline"
+    medians = {name: [statistics.median(spent) for spent in rounds] for name, rounds in alone.items()}
+    for name, rounds in alone.items():
+        added = statistics.median(own - other for own, other in zip(medians[name], medians[bare], strict=True))
         share = statistics.median(own / other for own, other in zip(rates[name], rates[bare], strict=True))
         cpu = {n: statistics.median(values) for n, values in used[name].items()}
-        row = f"| {name} | {statistics.median(spent):.3f} s ({1000 * added:+.0f} ms) | {cpu[1]:.3f} s "
-        print(f"{row}| {statistics.median(rates[name]):.2f} | {share:.0%} | {cpu[TOGETHER]:.3f} s |")
+        spent = [seconds for each in rounds for seconds in each]
+        row = f"| {name} | {statistics.median(spent):.3f} s ({1000 * added:+.0f} ms) | {_p99(spent):.3f} s "
+        row += f"| {cpu[1]:.3f} s | {statistics.median(rates[name]):.2f} ({share:.0%}) "
+        print(f"{row}| {cpu[TOGETHER]:.3f} s |", flush=True)
+
+
+def print_load(load: Load, clients: int, seconds: float) -> None:
+    """Markdown."""
     print(f"\n{clients} clients for {seconds:g} s:\n")
     print("| | count | median | p99 |\n|---|---:|---:|---:|")
     rows = {
@@ -324,6 +339,11 @@ def print_tables(figures: dict[str, Any], load: Load, clients: int, seconds: flo
     print(f"Memory of the server: {middle:.0f} MiB in the second third, {last:.0f} MiB in the last.")
     rate = len(load.drawn) / seconds
     print(f"{rate:.2f} images/s were delivered; {os.cpu_count()} CPU cores, which the clients use too.")
+
+
+def _metric(text: str, name: str) -> float:
+    found = re.search(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else float("nan")
 
 
 def _p99(values: list[float]) -> float:
