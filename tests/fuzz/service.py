@@ -6,14 +6,10 @@ import io
 import json
 from typing import Any
 
-import httpx
 import numpy as np
 from cnpp_trt.errors import UserError
 from cnpp_trt.messages import printable
 from cnpp_trt.runtime.pipeline import Pipeline
-from cnpp_trt.service.app import create_app
-from cnpp_trt.service.limits import Limits
-from cnpp_trt.service.service import Service
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -55,6 +51,11 @@ def _bodies(image: str) -> dict[str, dict[str, Any]]:
 
 def service(place: Place) -> Kind:
     """A body with changed fields, or with a damaged image, or a damaged form: an answer, or one line and no 5xx."""
+    import httpx  # other kinds are tried where the server's packages are not installed
+    from cnpp_trt.service.app import create_app
+    from cnpp_trt.service.limits import Limits
+    from cnpp_trt.service.service import Service
+
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
