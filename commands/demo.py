@@ -8,7 +8,6 @@ import typer
 from ..errors import UserError
 from ..install import DEMO_MODULES, cannot_import
 from .options import (
-    BackendName,
     BundleSize,
     Plans,
     Precision,
@@ -47,6 +46,8 @@ _EXAMPLES = """Examples:
 
 cnpp-trt demo
 
+cnpp-trt demo --model miniature --model miniature-controlnet
+
 cnpp-trt demo --bundle ./bundle --device 1
 
 cnpp-trt demo --host 0.0.0.0 --token-file token.txt"""
@@ -76,7 +77,10 @@ def demo_command(
     max_images: MaxImages = 4,
     max_steps: MaxSteps = 100,
     queue: QueueLength = 64,
-    backend: BackendName = "auto",
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="As for `run`; repeatable: each draws every model, to switch between and to compare."),
+    ] = None,
     device: Devices = None,
     plans: Plans = None,
     vram_budget: VramBudget = None,
@@ -91,9 +95,14 @@ def demo_command(
     except ImportError as e:
         raise UserError(cannot_import("cnpp-trt demo", e, *DEMO_MODULES)) from None
     pages = demo_pages("cnpp-trt demo")
-    options = worker_options(device, backend, precision, threads, plans, vram_budget)
+    backends = backend or ["auto"]
+    if len(set(backends)) != len(backends):
+        raise UserError("--backend names one twice: give each once")
+    options = [
+        each for name in backends for each in worker_options(device, name, precision, threads, plans, vram_budget)
+    ]
     token = read_token(token_file)
-    found = served_bundles(model, bundle, _MODELS, size, precision, backend, threads, plans, vram_budget)
+    found = served_bundles(model, bundle, _MODELS, size, precision, backends[0], threads, plans, vram_budget)
     where = ServerOptions(host, port, token, access_log=access_log)
     with bind(host, port) as listener:  # before the models are opened, which takes longer
         note_who_may_call(where)

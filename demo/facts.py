@@ -78,6 +78,8 @@ def content_of(model: "ServedModel", data: bytes, condition: str, id: int, servi
     answer.fields["controls"] = [
         _control(answer, found or model, control, service.limits) for control in record.request.controls
     ]
+    begun = record.request.init_image
+    answer.fields["init_image"] = None if begun is None else answer.part(encode_png(_pixels(begun, service.limits)))
     notes = [note] if note else []
     known = (found or model).bundle.manifest.conditions
     notes += [
@@ -85,8 +87,6 @@ def content_of(model: "ServedModel", data: bytes, condition: str, id: int, servi
         for control in record.request.controls
         if control.condition not in known
     ]
-    if record.request.init_image is not None:
-        notes.append("it began with an image, which this page cannot: draw it with `cnpp-trt run --repeat image-0.png`")
     answer.fields["notes"] = notes
     return answer
 
@@ -113,9 +113,7 @@ def _labels(answer: Answer, model: "ServedModel", condition: str, pixels: Pixels
 
 
 def _control(answer: Answer, model: "ServedModel", record: Any, limits: "Limits") -> dict[str, Any]:
-    pixels = metadata.image_from_base64(record.image)
-    if pixels.shape[0] * pixels.shape[1] > limits.pixels:
-        raise UserError("a control image in the picture's record is larger than this server takes")
+    pixels = _pixels(record.image, limits)
     return {
         "condition": record.condition,
         "scale": record.controlnet_conditioning_scale,
@@ -124,6 +122,13 @@ def _control(answer: Answer, model: "ServedModel", record: Any, limits: "Limits"
         "image": answer.part(encode_png(pixels)),
         "labels": _labels(answer, model, record.condition, pixels),
     }
+
+
+def _pixels(text: str, limits: "Limits") -> Pixels:
+    pixels = metadata.image_from_base64(text)
+    if pixels.shape[0] * pixels.shape[1] > limits.pixels:
+        raise UserError("an image in the picture's record is larger than this server takes")
+    return pixels
 
 
 def _settings(record: "PictureRecord", model: "ServedModel") -> dict[str, Any]:
@@ -139,6 +144,7 @@ def _settings(record: "PictureRecord", model: "ServedModel") -> dict[str, Any]:
         "steps": request.num_inference_steps,
         "guidance": request.guidance_scale,
         "scheduler": request.scheduler,
+        "strength": None if request.init_image is None else request.strength,
         "seed": str(seeds[0] if follow else seeds[record.image_index]),
         "images": len(seeds) if follow else 1,
         "kept": {name: value for name, value in kept.items() if value},

@@ -37,6 +37,9 @@ class Draw(Record, tag="draw"):
     Attributes:
         id: the page's own number of it, which every answer repeats.
         seed: in decimal: a number of JavaScript's would not hold 64 bits.
+        init_image: the number of the part with the image file to begin with.
+        strength: how much of it is drawn anew, as in `Request`.
+        compare: another model that draws the same beside it.
         kept: settings of a restored picture for which the page has no fields.
         preview: whether latents are shown on the way.
     """
@@ -52,6 +55,9 @@ class Draw(Record, tag="draw"):
     scheduler: str | None = None
     seed: str = "0"
     controls: tuple[ControlMessage, ...] = ()
+    init_image: int | None = None
+    strength: float | None = None
+    compare: str | None = None
     kept: "Kept | None" = None
     preview: bool = False
 

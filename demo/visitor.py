@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -21,6 +23,7 @@ from .facts import content_of, example_of, greeting
 from .messages import Answer, ControlMessage, Draw, Example, Message, Stop, read_message
 
 if TYPE_CHECKING:
+    from ..runtime.control.consistency import Score
     from ..service.models import ServedModel
     from ..service.service import Service
     from ..service.tasks import Outcome, Task
@@ -96,17 +99,21 @@ class Visitor:
                 await drawing
 
     async def _draw(self, message: Draw, parts: list[bytes]) -> None:
-        task: Task | None = None
-        model: ServedModel | None = None
+        drawn: list[tuple[ServedModel, Task]] = []
         try:
-            model = self._service.models.find(message.model)
-            self._service.require_room(model)
-            asked = await self._service.in_thread(asked_of, model, message, parts)
-            order = await self._service.in_thread(make_order, model, asked, self._service.limits)
-            task = self._service.submit(model, order, None, self._owner)
-            await self._follow(message.id, model, task)
-            outcome = await self._service.wait(task)
-            await self._send(await self._service.in_thread(result_of, message.id, model, task, outcome))
+            models = [self._service.models.find(name) for name in (message.model, message.compare) if name is not None]
+            orders = []
+            for model in models:
+                self._service.require_room(model)
+                own = message if model is models[0] else _as_compared(message, models[0], model)
+                asked = await self._service.in_thread(asked_of, model, own, parts)
+                orders.append(await self._service.in_thread(make_order, model, asked, self._service.limits))
+            for model, order in zip(models, orders, strict=True):
+                drawn.append((model, self._service.submit(model, order, None, self._owner)))
+            for model, task in drawn:
+                await self._follow(message.id, model, task)
+            done = [(model, task, await self._service.wait(task)) for model, task in drawn]
+            await self._send(await self._service.in_thread(result_of, message.id, *done))
         except (CnppError, SchemaError) as e:
             await self._refuse(message.id, e)
         except (WebSocketDisconnect, RuntimeError):
@@ -116,8 +123,9 @@ class Visitor:
             with suppress(Exception):
                 await self._refuse(message.id, e)
         finally:
-            if task is not None and model is not None and task.cancel("the page asked for something else"):
-                model.queue.wake()
+            for model, task in drawn:
+                if task.cancel("the page asked for something else"):
+                    model.queue.wake()
 
     async def _follow(self, id: int, model: "ServedModel", task: "Task") -> None:
         """Tells of the queue, of each step and of what the picture looks like, until the task has ended."""
@@ -174,6 +182,8 @@ def asked_of(model: "ServedModel", message: Draw, parts: list[bytes]) -> Asked:
         raise UserError("seed must be a whole number from 0 to 18446744073709551615")
     kept = message.kept
     fields: dict[str, Any] = {} if kept is None else {name: getattr(kept, name) for name in kept.__struct_fields__}
+    if message.strength is not None and message.init_image is None:
+        raise UserError("strength says how much of an initial image is drawn anew: give an image to begin with")
     return Asked(
         [_control(model, control, parts) for control in message.controls],
         fields={
@@ -185,14 +195,22 @@ def asked_of(model: "ServedModel", message: Draw, parts: list[bytes]) -> Asked:
             "guidance_scale": message.guidance,
             "scheduler": message.scheduler,
             "seed": int(seed),
+            **({} if message.strength is None else {"strength": message.strength}),
         },
+        init_image=None if message.init_image is None else _part(parts, message.init_image),
         score=True,
         preview=message.preview,
     )
 
 
-def result_of(id: int, model: "ServedModel", task: "Task", outcome: "Outcome") -> Answer:
-    """The images with their metadata, their conditions, scores and times. Encodes: not in the event loop."""
+def result_of(id: int, *drawn: "tuple[ServedModel, Task, Outcome]") -> Answer:
+    """The images with their metadata, their conditions, scores and times. Encodes: not in the event loop.
+
+    Args:
+        id: the page's number of the request.
+        drawn: by the model that was asked for, and by the one that it is compared with.
+    """
+    model, _, outcome = drawn[0]
     result = outcome.result
     answer = Answer(
         "done",
@@ -200,24 +218,45 @@ def result_of(id: int, model: "ServedModel", task: "Task", outcome: "Outcome") -
         model=model.id,
         seeds=[str(seed) for seed in result.request.seeds],
         timings={"queue": outcome.waited, **result.timings},
-        notes=list(dict.fromkeys((*task.order.notes, *result.notes))),
+        notes=list(dict.fromkeys(note for _, task, out in drawn for note in (*task.order.notes, *out.result.notes))),
+        compared=None,
     )
     answer.fields["images"] = [answer.part(content) for content in encode_images(model, outcome, Reply())]
-    scores = list(outcome.scores)
-    rows: list[dict[str, Any]] = []
+    answer.fields["controls"] = _rows(answer, outcome)
+    for other, _, found in drawn[1:]:
+        images = [answer.part(content) for content in encode_images(other, found, Reply())]
+        scores = [{"condition": each.condition, "scores": _told(each.scores)} for each in found.scores]
+        seconds = found.result.timings["total"]
+        answer.fields["compared"] = {"model": other.id, "images": images, "controls": scores, "seconds": seconds}
+    return answer
+
+
+def _rows(answer: Answer, outcome: "Outcome") -> list[dict[str, Any]]:
+    """Each control as it was given, and as it was found in each image again."""
+    result, scores, rows = outcome.result, list(outcome.scores), []
     for control, given in zip(result.request.controls, result.control_images, strict=True):
         row: dict[str, Any] = {"condition": control.condition, "given": answer.part(encode_png(given))}
         # Scores lack those that cannot be extracted, and keep the order of the others.
         if scores and scores[0].condition == control.condition:
             found = scores.pop(0)
             row["extracted"] = [answer.part(encode_png(image)) for image in found.extracted]
-            row["scores"] = [
-                {"text": str(score), "grade": score.grade, "value": score.value if np.isfinite(score.value) else None}
-                for score in found.scores
-            ]
+            row["scores"] = _told(found.scores)
         rows.append(row)
-    answer.fields["controls"] = rows
-    return answer
+    return rows
+
+
+def _told(scores: "Sequence[Score]") -> list[dict[str, Any]]:
+    return [
+        {"text": str(score), "grade": score.grade, "value": score.value if np.isfinite(score.value) else None}
+        for score in scores
+    ]
+
+
+def _as_compared(message: Draw, model: "ServedModel", other: "ServedModel") -> Draw:
+    """What the other model is asked for: with its own steps, guidance and scheduler where they are not this one's."""
+    if other.pipelines[0].defaults == model.pipelines[0].defaults:
+        return message
+    return msgspec.structs.replace(message, steps=None, guidance=None, scheduler=None)
 
 
 def _control(model: "ServedModel", message: ControlMessage, parts: list[bytes]) -> AskedControl:

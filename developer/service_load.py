@@ -1,10 +1,12 @@
-"""What `cnpp-trt serve` takes and gives under load, beside the bare pipeline and a server that draws one by one.
+"""What `cnpp-trt serve` takes and gives under load, beside the bare pipeline and servers that draw one by one.
 
-    python -m cnpp_trt.developer.service_load [--seconds 120] [--clients 64] [--rounds 3] [--out load.json]
+    python -m cnpp_trt.developer.service_load [--seconds 120] [--clients 64] [--rounds 4] [--out load.json]
 
-All three draw the same requests of the embedded miniature, in turn, in one run. First alone and eight at a time; then
-many clients call the server for a while, of whom some leave in the middle of a picture and some send what is no
-request. Each picture is compared with the pipeline's. Prints tables in Markdown.
+All draw the same requests of the embedded miniature, in turn, in one run: the pipeline in this process, the server, and
+two of `one_by_one.py`, of which one draws with diffusers. First alone and eight at a time; then many clients call the
+server for a while, of whom some leave in the middle of a picture and some send what is no request. Each picture is
+compared with the pipeline's. Prints tables in Markdown. Processor time is that of the side's own process: on a machine
+that does other work too, it tells more than seconds do.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -20,9 +23,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, TypeAlias
 
 import httpx
 import numpy as np
@@ -36,8 +41,11 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.settings.request import Control, Request
 
 PROMPTS = ("a house in spring", "oaks by a road", "a white barn at dusk", "a field in winter")
-SEEDS = 4
+SEEDS = 2
 TOGETHER = 8
+REPEATED = 4
+Span: TypeAlias = tuple[float, float]
+"""When a request began and ended, of `time.perf_counter()`."""
 _MALFORMED: tuple[dict[str, Any], ...] = (
     {"content": b"{", "headers": {"content-type": "application/json"}},
     {"json": {"prompt": "x", "frobnicate": 1}},
@@ -115,6 +123,11 @@ class Child:
             if '"status": 429' in line:
                 self.rejections.append(json.loads(line)["seconds"])
 
+    def cpu(self) -> float:
+        """Processor seconds that the process has used, in all of its threads."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> float:
         """MiB that the process holds."""
         status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
@@ -125,72 +138,46 @@ class Child:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
+    def __enter__(self) -> "Child":
+        return self
 
-def naive(bundle: Path, threads: int, port: int = 0) -> None:
-    """The server to compare with: FastAPI, one request after the other, the same encoding."""
-    import uvicorn
-    from fastapi import FastAPI
-
-    from ..service.limits import Limits
-    from ..service.models import ServedModel
-    from ..service.openai_fields import ImageFields, asked_of
-    from ..service.orders import make_order
-    from ..service.reply import Reply, images_reply
-    from ..service.server import bind
-    from ..service.tasks import Outcome
-    from ..service.web import from_form
-
-    pipeline, app, alone = Pipeline.open(bundle, threads=threads, warm=True), FastAPI(), threading.Lock()
-    model = ServedModel("miniature", [pipeline], Limits())
-
-    @app.get("/readyz")
-    def ready() -> dict[str, str]:
-        return {"status": "ready"}
-
-    @app.post("/v1/images/generations")
-    def draw(body: dict[str, Any]) -> dict[str, Any]:
-        order = make_order(model, asked_of(from_form(body, ImageFields)), Limits())
-        with alone:
-            result = pipeline(order.request)
-        return images_reply(model, Outcome(result, (), 0, 1), Reply(), ())
-
-    listener = bind("127.0.0.1", port)
-    print(f"naive at http://127.0.0.1:{listener.getsockname()[1]} ", file=sys.stderr, flush=True)
-    asyncio.run(uvicorn.Server(uvicorn.Config(app, log_config=None)).serve([listener]))
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(60)
 
 
 def main(
     seconds: float = 120.0,
     clients: int = 64,
-    rounds: int = 3,
+    rounds: int = 4,
     steps: int = 20,
     queue: int = 40,
     threads: int = 2,
+    diffusers: Annotated[bool, typer.Option(help="Compare with diffusers too, which needs PyTorch.")] = True,
     out: Annotated[Path | None, typer.Option(help="A file for everything that was measured.")] = None,
-    serve_naive: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measures and prints."""
-    if serve_naive is not None:
-        naive(serve_naive, threads)
-        return
     bundle = Bundle.find("miniature").folder
-    common = ["--bundle", str(bundle), "--port", "0", "--threads", str(threads)]
-    ours = [sys.executable, "-m", "cnpp_trt", "serve", *common, "--max-batch", str(TOGETHER), "--queue", str(queue)]
-    theirs = [sys.executable, "-m", __spec__.name, "--serve-naive", str(bundle), "--threads", str(threads)]
-    with Pipeline.open(bundle, threads=threads, warm=True) as pipeline:
+    program, common = [sys.executable, "-m", "cnpp_trt"], ["--threads", str(threads)]
+    ours = ["serve", "--bundle", str(bundle), "--port", "0", "--max-batch", str(TOGETHER), "--queue", str(queue)]
+    other = [f"{program[-1]}.developer.one_by_one", str(bundle), *common]
+    lines = {"cnpp-trt serve": [*program, *ours, *common], "one by one": [*program[:2], *other]}
+    if diffusers:
+        lines["one by one, diffusers"] = [*program[:2], *other, "--engine", "diffusers"]
+    with Pipeline.open(bundle, threads=threads, warm=True) as pipeline, ExitStack() as stack:
         cases = make_cases(pipeline, steps)
-        children = [Child("cnpp-trt serve", ours), Child("one by one", theirs)]
-        try:
-            figures = compare(pipeline, children, cases, rounds)
-            load = asyncio.run(_load(children[0], cases, clients, seconds))
-            load.refused = list(children[0].rejections)
-            served = asyncio.run(_timed(children[0].url, cases[:1], 1))
-            ended = [child.stop() for child in children]
-        finally:
-            for child in children:
-                child.process.kill()
-    print_tables(figures, load, clients, seconds)
-    print(f"\nAfter the load a request took {served[0]:.3f} s; SIGTERM ended the server with status {ended[0]}.")
+        children = [stack.enter_context(Child(name, line)) for name, line in lines.items()]
+        figures = compare(pipeline, children, cases, rounds)
+        print_comparison(figures)
+        load = asyncio.run(_load(children[0], cases, clients, seconds))
+        load.refused = list(children[0].rejections)
+        [(began, end)] = _served(children[0].url, cases[:1], 1)
+        metrics = httpx.get(f"{children[0].url}/metrics", trust_env=False).text
+        ended = children[0].stop()
+    print_load(load, clients, seconds)
+    images, batches = (_metric(metrics, f"cnpp_trt_batch_images_{part}") for part in ("sum", "count"))
+    print(f"The server's batches had {images / batches:.1f} images on average, those of the comparison included.")
+    print(f"After the load a request took {end - began:.3f} s; SIGTERM ended the server with status {ended}.")
     if out is not None:
         out.write_text(json.dumps({"figures": figures, "load": vars(load)}, indent=1) + "\n", "utf-8")
     if load.wrong:
@@ -198,36 +185,49 @@ def main(
 
 
 def compare(pipeline: Pipeline, children: list[Child], cases: list[Case], rounds: int) -> dict[str, Any]:
-    """Latency of one client and images per second of eight, of each side in turn."""
-    requests = [case.request for case in cases]
-    sides: dict[str, Callable[[int], list[float]]] = {
-        "bare pipeline": lambda n: _bare(pipeline, requests, n),
-        **{child.name: (lambda n, c=child: asyncio.run(_timed(c.url, cases, n))) for child in children},  # type: ignore[misc]
+    """Of each side in turn: seconds of one client, images per second of eight, and processor seconds of an image.
+
+    The rate counts from the first eight images on: until then clients that begin at one moment are not yet together.
+    """
+    sides: dict[str, tuple[Callable[[list[Case], int], list[Span]], Callable[[], float]]] = {
+        "bare pipeline": (partial(_bare, pipeline), time.process_time),
+        **{child.name: (partial(_served, child.url), child.cpu) for child in children},
     }
-    alone: dict[str, list[float]] = {name: [] for name in sides}
+    alone: dict[str, list[list[float]]] = {name: [] for name in sides}
     rates: dict[str, list[float]] = {name: [] for name in sides}
+    used: dict[str, dict[int, list[float]]] = {name: {1: [], TOGETHER: []} for name in sides}
     for _ in range(rounds):
-        for name, run in sides.items():
-            alone[name] += run(1)
-        for name, run in sides.items():
-            began = time.perf_counter()
-            count = len(run(TOGETHER))
-            rates[name].append(count / (time.perf_counter() - began))
-    return {"alone": alone, "rates": rates}
+        for together, asked in ((1, cases), (TOGETHER, cases * REPEATED)):
+            for name, (run, cpu) in sides.items():
+                before = cpu()
+                spans = run(asked, together)
+                used[name][together].append((cpu() - before) / len(spans))
+                if together == 1:
+                    alone[name].append([end - begin for begin, end in spans])
+                else:
+                    ends = sorted(end for _, end in spans)
+                    rates[name].append((len(ends) - TOGETHER) / (ends[-1] - ends[TOGETHER - 1]))
+    return {"alone": alone, "rates": rates, "cpu": used}
 
 
-def _bare(pipeline: Pipeline, requests: list[Request], together: int) -> list[float]:
-    spent = []
-    for first in range(0, len(requests), together):
+def _bare(pipeline: Pipeline, cases: list[Case], together: int) -> list[Span]:
+    """Every case, so many in a batch."""
+    spans = []
+    for first in range(0, len(cases), together):
         began = time.perf_counter()
-        pipeline.batch(requests[first : first + together])
-        spent += [time.perf_counter() - began] * together
-    return spent
+        pipeline.batch([case.request for case in cases[first : first + together]])
+        spans += [(began, time.perf_counter())] * together
+    return spans
 
 
-async def _timed(url: str, cases: list[Case], together: int) -> list[float]:
+def _served(url: str, cases: list[Case], together: int) -> list[Span]:
     """Every case, from so many clients at a time."""
-    left, spent = list(cases), []
+    return asyncio.run(_timed(url, cases, together))
+
+
+async def _timed(url: str, cases: list[Case], together: int) -> list[Span]:
+    left: list[Case] = list(cases)
+    spans: list[Span] = []
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False, limits=limits) as client:
 
@@ -235,12 +235,12 @@ async def _timed(url: str, cases: list[Case], together: int) -> list[float]:
             while left:
                 case, began = left.pop(), time.perf_counter()
                 answer = await client.post("/v1/images/generations", json=case.body)
-                spent.append(time.perf_counter() - began)
-                if not await asyncio.to_thread(_same, answer, case):
-                    raise CnppError(f"{url} draws something else")
+                spans.append((began, time.perf_counter()))
+                if not await asyncio.to_thread(same_picture, answer, case):
+                    raise CnppError(f"{url} draws something else: {answer.status_code} {answer.text[:200]}")
 
         await asyncio.gather(*(work() for _ in range(together)))
-    return spent
+    return spans
 
 
 async def _load(child: Child, cases: list[Case], clients: int, seconds: float) -> Load:
@@ -287,13 +287,13 @@ async def _client(
         load.statuses[str(answer.status_code)] += 1
         if answer.status_code == 200:
             load.drawn.append(spent)
-            load.wrong += not await asyncio.to_thread(_same, answer, case)
+            load.wrong += not await asyncio.to_thread(same_picture, answer, case)
         elif answer.status_code == 429:
             load.rejected.append(spent)
             await asyncio.sleep(float(random.uniform(0.5, 1.5)))
 
 
-def _same(answer: httpx.Response, case: Case) -> bool:
+def same_picture(answer: httpx.Response, case: Case) -> bool:
     """Whether an answer has the pipeline's picture: a batch may differ from a single one by 1 of 255."""
     if answer.status_code != 200:
         return False
@@ -302,16 +302,24 @@ def _same(answer: httpx.Response, case: Case) -> bool:
     return bool(np.abs(image.astype(int) - case.image).max() <= 1)
 
 
-def print_tables(figures: dict[str, Any], load: Load, clients: int, seconds: float) -> None:
+def print_comparison(figures: dict[str, Any]) -> None:
+    """Markdown; in brackets what a side takes more than the bare pipeline, and its share of that one's images."""
+    print("| | one client: median (added) | p99 | processor time | eight: images/s (share) | processor time |")
+    print("|---|---:|---:|---:|---:|---:|")
+    alone, rates, used, bare = figures["alone"], figures["rates"], figures["cpu"], "bare pipeline"
+    medians = {name: [statistics.median(spent) for spent in rounds] for name, rounds in alone.items()}
+    for name, rounds in alone.items():
+        added = statistics.median(own - other for own, other in zip(medians[name], medians[bare], strict=True))
+        share = statistics.median(own / other for own, other in zip(rates[name], rates[bare], strict=True))
+        cpu = {n: statistics.median(values) for n, values in used[name].items()}
+        spent = [seconds for each in rounds for seconds in each]
+        row = f"| {name} | {statistics.median(spent):.3f} s ({1000 * added:+.0f} ms) | {_p99(spent):.3f} s "
+        row += f"| {cpu[1]:.3f} s | {statistics.median(rates[name]):.2f} ({share:.0%}) "
+        print(f"{row}| {cpu[TOGETHER]:.3f} s |", flush=True)
+
+
+def print_load(load: Load, clients: int, seconds: float) -> None:
     """Markdown."""
-    print("| | one client: median | p99 | eight clients: images/s | of the bare pipeline's |")
-    print("|---|---:|---:|---:|---:|")
-    bare = figures["rates"]["bare pipeline"]
-    for name, spent in figures["alone"].items():
-        rates = figures["rates"][name]
-        share = statistics.median(own / other for own, other in zip(rates, bare, strict=True))
-        row = f"| {name} | {statistics.median(spent):.3f} s | {_p99(spent):.3f} s "
-        print(f"{row}| {statistics.median(rates):.2f} | {share:.0%} |")
     print(f"\n{clients} clients for {seconds:g} s:\n")
     print("| | count | median | p99 |\n|---|---:|---:|---:|")
     rows = {
@@ -331,6 +339,11 @@ def print_tables(figures: dict[str, Any], load: Load, clients: int, seconds: flo
     print(f"Memory of the server: {middle:.0f} MiB in the second third, {last:.0f} MiB in the last.")
     rate = len(load.drawn) / seconds
     print(f"{rate:.2f} images/s were delivered; {os.cpu_count()} CPU cores, which the clients use too.")
+
+
+def _metric(text: str, name: str) -> float:
+    found = re.search(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else float("nan")
 
 
 def _p99(values: list[float]) -> float:

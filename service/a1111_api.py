@@ -177,7 +177,7 @@ async def _images(call: Call, settings: Settings, fields: TextFields) -> Respons
     asked, more = await call.service.in_thread(_asked, fields, clip_skip)
     if call.service.log_prompts:
         call.log(prompt=fields.prompt)
-    task = await call.accept(model, asked, fields.timeout)
+    task = await call.accept(model, lambda: asked, fields.timeout)
     outcome = await call.outcome(task)
     content = await call.service.in_thread(_reply, model, fields, task, outcome)
     return answer(content, tuple(sorted((*ignored, *more))))

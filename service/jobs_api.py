@@ -1,5 +1,6 @@
 """Jobs: `/v1/jobs`, for clients that do not want to wait with an open connection."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -29,10 +30,11 @@ def jobs_routes(service: Service) -> APIRouter:
         ignored, reply = ignored_of(fields), reply_of(fields)
         model = service.models.find(fields.model, size_of(fields.size))
         service.require_room(model)
-        asked = await service.in_thread(asked_of, fields, None, fields.preview)
         if service.log_prompts:
             call.log(prompt=fields.prompt)
-        job = Job(await call.accept(model, asked, fields.timeout), model, reply)
+        job = Job(
+            await call.accept(model, partial(asked_of, fields, None, fields.preview), fields.timeout), model, reply
+        )
         service.jobs.add(job)
         return answer(await _told(service, job), (*ignored, *(["stream"] if fields.stream else [])), 202)
 

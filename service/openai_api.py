@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -66,23 +67,22 @@ async def _images(call: Call, fields: ImageFields, files: list[bytes] | None, ev
     reply = reply_of(fields)
     model = service.models.find(fields.model, size_of(fields.size))
     service.require_room(model)
-    partial = fields.partial_images or 0 if fields.stream else 0
-    asked = await service.in_thread(asked_of, fields, files, partial > 0)
+    previews = fields.partial_images or 0 if fields.stream else 0
     if service.log_prompts:
         call.log(prompt=fields.prompt)
-    task = await call.accept(model, asked, fields.timeout)
+    task = await call.accept(model, partial(asked_of, fields, files, previews > 0), fields.timeout)
     if fields.stream:
         headers = {"Cache-Control": "no-store", **ignored_header(ignored)}
-        stream = _events(call, model, task, reply, partial, event)
+        stream = _events(call, model, task, reply, previews, event)
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
     outcome = await call.outcome(task)
     return answer(await service.in_thread(images_reply, model, outcome, reply, task.order.notes), ignored)
 
 
 async def _events(
-    call: Call, model: ServedModel, task: Task, reply: Reply, partial: int, event: str
+    call: Call, model: ServedModel, task: Task, reply: Reply, previews: int, event: str
 ) -> AsyncIterator[bytes]:
-    """Pictures at `partial` steps on the way, then each image; an error as an event of its own."""
+    """Pictures at so many steps on the way, then each image; an error as an event of its own."""
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
 
@@ -91,7 +91,7 @@ async def _events(
             loop.call_soon_threadsafe(changed.set)
 
     task.listen(tell)
-    due = [round(task.steps * (i + 1) / (partial + 1)) for i in range(partial)]
+    due = [round(task.steps * (i + 1) / (previews + 1)) for i in range(previews)]
     shown = 0
     common: dict[str, Any] = {
         "background": "opaque",

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from .service import Service
 
 logger = logging.getLogger(__name__)
 
+_SWITCH_SECONDS = 0.001
+"""After which a thread must let others run Python; by default 5 ms, and an answer takes several turns."""
 _HEADER_SECONDS = 20.0
 """That a client may take for the head of a request."""
 
@@ -115,6 +118,8 @@ def serve(service: Service, listener: socket.socket, options: ServerOptions, mor
     server = make_server(app, options.drain, service.limits.body_bytes if more else None)
     # It would tell on stderr what is wrong with each form, beside the answer to its client.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    # While another thread computes in Python, the event loop waits that long each time before it can go on.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # A handler may come in the middle of anything: it only notes the signal, the event loop does the rest.
     signals: list[int] = []
     with handled_by(signals.append):

@@ -53,16 +53,24 @@ class Service:
     ) -> "Service":
         """Opens a pipeline of each bundle with each of the options.
 
+        Options of one backend are workers of one model. With several backends each of them is a model of its own, whose
+        name ends with the backend's.
+
         Raises:
             UserError: a bundle or an option cannot be used.
             BackendError: a backend does not work here.
         """
         opened = [Bundle.open(folder) for folder in bundles]
         names = names_of(bundles, [bundle.manifest for bundle in opened])
+        backends = list(dict.fromkeys(each.backend for each in options))
         return cls(
             [
-                (name, [Pipeline.open(bundle, each) for each in options])
+                (
+                    name if len(backends) == 1 else f"{name}-{backend}",
+                    [Pipeline.open(bundle, each) for each in options if each.backend == backend],
+                )
                 for name, bundle in zip(names, opened, strict=True)
+                for backend in backends
             ],
             limits,
         )

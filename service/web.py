@@ -1,7 +1,7 @@
 """What every interface does with a request of HTTP: reads it, waits for its task, and notices that the client left."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -92,13 +92,18 @@ class Call:
                     fields[name] = [value] if listed else value
         return fields, files
 
-    async def accept(self, model: ServedModel, asked: Asked, timeout: float | None) -> Task:
+    async def accept(self, model: ServedModel, read: Callable[[], Asked], timeout: float | None) -> Task:
         """Checks a request and gives it to the scheduler; whoever calls this has asked for room already.
+
+        Args:
+            model: that draws it.
+            read: what the client asks for, from its fields: decodes images, so it runs beside the event loop.
+            timeout: see `Service.submit`.
 
         Raises:
             UserError, ServiceError: it is not accepted.
         """
-        order = await self.service.in_thread(make_order, model, asked, self.service.limits)
+        order = await self.service.in_thread(lambda: make_order(model, read(), self.service.limits))
         task = self.service.submit(model, order, timeout, self.owner)
         self.log(model=model.id, images=order.images, steps=order.steps)
         return task

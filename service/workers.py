@@ -159,7 +159,6 @@ class Worker:
         for task, result in sorted(zip(tasks, results, strict=True), key=lambda pair: pair[0].order.score):
             if task.ended:
                 continue
-            self._previewer.learn(result.latents, result.images)
             try:
                 scores = self._scores(result) if task.order.score else ()
             except CnppError as e:
@@ -168,6 +167,8 @@ class Worker:
             outcome = Outcome(result, scores, began - task.accepted, images)
             task.finish(outcome)
             done.append((task, outcome))
+        for _, outcome in done:  # clients do not wait for that
+            self._previewer.learn(outcome.result.latents, outcome.result.images)
         if self._on_batch is not None:
             self._on_batch(done, time.monotonic() - began)
 

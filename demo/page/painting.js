@@ -4,11 +4,11 @@
 const UNDO = 40;
 
 export class Painting {
-  /** `onChange(ended, more)`: `more` was painted; a stroke, a fill or an undo has `ended`. */
-  constructor(canvas, ring, onChange) {
+  constructor(canvas, ring) {
     this.canvas = canvas;
     this.ring = ring;
-    this.onChange = onChange;
+    /** `onChange(ended, more)`: `more` was painted; a stroke, a fill or an undo has `ended`. */
+    this.onChange = () => {};
     this.context = canvas.getContext("2d", { alpha: false });
     this.brush = 0;
     this.diameter = 10;

@@ -1,8 +1,13 @@
 // The pictures, the three rows, the seconds.
 
-const $ = (id) => document.getElementById(id);
+import { comparedImages, showCompared } from "./compare.js";
+import { $, wrap } from "./dom.js";
+
 const STAGES = ["#5b8def", "#e0883a", "#3aa76d", "#b061d8", "#d4504e", "#7b8794", "#c2a21c", "#2aa3b5"];
 let urls = [];
+
+/** The first picture that is shown: its file and its seed. */
+export const shown = { bytes: null, seed: "" };
 
 function pngUrl(bytes) {
   return URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
@@ -16,17 +21,21 @@ export async function showResult(record, parts, titles, current) {
     image.src = pngUrl(parts[number]);
     made.push(image.src);
     image.alt = alt;
+    image.draggable = false;
     if (sharp) image.className = "sharp";
     return image;
   };
   const images = record.images.map((number, i) => picture(number, `Picture of seed ${record.seeds[i]}`));
-  await Promise.all(images.map((image) => image.decode()));
+  const others = comparedImages(record, parts, picture);
+  await Promise.all([...images, ...others].map((image) => image.decode()));
   if (!current()) {
     made.forEach((url) => URL.revokeObjectURL(url));
     return false;
   }
   $("images").replaceChildren(...images.map((image) => wrap("li", image)));
   $("images").className = images.length > 1 ? "many" : "";
+  showCompared(record, others);
+  Object.assign(shown, { bytes: parts[record.images[0]], seed: record.seeds[0] });
   $("peek").firstElementChild.src = images[0].src;
   $("empty").hidden = true;
   $("preview").hidden = true;
@@ -189,10 +198,4 @@ function blank() {
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", "Missed");
   return canvas;
-}
-
-function wrap(tag, ...content) {
-  const element = document.createElement(tag);
-  element.append(...content);
-  return element;
 }

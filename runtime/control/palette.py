@@ -69,9 +69,16 @@ def _nearest(
     For each distinct color the index of the nearest readable one and the squared distance to it; then for each pixel
     its color's number [H, W], and for each color its number of pixels.
     """
-    packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    wide = pixels.astype(np.uint32)
+    packed = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    # Neighbors in a label map have one color: what is sorted are its runs.
+    flat = packed.ravel()
+    starts = np.flatnonzero(np.concatenate((np.ones(min(1, flat.size), bool), flat[1:] != flat[:-1])))
+    lengths = np.diff(starts, append=flat.size)
     # Distances are taken once per distinct color: a clean map of 512×512 has a few dozen.
-    colors, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    colors, numbers = np.unique(flat[starts], return_inverse=True)
+    inverse = np.repeat(numbers, lengths)
+    counts = np.bincount(inverse, minlength=len(colors))
     rgb = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], -1).astype(np.int32)
     nearest = np.empty(len(rgb), np.intp)
     distance = np.empty(len(rgb), np.int32)

@@ -143,7 +143,8 @@ def _parse(words: list[str], whole: bool) -> None:
     for size in each("size"):
         read_size(size)
     read_precision(given.get("precision"))
-    require_choice("backend", given.get("backend", "auto"), BACKENDS)
+    for backend in each("backend"):
+        require_choice("backend", backend or "auto", BACKENDS)
     require_choice("flavor", given.get("flavor", "auto"), ("auto", "tensorrt", "tensorrt-rtx"))
     if given.get("scheduler"):
         read_scheduler(given["scheduler"])

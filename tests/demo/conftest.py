@@ -16,6 +16,8 @@ from cnpp_trt import Pipeline
 from cnpp_trt.bundles.embedded import assemble
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# A picture that moves, as if a camera saw it, and nobody asks whether the page may look.
+_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 _COPY = (
     "img => { const c = document.createElement('canvas'); c.width = img.naturalWidth; c.height = img.naturalHeight; "
 )
@@ -192,7 +194,7 @@ def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *_CAMERA])
         yield browser
         browser.close()
 

@@ -28,6 +28,8 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(
     ("arguments", "words"),
     [
         (("--device", 0, "--device", 0), "--device names one twice"),
+        (("--backend", "openvino", "--backend", "openvino"), "--backend names one twice"),
+        (("--backend", "openvin"), "openvin"),
         (("--token-file", "missing.txt"), "cannot read --token-file"),
         (("--bundle", "missing"), "missing"),
     ],
@@ -56,3 +58,21 @@ def test_it_serves_the_page_and_ends_while_one_is_open(tmp_path: Path, arguments
                 assert time.monotonic() - began < 20
         finally:
             server.kill()
+
+
+@pytest.mark.slow
+def test_each_backend_draws_every_model_under_a_name_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'cnpp-trt[demo]'")
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'cnpp-trt[openvino]'")
+    import numpy as np
+    from cnpp_trt.bundles.embedded import assemble
+    from cnpp_trt.runtime.settings.options import RuntimeOptions
+    from cnpp_trt.service.service import Service
+
+    assemble("miniature", tmp_path / "miniature")
+    options = [RuntimeOptions(backend, threads=1) for backend in ("onnxruntime-cpu", "openvino")]
+    service = Service.open([tmp_path / "miniature"], options)
+    assert [model.id for model in service.models.all] == ["miniature-onnxruntime-cpu", "miniature-openvino"]
+    assert service.models.find("miniature").id == "miniature-onnxruntime-cpu"
+    first, second = (model.pipelines[0]("a house", seed=1).images for model in service.models.all)
+    assert np.abs(first.astype(int) - second).max() <= 2

@@ -5,14 +5,18 @@ import random
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from cnpp_trt.demo import messages
 from cnpp_trt.demo.messages import Draw, pack, read_message, unpack
 from cnpp_trt.errors import CnppError
 from cnpp_trt.schema import SchemaError
 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'cnpp-trt[demo]'")
+PAGE = Path(messages.__file__).parent / "page"
 sync = pytest.importorskip("websockets.sync.client", reason="websockets is not installed: pip install 'cnpp-trt[demo]'")
 
 from cnpp_trt.demo.visitor import asked_of  # noqa: E402  # needs fastapi
@@ -82,6 +86,9 @@ def test_damaged_frames_are_refused_in_one_line(demo: Any) -> None:
         ({"model": "sd15"}, "no model 'sd15'"),
         ({"seed": "-1"}, "seed must be"),
         ({"seed": "9" * 20}, "seed must be"),
+        ({"init_image": 2}, "part of the message is missing"),
+        ({"strength": 0.5}, "give an image to begin with"),
+        ({"compare": "sd15"}, "no model 'sd15'"),
         ({"steps": 2.5}, "num_inference_steps must be"),
         ({"images": 5}, "must be from 1 to 4"),
         ({"steps": 121, "scheduler": "ddim"}, "at most 120"),
@@ -164,6 +171,31 @@ def test_pages_of_other_origins_are_refused(demo: Any, connect: Any) -> None:
             connect(**options)
 
 
+def test_a_compared_model_draws_the_same_request_with_its_own_steps(demo: Any, connect: Any) -> None:
+    import io
+
+    from cnpp_trt import Control
+    from cnpp_trt.runtime.control.palette import colors_from_labels
+    from PIL import Image
+
+    labels = np.full((128, 128), 2, np.uint8)
+    labels[64:] = 9
+    control = Control("seg", colors_from_labels(labels))
+    with connect() as socket:
+        told(socket)
+        asked = drawing(compare="miniature", steps=3, prompt="a meadow", seed="5", images=2)
+        answer, parts = ask(socket, asked, labels.tobytes())
+    compared = answer["compared"]
+    assert (answer["model"], compared["model"]) == ("miniature-lcm", "miniature")
+    few = demo.few("a meadow", control, seed=5, num_inference_steps=3, num_images_per_prompt=2)
+    many = demo.many("a meadow", control, seed=5, num_images_per_prompt=2)
+    for expected, numbers in ((few, answer["images"]), (many, compared["images"])):
+        drawn = [np.asarray(Image.open(io.BytesIO(parts[number]))) for number in numbers]
+        assert (np.stack(drawn) == expected.images).all()
+    scores = [str(demo.many.score("seg", control.image, image)) for image in many.images]
+    assert [score["text"] for score in compared["controls"][0]["scores"]] == scores
+
+
 def test_nothing_but_the_page_s_own_files_is_sent(demo: Any) -> None:
     httpx = pytest.importorskip("httpx", reason="httpx is not installed")
     with httpx.Client(base_url=f"http://127.0.0.1:{demo.port}", trust_env=False) as client:
@@ -173,7 +205,7 @@ def test_nothing_but_the_page_s_own_files_is_sent(demo: Any) -> None:
         assert client.get("/demo/main.js").headers["content-type"].startswith("text/javascript")
         for path in ("/demo/x", "/demo/..%2froutes.py", "/demo/%2e%2e/routes.py", "/demo/page"):
             assert client.get(path).status_code == 404
-        for name in ("index.html", "main.js", "style.css"):
+        for name in [file.name for file in PAGE.iterdir() if file.suffix != ".svg"]:
             assert "://" not in client.get(f"/demo/{name}").text.replace("http://www.w3.org/2000/svg", "")
 
 
