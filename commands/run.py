@@ -58,6 +58,12 @@ _PANELS = {
         "guess_mode",
     ),
     "Sampling": ("steps", "scheduler", "guidance_scale", "seed", "num_images", "init_image", "strength"),
+    "Faster, not exact": (
+        "timestep_spacing",
+        "guidance_start",
+        "guidance_end",
+        "controlnet_interval",
+    ),
     "Runtime": ("backend", "device", "plans", "vram_budget", "threads"),
     "Output": ("out", "repeat", "as_json"),
 }
@@ -156,6 +162,17 @@ def run_command(
     strength: Annotated[
         float | None, typer.Option(help="With --init-image: how much of it is drawn anew, above 0 to 1. Default: 0.8.")
     ] = None,
+    timestep_spacing: Annotated[
+        str | None,
+        typer.Option(help="ays (Align Your Steps: for few steps), karras or trailing. Default: the model's."),
+    ] = None,
+    guidance_start: Annotated[float | None, typer.Option(help="Share of steps at which guidance starts.")] = None,
+    guidance_end: Annotated[
+        float | None, typer.Option(help="Share of steps at which guidance ends: the others cost half.")
+    ] = None,
+    controlnet_interval: Annotated[
+        int | None, typer.Option(help="The ControlNets run at every so many-th step. Default: 1.")
+    ] = None,
     backend: BackendName = "auto",
     device: Device = 0,
     plans: Plans = None,
@@ -208,6 +225,10 @@ def run_command(
         "prompt_weights": prompt_weights,
         "long_prompt": long_prompt,
         "guess_mode": guess_mode,
+        "timestep_spacing": timestep_spacing,
+        "guidance_start": guidance_start,
+        "guidance_end": guidance_end,
+        "controlnet_interval": controlnet_interval,
     }
     fields |= {name: value for name, value in given.items() if value is not None}
     mode = _resize_mode(resize_mode)

@@ -19,8 +19,8 @@ from .scheduler_config import ALIGN_YOUR_STEPS, Settings
 
 Floats = npt.NDArray[np.float64]
 
-# Align Your Steps (arXiv 2404.14507), 10 steps of Stable Diffusion 1.5 and the sigma that they end near: the sigmas of the
-# time steps in diffusers' `AysSchedules`, to more digits than its own.
+# Align Your Steps (arXiv 2404.14507), 10 steps of Stable Diffusion 1.5 and the sigma that they end near: those of the
+# time steps in diffusers' `AysSchedules`, to more digits than its own sigmas.
 _AYS = (
     14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092, 0.9642583904, 0.6523686016,
     0.3977456272, 0.1515232662, 0.0291671582,

@@ -22,12 +22,12 @@ MAX_TRAIN_STEPS = 100_000
 ALIGN_YOUR_STEPS = "align_your_steps"
 """A setting of this project's own, which no file has: diffusers takes the table as an argument of `set_timesteps`."""
 
-SCHEDULES: Mapping[str, Mapping[str, Any]] = {
+TIMESTEP_SPACINGS: Mapping[str, Mapping[str, Any]] = {
     "karras": {"use_karras_sigmas": True},
     "ays": {ALIGN_YOUR_STEPS: True, "use_karras_sigmas": False, "final_sigmas_type": "zero"},
     "trailing": {"timestep_spacing": "trailing", "use_karras_sigmas": False},
 }
-"""What a schedule that a request names replaces in the model's scheduler config."""
+"""What a request's `timestep_spacing` replaces in the model's scheduler config."""
 
 _SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -175,9 +175,9 @@ def from_config(target: str, config: Mapping[str, Any], **overrides: Any) -> Set
     return settings
 
 
-def schedule_overrides(target: str, schedule: str | None) -> Mapping[str, Any]:
-    """What a schedule replaces of the settings that a diffusers class has; None replaces nothing."""
-    replaced = {} if schedule is None else SCHEDULES[schedule]
+def spacing_overrides(target: str, timestep_spacing: str | None) -> Mapping[str, Any]:
+    """What a spacing replaces of the settings that a diffusers class has; None replaces nothing."""
+    replaced = {} if timestep_spacing is None else TIMESTEP_SPACINGS[timestep_spacing]
     return {key: value for key, value in replaced.items() if key in DEFAULTS[target] or key == ALIGN_YOUR_STEPS}
 
 

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from ...errors import UserError
 from ...messages import printable, unknown_choice
 from .noise_schedule import Floats, alphas_cumprod, euler_schedule, multistep_schedule, require_count, spaced_timesteps
-from .scheduler_config import REMEDY, SCHEDULES, Settings, from_config, schedule_overrides
+from .scheduler_config import REMEDY, TIMESTEP_SPACINGS, Settings, from_config, spacing_overrides
 
 UNLIMITED = float(np.finfo(np.float32).max)
 
@@ -73,7 +73,7 @@ def build_table(
     config: Mapping[str, Any],
     num_inference_steps: int,
     begin: int = 0,
-    schedule: str | None = None,
+    timestep_spacing: str | None = None,
 ) -> SamplerTable:
     """The table of `scheduler` for a checkpoint, as diffusers' `TargetScheduler.from_config(config)` would sample.
 
@@ -91,17 +91,17 @@ def build_table(
         config: the contents of the model's scheduler_config.json.
         num_inference_steps: 1 … num_train_timesteps; for lcm at most original_inference_steps.
         begin: 0 … num_inference_steps − 1; the table has the num_inference_steps − begin steps from there on.
-        schedule: where the time steps lie: one of `SCHEDULES`; None is the config's own.
+        timestep_spacing: where the time steps lie, of `TIMESTEP_SPACINGS`; None is the config's own.
 
     Raises:
-        UserError: an unknown scheduler, or a schedule that it does not have; a number of steps or a begin out of range, or for which no schedule exists;
-            something that the config asks for and this module does not do.
+        UserError: an unknown scheduler, or a spacing that it does not have; a number of steps or a begin out of range,
+            or for which no schedule exists; something that the config asks for and this module does not do.
     """
     if scheduler not in _SAMPLERS:
         raise unknown_choice("scheduler", scheduler, SCHEDULERS)
     build, target, overrides, _ = _SAMPLERS[scheduler]
-    require_schedule(scheduler, schedule)
-    settings = from_config(target, config, **overrides, **schedule_overrides(target, schedule))
+    require_spacing(scheduler, timestep_spacing)
+    settings = from_config(target, config, **overrides, **spacing_overrides(target, timestep_spacing))
     train_steps, n = settings["num_train_timesteps"], num_inference_steps
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= train_steps:
         raise UserError(f"num_inference_steps {n!r} cannot be used: give a whole number from 1 to {train_steps}")
@@ -361,16 +361,16 @@ def _lcm(settings: Settings, n: int, begin: int) -> SamplerTable:
     )
 
 
-def require_schedule(scheduler: str, schedule: str | None) -> None:
-    """Checks that a scheduler can follow a schedule.
+def require_spacing(scheduler: str, timestep_spacing: str | None) -> None:
+    """Checks that a scheduler can place its time steps so.
 
     Raises:
         UserError: it cannot.
     """
-    own = _SAMPLERS[scheduler].schedules
-    if schedule is not None and schedule not in own:
+    own = _SAMPLERS[scheduler].spacings
+    if timestep_spacing is not None and timestep_spacing not in own:
         instead = f"it has {', '.join(own)}" if own else "it has its own time steps alone"
-        raise UserError(f"{scheduler} has no schedule {printable(repr(schedule), 40)}: {instead}")
+        raise UserError(f"{scheduler} has no timestep_spacing {printable(repr(timestep_spacing), 40)}: {instead}")
 
 
 class _Sampler(NamedTuple):
@@ -379,15 +379,15 @@ class _Sampler(NamedTuple):
     build: Callable[[Settings, int, int], SamplerTable]
     target: str
     overrides: Mapping[str, Any]
-    schedules: tuple[str, ...] = ()
+    spacings: tuple[str, ...] = ()
 
 
 _SAMPLERS: Mapping[str, _Sampler] = {
     "ddim": _Sampler(_ddim, "DDIMScheduler", {}, ("trailing",)),  # its steps are evenly spaced, by its formula
-    "euler": _Sampler(_euler, "EulerDiscreteScheduler", {}, tuple(SCHEDULES)),
-    "dpmpp_2m": _Sampler(_dpmpp_2m, "DPMSolverMultistepScheduler", {}, tuple(SCHEDULES)),
+    "euler": _Sampler(_euler, "EulerDiscreteScheduler", {}, tuple(TIMESTEP_SPACINGS)),
+    "dpmpp_2m": _Sampler(_dpmpp_2m, "DPMSolverMultistepScheduler", {}, tuple(TIMESTEP_SPACINGS)),
     "dpmpp_2m_karras": _Sampler(_dpmpp_2m, "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "unipc": _Sampler(_unipc, "UniPCMultistepScheduler", {}, tuple(SCHEDULES)),
+    "unipc": _Sampler(_unipc, "UniPCMultistepScheduler", {}, tuple(TIMESTEP_SPACINGS)),
     "lcm": _Sampler(_lcm, "LCMScheduler", {}),
 }
 

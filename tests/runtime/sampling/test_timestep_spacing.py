@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cnpp_trt.errors import UserError
-from cnpp_trt.runtime.sampling.scheduler_config import SCHEDULES
+from cnpp_trt.runtime.sampling.scheduler_config import TIMESTEP_SPACINGS
 from cnpp_trt.runtime.sampling.schedulers import build_table
 from diffusers.schedulers.scheduling_utils import AysSchedules
 from diffusers_schedulers import reference, rows
@@ -31,7 +31,10 @@ def require_same(table, scheduler, name):
 @pytest.mark.parametrize("name", ["euler", *MULTISTEP])
 def test_align_your_steps_is_diffusers_table(name):
     published = AysSchedules["StableDiffusionTimesteps"]
-    table, scheduler = build_table(name, SD15, 10, schedule="ays"), reference(name, SD15, 10, timesteps=published)
+    table, scheduler = (
+        build_table(name, SD15, 10, timestep_spacing="ays"),
+        reference(name, SD15, 10, timesteps=published),
+    )
     np.testing.assert_array_equal(table.timesteps, published)
     require_same(table, scheduler, name)
 
@@ -48,7 +51,7 @@ def test_other_counts_are_interpolated_in_log_sigma(name, steps):
     levels = [*AysSchedules["StableDiffusionSigmas"][:-1], 0.029]
     train = np.sqrt(1 / np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2) - 1)
     wanted = np.interp(np.log(loglinear(levels, steps + 1)[:steps]), np.log(train), np.arange(1000))
-    table = build_table(name, SD15, steps, schedule="ays")
+    table = build_table(name, SD15, steps, timestep_spacing="ays")
     assert np.abs(table.timesteps - wanted).max() < 1.2  # its published sigmas have three digits, time steps are whole
     timesteps = [int(t) for t in table.timesteps]
     require_same(table, reference(name, SD15, steps, timesteps=timesteps), name)
@@ -61,7 +64,7 @@ def test_other_counts_are_interpolated_in_log_sigma(name, steps):
 )
 def test_karras_and_trailing_are_settings_of_diffusers_classes(name, schedule, steps):
     config = {"karras": {"use_karras_sigmas": True}, "trailing": {"timestep_spacing": "trailing"}}[schedule]
-    table = build_table(name, SD15, steps, schedule=schedule)
+    table = build_table(name, SD15, steps, timestep_spacing=schedule)
     require_same(table, reference(name, SD15 | config, steps), name)
 
 
@@ -69,7 +72,7 @@ def test_karras_and_trailing_are_settings_of_diffusers_classes(name, schedule, s
 def test_a_schedule_replaces_karras_sigmas_of_the_config(name):
     karras = SD15 | {"use_karras_sigmas": True}
     for schedule in ("ays", "trailing"):
-        asked, plain = (build_table(name, config, 8, schedule=schedule) for config in (karras, SD15))
+        asked, plain = (build_table(name, config, 8, timestep_spacing=schedule) for config in (karras, SD15))
         np.testing.assert_array_equal(asked.coefficients, plain.coefficients)
 
 
@@ -80,9 +83,9 @@ def test_image_to_image_enters_a_schedule_midway():
 
 @pytest.mark.parametrize("name", ["ddim", "lcm", "dpmpp_2m_karras"])
 def test_a_schedule_that_a_scheduler_cannot_follow_is_refused(name):
-    with pytest.raises(UserError, match=f"^{name} has no schedule 'ays': it has "):
-        build_table(name, SD15, 10, schedule="ays")
+    with pytest.raises(UserError, match=f"^{name} has no timestep_spacing 'ays': it has "):
+        build_table(name, SD15, 10, timestep_spacing="ays")
 
 
 def test_every_schedule_is_tested():
-    assert set(SCHEDULES) == {"ays", "karras", "trailing"}
+    assert set(TIMESTEP_SPACINGS) == {"ays", "karras", "trailing"}
