@@ -39,6 +39,7 @@ EXTRAS = {
     "skimage": "bench",
     "pyarrow": "batch",
     "ray": "ray",
+    "optuna": "tune",
     "torch_fidelity": "quality",
     "torchmetrics": "quality",
     "torchvision": "quality",

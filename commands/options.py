@@ -4,7 +4,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -68,6 +68,13 @@ VramBudget = Annotated[
     str | None,
     typer.Option(
         help="Device memory that weights, activations, buffers and recordings may take, as in 6GiB. With TensorRT."
+    ),
+]
+Presets = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Draw a condition as this file of `cnpp-trt tune` says; repeatable. `shipped`: the embedded model's.",
+        callback=user_path,
     ),
 ]
 Plans = Annotated[
@@ -280,6 +287,7 @@ def resolve_bundle(
     plans: Path | None,
     vram_budget: str | None = None,
     device: int = 0,
+    presets: Sequence[Path] = (),
 ) -> tuple[Path, Callable[[Path], "Pipeline"]]:
     """Finds the bundle that a command's options name.
 
@@ -288,6 +296,7 @@ def resolve_bundle(
     """
     from ..runtime.backends.registry import preferred_precisions
     from ..runtime.pipeline import Pipeline
+    from ..runtime.settings.preset import read_presets
 
     of_bundle = split_precision(precision)[0]
     options = runtime_options(backend, precision, threads, plans, vram_budget, device)
@@ -298,6 +307,8 @@ def resolve_bundle(
         folder = bundle
         # OpenVINO computes in float32 whatever precision the graphs are stored in.
         _check_precision_and_size(folder, None if backend == "openvino" else of_bundle, pixels)
+    if presets:
+        options = replace(options, presets=read_presets(presets, Bundle.open(folder)))
     return folder, lambda path: Pipeline.open(path, options)
 
 

@@ -26,6 +26,7 @@ from .planning import Plan, launch_lists, open_tokenizer, plan_request
 from .preparing import Preparation, Prepared, Ran, fit_control
 from .result import Result
 from .settings.options import OptionFields, RuntimeOptions
+from .settings.preset import Preset, by_condition, resolve
 from .settings.request import MAX_IMAGES, Control, Request, ResolvedRequest, whole_number
 from .watching import OnProgress, OnStepEnd, Watcher
 from .workspace import buffer_bytes
@@ -43,9 +44,11 @@ class Pipeline:
 
     Attributes:
         reason: why this backend was chosen.
+        presets: by the condition that they are for.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, reason: str = "") -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, reason: str = "", presets: Sequence[Preset] = ()) -> None:
+        self.presets = by_condition(presets, bundle)
         self.bundle = bundle
         self.backend = backend
         self.reason = reason
@@ -81,7 +84,9 @@ class Pipeline:
         """
         base = RuntimeOptions(options) if isinstance(options, str) else options or RuntimeOptions()
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        pipeline = cls(opened, *open_backend(opened, replace(base, **fields)))
+        chosen = replace(base, **fields)
+        by_condition(chosen.presets, opened)  # before a backend is opened, which takes longer
+        pipeline = cls(opened, *open_backend(opened, chosen), chosen.presets)
         if warm:
             pipeline._warm_up(warm if isinstance(warm, Request) else pipeline._smallest_request())
         return pipeline
@@ -199,14 +204,14 @@ class Pipeline:
         return self._locked(work)
 
     def resolve(self, request: Request) -> ResolvedRequest:
-        """The request with every setting decided, as `__call__` runs it: the model's own where it says nothing.
+        """The request with every setting decided, as `__call__` runs it: a preset or the model decides the rest.
 
         Raises:
             UserError: it is no request.
         """
         if not isinstance(request, Request):
             raise UserError(f"give a Request, or a prompt and its controls, not {type(request).__name__}")
-        return request.resolve(self.defaults)
+        return resolve(request, self.presets, self.defaults)
 
     def prepare(self, request: Request) -> Prepared:
         """Everything before the first step: the program is built, filled, and prompt and conditions are encoded.
@@ -263,6 +268,10 @@ class Pipeline:
         extracted = self.extract(condition, image)
         given = fit_control(self.bundle, Control(condition, control_image))[0]
         return graded_score(self.bundle, condition, given, extracted)
+
+    def forget_encodings(self) -> None:
+        """Forgets the prompts and control images that it keeps encoded: for measuring."""
+        self._preparation.forget_encodings()
 
     def close(self) -> None:
         """Frees programs, recordings, engines and buffers. A closed pipeline runs nothing."""

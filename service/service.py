@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from anyio import CapacityLimiter, to_thread
 from ..bundles.bundle import Bundle
 from ..runtime.pipeline import Pipeline
 from ..runtime.settings.options import RuntimeOptions
+from ..runtime.settings.preset import Preset
 from .errors import ServiceError, refused_field
 from .jobs import Jobs
 from .limits import Limits
@@ -61,7 +63,7 @@ class Service:
         names = names_of(bundles, [bundle.manifest for bundle in opened])
         return cls(
             [
-                (name, [Pipeline.open(bundle, each) for each in options])
+                (name, [Pipeline.open(bundle, _with_own_presets(each, bundle, opened)) for each in options])
                 for name, bundle in zip(names, opened, strict=True)
             ],
             limits,
@@ -180,3 +182,19 @@ def _forget(future: "asyncio.Future[Outcome]") -> None:
     """Takes the exception of a task that nobody waits for, which would be complained of."""
     if not future.cancelled():
         future.exception()
+
+
+def _with_own_presets(options: RuntimeOptions, bundle: Bundle, served: Sequence[Bundle]) -> RuntimeOptions:
+    """The options with those presets that are of this bundle's model.
+
+    Raises:
+        UserError: one is of none that is served.
+    """
+    for preset in options.presets:
+        if not any(_fits(preset, each) for each in served):
+            preset.require_fits(bundle)
+    return replace(options, presets=tuple(preset for preset in options.presets if _fits(preset, bundle)))
+
+
+def _fits(preset: Preset, bundle: Bundle) -> bool:
+    return not preset.model.difference(bundle.manifest, preset.condition)
