@@ -111,6 +111,7 @@ _OPTIONS = {
     "guidance_start": "--guidance-start",
     "guidance_end": "--guidance-end",
     "controlnet_interval": "--controlnet-interval",
+    "cache_interval": "--cache-interval",
     "init_image": "--init-image",
     "clip_skip": "--clip-skip",
     "long_prompt": "--long-prompt",

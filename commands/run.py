@@ -68,6 +68,7 @@ _PANELS = {
         "guidance_start",
         "guidance_end",
         "controlnet_interval",
+        "cache_interval",
     ),
     "Runtime": ("backend", "device", "plans", "vram_budget", "threads"),
     "Output": ("out", "repeat", "as_json"),
@@ -179,6 +180,10 @@ def run_command(
     controlnet_interval: Annotated[
         int | None, typer.Option(help="The ControlNets run at every so many-th step. Default: 1.")
     ] = None,
+    cache_interval: Annotated[
+        int | None,
+        typer.Option(help="So do the UNet's deeper layers. Needs a bundle of `export --deep-cache`. Default: 1."),
+    ] = None,
     backend: BackendName = "auto",
     device: Device = 0,
     plans: Plans = None,
@@ -235,6 +240,7 @@ def run_command(
         "guidance_start": guidance_start,
         "guidance_end": guidance_end,
         "controlnet_interval": controlnet_interval,
+        "cache_interval": cache_interval,
     }
     fields |= {name: value for name, value in given.items() if value is not None}
     mode = _resize_mode(resize_mode)

@@ -5,14 +5,14 @@ only changes values (prompt, seed, scales, the sampler's coefficients, the numbe
 the launches of one kind of step are bound once, and a backend that can record them records each kind once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundles.bundle import Bundle
+from ..bundles.bundle import SHALLOW, Bundle
 from .backends.interface import Backend, Buffer, Step, Stopwatch
 from .encoding_cache import EncodingCache
 from .sampling.schedulers import SamplerTable
@@ -203,7 +203,7 @@ class Program:
             if not kind.active[i]:
                 continue
             residuals = _rows_of(w.control_residuals[i], n * b)
-            if not kind.reuses_residuals:
+            if not kind.reuses_residuals and not kind.shallow:
                 controlnet = {**step, "hint": w.hints[i], "scales": scales[i], **residuals}
                 steps.append(self._step("controlnet", f"controlnet_{condition}", **controlnet))
             if total is None:
@@ -211,12 +211,16 @@ class Program:
                 continue
             target = _rows_of(w.sums[sums % 2], n * b)
             sums += 1
-            others, sum_ = ({f"{p}_{t}": x for t, x in r.items()} for p, r in (("other", residuals), ("sum", target)))
-            steps.append(self._step("controlnet", "add_residuals", **total, **others, **sum_))
+            if not kind.shallow:  # else the sum is there
+                others, sum_ = (
+                    {f"{p}_{t}": x for t, x in r.items()} for p, r in (("other", residuals), ("sum", target))
+                )
+                steps.append(self._step("controlnet", "add_residuals", **total, **others, **sum_))
             total = target
         total = _rows_of(w.no_residuals, n * b) if total is None else total
         noise_pred = first_rows(w.noise_pred, n * b)
-        steps.append(self._step("unet", **step, **w.distilled, **total, noise_pred=noise_pred))
+        unet = {**step, **w.distilled, **total, **_rows_of(w.deep, n * b), "noise_pred": noise_pred}
+        steps.append(self._step("unet", SHALLOW if kind.shallow else None, **unet))
 
         update = self._step(
             "update",
@@ -250,12 +254,13 @@ def graphs_of(shape: LoopShape) -> list[str]:
     """The names of the graphs that a loop shape launches."""
     own = [f"{role}_{condition}" for condition in shape.controls for role in ("hint", "controlnet")]
     adding = ["add_residuals"] if len(shape.controls) > 1 else []
-    return ["text_encoder", "unet", "update", "vae_decoder", *adding, *own]
+    shallow = [SHALLOW] if shape.shallow_steps else []
+    return ["text_encoder", "unet", *shallow, "update", "vae_decoder", *adding, *own]
 
 
-def _rows_of(residuals: Residuals, rows: int) -> Residuals:
+def _rows_of(buffers: Mapping[str, Buffer], rows: int) -> dict[str, Buffer]:
     """The first rows of each."""
-    return {name: first_rows(buffer, rows) for name, buffer in residuals.items()}
+    return {name: first_rows(buffer, rows) for name, buffer in buffers.items()}
 
 
 def _copy(backend: Backend, copies: Sequence[tuple[Buffer, Buffer]]) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..bundles.bundle import Bundle
+from ..bundles.bundle import SHALLOW, Bundle
 from ..errors import BundleError, UserError
+from ..messages import printable
 from .init_image import first_step
 from .sampling.schedulers import UNLIMITED, SamplerTable, build_table
 from .settings.request import ResolvedRequest, steps_within
@@ -46,6 +47,11 @@ def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest)
     m = bundle.manifest
     for control in request.controls:
         bundle.require_condition(control.condition)
+    if request.cache_interval > 1 and SHALLOW not in m.graphs:
+        raise UserError(
+            f"cache_interval needs the graph {SHALLOW}, which {printable(bundle.folder)} lacks: export it with "
+            "`cnpp-trt export --deep-cache`, or leave cache_interval at 1"
+        )
     if request.clip_skip >= m.text_encoder_layers:
         raise UserError(f"clip_skip must be from 0 to {m.text_encoder_layers - 1}, not {request.clip_skip}")
     table = build_table(
@@ -76,6 +82,7 @@ def loop_schedule(bundle: Bundle, request: ResolvedRequest, table: SamplerTable)
         noisy=tuple(bool(b) for b in table.uses_noise),
         unguided=() if all(guided) or not is_guided(bundle, request) else tuple(not g for g in guided),
         controlnet_interval=request.controlnet_interval,
+        cache_interval=request.cache_interval,
     )
 
 
@@ -88,6 +95,7 @@ def loop_shape(bundle: Bundle, request: ResolvedRequest, schedule: Schedule, chu
         uncontrolled=schedule.uncontrolled,
         chunks=chunks,
         unguided_steps=any(schedule.unguided),
+        shallow_steps=any(kind.shallow for kind in schedule.kinds),
     )
 
 

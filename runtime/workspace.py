@@ -69,6 +69,7 @@ class Workspace:
         unet = bundle.graph("unet")
         # What only a distilled UNet reads.
         self.distilled = {t.name: self._new(t.dtype, b, *t.shape[1:]) for t in unet.inputs if t.name == "timestep_cond"}
+        self.deep = {t.name: self._new(t.dtype, n * b, *t.shape[1:]) for t in unet.outputs if t.name == "deep"}
         self._residual_shapes = {t.name: t.shape for t in unet.inputs if t.name == "mid" or t.name.startswith("down_")}
         self._residual_batch = (float_type, n * b)
         # Where no control applies, the UNet reads zeros that nothing writes.

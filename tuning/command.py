@@ -101,7 +101,7 @@ def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, n
         search = Search(trials, CostModel(pipeline, folder / "seconds.json"), s)
         candidates = search.candidates()
         attempts = search.confirm(candidates)
-        ablation = search.ablation(single_levers(trials.exact)) if settings.ablation else []
+        ablation = search.ablation(single_levers(trials.exact, pipeline.bundle)) if settings.ablation else []
     except (KeyboardInterrupt, SystemExit):
         logger.info(f"interrupted: the {trials.drawn} images drawn are kept; the same command goes on from there")
         raise

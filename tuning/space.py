@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from ..bundles.bundle import Bundle
+from ..bundles.bundle import SHALLOW, Bundle
 from ..runtime.settings.preset import Levers
 
 STEPS = (3, 4, 5, 6, 8, 10, 12, 15, 20)
@@ -17,6 +17,7 @@ SAMPLERS = (
 GUIDANCE = ((0.0, 1.0), (0.0, 0.75), (0.0, 0.5), (0.0, 0.25), (0.25, 1.0), (0.5, 1.0), (0.25, 0.75), (0.1, 0.6))
 CONTROL = ((0.0, 1.0), (0.0, 0.8), (0.0, 0.6), (0.2, 1.0))
 CONTROLNET_INTERVALS = (1, 2, 3)
+CACHE_INTERVALS = (1, 2, 3)
 
 
 class Choices(Protocol):
@@ -34,7 +35,9 @@ def suggest(trial: Choices, bundle: Bundle) -> Levers:
     guidance = trial.suggest_categorical("guidance", tuple(map(_text, GUIDANCE)))
     control = trial.suggest_categorical("control", tuple(map(_text, CONTROL)))
     interval = trial.suggest_categorical("controlnet_interval", CONTROLNET_INTERVALS)
-    return levers_of(steps, sampler, _pair(guidance), _pair(control), interval)
+    # Only bundles that were exported for it can cache.
+    cache = trial.suggest_categorical("cache_interval", CACHE_INTERVALS) if SHALLOW in bundle.manifest.graphs else 1
+    return levers_of(steps, sampler, _pair(guidance), _pair(control), interval, cache)
 
 
 def levers_of(
@@ -43,6 +46,7 @@ def levers_of(
     guidance: tuple[float, float] = (0.0, 1.0),
     control: tuple[float, float] = (0.0, 1.0),
     controlnet_interval: int = 1,
+    cache_interval: int = 1,
 ) -> Levers:
     """Levers from the words of this module."""
     scheduler, _, spacing = sampler.partition(" ")
@@ -55,6 +59,7 @@ def levers_of(
         control_guidance_start=control[0],
         control_guidance_end=control[1],
         controlnet_interval=controlnet_interval,
+        cache_interval=cache_interval,
     )
 
 
@@ -66,6 +71,9 @@ def first_guesses(bundle: Bundle) -> Iterator[Mapping[str, Any]]:
             yield {**plain, "steps": steps, "sampler": sampler}
     for guidance in ((0.0, 0.5), (0.5, 1.0)):
         yield {**plain, "steps": 8, "sampler": "dpmpp_2m ays", "guidance": _text(guidance), "controlnet_interval": 2}
+    if SHALLOW in bundle.manifest.graphs:
+        for interval in (2, 3):
+            yield {**plain, "steps": 10, "sampler": "dpmpp_2m ays", "cache_interval": interval}
 
 
 def describe(levers: Levers) -> str:
@@ -78,6 +86,8 @@ def describe(levers: Levers) -> str:
         parts.append(f"control {_text((levers.control_guidance_start, levers.control_guidance_end))}")
     if levers.controlnet_interval > 1:
         parts.append(f"ControlNet every {levers.controlnet_interval} steps")
+    if levers.cache_interval > 1:
+        parts.append(f"DeepCache every {levers.cache_interval} steps")
     return ", ".join(parts)
 
 

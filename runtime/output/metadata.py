@@ -106,6 +106,7 @@ class RequestRecord(Record):
     guidance_start: _Share = 0.0
     guidance_end: _Share = 1.0
     controlnet_interval: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = 1
+    cache_interval: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = 1
 
     def __post_init__(self) -> None:
         _require_one_of("scheduler", self.scheduler, SCHEDULERS)
@@ -241,6 +242,8 @@ def a1111_parameters(record: PictureRecord) -> str:
         settings["CFG interval"] = f"{_number(request.guidance_start)}-{_number(request.guidance_end)}"
     if request.controlnet_interval > 1:
         settings["ControlNet interval"] = request.controlnet_interval
+    if request.cache_interval > 1:
+        settings["DeepCache interval"] = request.cache_interval
     settings["Version"] = f"cnpp-trt {record.version}"
     line = ", ".join(f"{key}: {_quote(str(value))}" for key, value in settings.items() if value is not None)
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""

@@ -39,6 +39,7 @@ class Levers(Record, frozen=True):
     control_guidance_start: _Share = 0.0
     control_guidance_end: _Share = 1.0
     controlnet_interval: _Interval = 1
+    cache_interval: _Interval = 1
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:

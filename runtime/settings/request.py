@@ -101,6 +101,9 @@ class Request:
             others the prompt alone is followed, at half the work (arXiv 2404.07724). None: at every step.
         controlnet_interval: the ControlNets run at every so many-th step, 1 to 1000; between, what they gave last is
             used again. None: 1, at every step.
+        cache_interval: the UNet's deeper layers and the ControlNets run at every so many-th step, 1 to 1000; between,
+            only the outermost layer runs (DeepCache, arXiv 2312.00858). It needs a bundle that was exported for it.
+            None: 1, at every step.
 
     Raises:
         UserError: a value cannot be used.
@@ -125,6 +128,7 @@ class Request:
     guidance_start: float | None = None
     guidance_end: float | None = None
     controlnet_interval: int | None = None
+    cache_interval: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -166,10 +170,9 @@ class Request:
         end = 1.0 if self.guidance_end is None else self.guidance_end
         if not 0 <= start < end <= 1:
             raise UserError(f"guidance_start {start} and guidance_end {end} must satisfy 0 <= start < end <= 1")
-        if self.controlnet_interval is not None:
-            self._set(
-                "controlnet_interval", whole_number("controlnet_interval", self.controlnet_interval, 1, MAX_STEPS)
-            )
+        for name in ("controlnet_interval", "cache_interval"):
+            if getattr(self, name) is not None:
+                self._set(name, whole_number(name, getattr(self, name), 1, MAX_STEPS))
 
     def resolve(self, defaults: SamplingDefaults) -> "ResolvedRequest":
         """The request with every setting decided: `defaults` where one is None, a random seed where there is none."""
@@ -203,6 +206,7 @@ class ResolvedRequest(Request):
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     controlnet_interval: int = 1
+    cache_interval: int = 1
 
     def resolve(self, defaults: SamplingDefaults) -> "ResolvedRequest":
         """The request itself."""
@@ -228,6 +232,7 @@ DEFAULTED = (
     "guidance_start",
     "guidance_end",
     "controlnet_interval",
+    "cache_interval",
 )
 """Fields of a request that are None where the pipeline decides."""
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cnpp_trt import Control, Request
+from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.benchmarks.pytorch import PyTorch, ReferenceOutput
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
+from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.runtime.loop import Program
 from cnpp_trt.runtime.settings.request import ResolvedRequest
+from fixture_cache import exported
 
 STEPS = 5
 RELATIVE = 1e-4
@@ -150,6 +152,61 @@ def test_levers_that_are_off_leave_the_launch_list_as_it_is(tiny, request_of):
 def test_an_interval_of_guidance_means_nothing_without_guidance(tiny, request_of):
     plain, said = request_of(guidance_scale=1.0), request_of(guidance_scale=1.0, guidance_end=0.5)
     assert tiny.pipeline._plan(plain).key == tiny.pipeline._plan(said).key
+
+
+@pytest.fixture(scope="module")
+def cached(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The tiny model in a bundle that was exported for caching."""
+    bundle, checkpoint = tmp_path_factory.mktemp("bundles") / "cached", Checkpoint(str(tiny.checkpoint))
+    exported("tiny-cached", bundle, lambda out: export_bundle(checkpoint, ["seg", "depth"], out, deep_cache=True))
+    return Pipeline.open(bundle, threads=1)
+
+
+@contextmanager
+def deep_cache(pipeline: Any, interval: int) -> Iterator[None]:
+    """DeepCache's own implementation: it wraps the forwards of the pipeline's UNet."""
+    helper = pytest.importorskip("DeepCache").DeepCacheSDHelper(pipe=pipeline)
+    helper.set_params(cache_interval=interval, cache_branch_id=0)
+    helper.enable()
+    try:
+        yield
+    finally:
+        helper.disable()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interval", [2, 3])
+@pytest.mark.parametrize("conditions", [("seg",), ("seg", "depth")])
+def test_deep_features_are_those_of_deep_cache(cached, reference, request_of, conditions, interval):
+    request = request_of(*conditions, cache_interval=interval, num_images_per_prompt=2)
+    pipeline, shallow = reference.pipeline(request), {k for k in range(STEPS) if k % interval}
+    with deep_cache(pipeline, interval), replaced_outputs(pipeline.controlnet, kept_at(shallow)):
+        expected = reference(request)
+    found = cached(request)
+    assert_same(found, expected)
+    assert_differs(found, cached(request_of(*conditions, num_images_per_prompt=2)))
+
+
+@pytest.mark.slow
+def test_a_bundle_that_can_cache_draws_the_same_without(cached, tiny, request_of):
+    np.testing.assert_allclose(cached(request_of()).latents, tiny.pipeline(request_of()).latents, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_deeper_layers_run_anew_where_the_batch_changes(cached, request_of):
+    request = request_of(cache_interval=3, controlnet_interval=2, guidance_end=0.6)
+    program = cached.prepare(request).program
+    names = [[s.graph for s in program.step(k) if s.graph not in ("", "update")] for k in range(STEPS)]
+    whole, outer = ["controlnet_seg", "unet"], ["unet_shallow"]
+    assert names == [whole, outer, outer, whole, outer]
+    rows = [s.outputs["noise_pred"].shape[0] for k in range(STEPS) for s in program.step(k) if s.stage == "unet"]
+    assert rows == [2, 2, 2, 1, 1]
+    assert np.isfinite(cached(request).latents).all()
+
+
+def test_a_bundle_that_cannot_cache_says_how_to_export_one(tiny, request_of):
+    with pytest.raises(UserError, match=r"^cache_interval needs the graph unet_shallow, .*--deep-cache"):
+        tiny.pipeline(request_of(cache_interval=2))
 
 
 LEVERS = [

@@ -51,7 +51,13 @@ LATER = {
 
 
 # Off unless a request says otherwise.
-LEVERS = {"timestep_spacing": None, "guidance_start": 0.0, "guidance_end": 1.0, "controlnet_interval": 1}
+LEVERS = {
+    "timestep_spacing": None,
+    "guidance_start": 0.0,
+    "guidance_end": 1.0,
+    "controlnet_interval": 1,
+    "cache_interval": 1,
+}
 
 
 def record(**request: Any) -> dict[str, Any]:
@@ -375,6 +381,7 @@ def test_a_request_round_trips() -> None:
         guidance_start=0.25,
         guidance_end=0.5,
         controlnet_interval=3,
+        cache_interval=2,
         seed=9,
     ).resolve(SamplingDefaults())
     other = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
