@@ -57,7 +57,7 @@ class SearchSettings:
     @property
     def searched(self) -> int:
         """How many prompts the search may use; those after them are fresh."""
-        return self.prompts * 2 ** len(_SURVIVORS)
+        return self.prompts << len(_SURVIVORS)
 
     def fresh(self, attempt: int) -> range:
         """The prompts of an attempt to confirm; those of the last one but one are the ablation's."""
@@ -195,7 +195,8 @@ class Search:
 
     def _timed(self, levers: Levers, indices: Sequence[int]) -> Ratio:
         """Requests of both settings in turn, each of a prompt that no encoding is kept of."""
-        pipeline, seconds = self._trials.pipeline, ([], [])
+        pipeline = self._trials.pipeline
+        seconds: tuple[list[float], list[float]] = ([], [])
         pairs = [(self._trials.exact, 0), (levers, 1)]
         for round_ in range(self._settings.rounds + 1):
             index = indices[round_ % len(indices)]

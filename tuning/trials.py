@@ -4,7 +4,7 @@ import hashlib
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from ..versions import RUNTIME_PACKAGES, installed
 # SSIM lies between 0 and 1: the papers count it in hundredths.
 _POINTS = {"SSIM": 100.0}
 _TOGETHER = 8
+_REMEMBERED = 256  # control images, of 0.75 MiB each at 512x512
 _SMALL = 128 * 128  # pixels
 
 Picture = NDArray[np.uint8]
@@ -73,6 +74,8 @@ class Trials:
         self._data = data
         self._folder = folder
         self._drawn = 0
+        # Every setting asks for the same control images, which are extracted from photos as a rule.
+        self._asked = lru_cache(_REMEMBERED)(self._request)
 
     @property
     def drawn(self) -> int:
@@ -98,9 +101,11 @@ class Trials:
 
     def request(self, levers: Levers, index: int) -> ResolvedRequest:
         """The request of a prompt with these levers."""
+        return levers.apply(self._asked(index), self.pipeline.defaults)
+
+    def _request(self, index: int) -> Request:
         control = Control(self.condition, self._data.control(index, self.condition))
-        request = Request(self._data.prompt(index), controls=control, seed=index)
-        return levers.apply(request, self.pipeline.defaults)
+        return Request(self._data.prompt(index), controls=control, seed=index)
 
     def compare(self, levers: Levers, indices: Sequence[int]) -> Compared:
         """A setting on these prompts; what has no record yet is drawn.
@@ -173,7 +178,8 @@ class Trials:
         """The exact setting's image, drawn again where its file is gone."""
         path = self._exact_image(index)
         if not path.is_file():
-            return self.pipeline(self.request(self.exact, index)).images[0]
+            drawn: Picture = self.pipeline(self.request(self.exact, index)).images[0]
+            return drawn
         return read_image(path).pixels
 
     def _exact_image(self, index: int) -> Path:

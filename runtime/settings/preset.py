@@ -12,7 +12,7 @@ from ...conditions import CONDITIONS
 from ...errors import UserError
 from ...messages import printable, unknown_choice
 from ...miniature import PRESETS
-from ...schema import Meta, Record, SchemaError, decode, read_bounded
+from ...schema import FrozenRecord, Meta, SchemaError, decode, read_bounded
 from ..sampling.scheduler_config import TIMESTEP_SPACINGS
 from ..sampling.schedulers import SCHEDULERS
 from .request import MAX_STEPS, Control, Request, ResolvedRequest
@@ -28,7 +28,7 @@ _Text: TypeAlias = Annotated[str, Meta(max_length=2_000)]
 _Digest: TypeAlias = Annotated[str, Meta(max_length=128)]
 
 
-class Levers(Record, frozen=True):
+class Levers(FrozenRecord):
     """What a preset sets: fields of `Request`, and the shares of the steps of its control."""
 
     num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
@@ -59,17 +59,21 @@ class Levers(Record, frozen=True):
         return replace(request, controls=self._controls(request)).resolve(replace(defaults, **own))
 
     def _controls(self, request: Request) -> tuple[Control, ...]:
-        shares = {
-            "control_guidance_start": self.control_guidance_start,
-            "control_guidance_end": self.control_guidance_end,
-        }
+        start, end = self.control_guidance_start, self.control_guidance_end
         return tuple(
-            replace(c, **shares) if (c.control_guidance_start, c.control_guidance_end) == (0, 1) else c
-            for c in (request.controls if isinstance(request.controls, Sequence) else (request.controls,))
+            replace(c, control_guidance_start=start, control_guidance_end=end)
+            if (c.control_guidance_start, c.control_guidance_end) == (0, 1)
+            else c
+            for c in controls_of(request)
         )
 
 
-class TunedModel(Record, frozen=True):
+def controls_of(request: Request) -> tuple[Control, ...]:
+    """The controls of a request, which may have been given one alone."""
+    return (request.controls,) if isinstance(request.controls, Control) else tuple(request.controls)
+
+
+class TunedModel(FrozenRecord):
     """Which weights a preset was found with, at which size and precision; bundles of another export are the same model.
 
     Attributes:
@@ -117,7 +121,7 @@ def _controlnet(manifest: Manifest, condition: str) -> str:
     return str(manifest.conditions[condition].get("controlnet", ""))
 
 
-class Span(Record, frozen=True):
+class Span(FrozenRecord):
     """A value with the ends of its interval."""
 
     value: float
@@ -125,7 +129,7 @@ class Span(Record, frozen=True):
     high: float
 
 
-class Evidence(Record, frozen=True):
+class Evidence(FrozenRecord):
     """What was measured of a preset, on prompts that the search had not seen.
 
     Attributes:
@@ -156,7 +160,7 @@ class Evidence(Record, frozen=True):
     command: _Text
 
 
-class Preset(Record, frozen=True):
+class Preset(FrozenRecord):
     """The content of a preset file."""
 
     version: _Text
@@ -250,6 +254,6 @@ def resolve(request: Request, presets: Mapping[str, Preset], defaults: SamplingD
         presets: by condition.
         defaults: the model's.
     """
-    controls = request.controls if isinstance(request.controls, Sequence) else (request.controls,)
+    controls = controls_of(request)
     preset = presets.get(controls[0].condition) if len(controls) == 1 else None
     return request.resolve(defaults) if preset is None else preset.levers.apply(request, defaults)

@@ -209,7 +209,7 @@ def test_a_bundle_that_cannot_cache_says_how_to_export_one(tiny, request_of):
         tiny.pipeline(request_of(cache_interval=2))
 
 
-LEVERS = [
+LEVERS: list[dict[str, Any]] = [
     {"guidance_end": 0.6}, {"guidance_start": 0.4}, {"controlnet_interval": 2}, {"timestep_spacing": "trailing"},
 ]  # fmt: skip
 

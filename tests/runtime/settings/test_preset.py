@@ -89,7 +89,7 @@ def test_other_requests_are_exact(tiny, drawing, conditions):
 
 
 def test_images_are_those_of_the_same_settings(tiny, drawing):
-    fields = {"timestep_spacing": "ays", "guidance_end": 0.5, "controlnet_interval": 2, "seed": 3}
+    fields: dict[str, Any] = {"timestep_spacing": "ays", "guidance_end": 0.5, "controlnet_interval": 2, "seed": 3}
     said = Request(
         "a", controls=control(tiny, control_guidance_end=0.75), num_inference_steps=4, scheduler="dpmpp_2m", **fields
     )
