@@ -43,6 +43,7 @@ class Tuning(TypedDict):
     trials: every setting that was tried, with the most prompts that it had.
     attempts: those that were confirmed or refused, in their order; the last one is what the preset holds.
     ablation: levers one by one, on prompts of their own; empty where that was not asked for.
+    against: how many times faster the preset was than other systems with the exact setting, by their titles, in turn.
     """
 
     model: Text
@@ -56,3 +57,4 @@ class Tuning(TypedDict):
     trials: list[Tried]
     attempts: list[Confirmed]
     ablation: list[Tried]
+    against: dict[Text, Ratio]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
     "Control": ("cond",),
-    "Search": ("budget", "trials", "prompts", "confirm", "attempts", "data", "ablation", "fresh"),
+    "Search": ("budget", "trials", "prompts", "confirm", "attempts", "data", "ablation", "against", "fresh"),
     "Runtime": ("backend", "device", "plans", "threads"),
     "Output": ("out", "as_json"),
 }
@@ -74,6 +74,9 @@ def tune_command(
         ),
     ] = None,
     ablation: Annotated[bool, typer.Option("--ablation", help="Measure the levers one by one, too.")] = False,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Time the preset in turn with pytorch, or another bundle; repeatable.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Draw everything anew instead of going on.")] = False,
     backend: BackendName = "auto",
     device: Device = 0,
@@ -93,7 +96,7 @@ def tune_command(
     with open_pipeline(folder) as pipeline:
         of_bundle = list(pipeline.bundle.manifest.conditions)
         for condition in of_bundle if conditions == ["all"] else conditions or of_bundle[:1]:
-            tuned = tune(pipeline, TuneSettings(condition, search, data, ablation, fresh, out))
+            tuned = tune(pipeline, TuneSettings(condition, search, data, ablation, against or (), fresh, out))
             if as_json:
                 print(json.dumps(_summary(tuned)))
             else:

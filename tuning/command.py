@@ -2,12 +2,13 @@
 
 import logging
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..benchmarks.consistency.dataset import open_data
 from ..benchmarks.result import BenchmarkResult, default_path
-from ..benchmarks.systems import title_of
+from ..benchmarks.systems import other_systems, title_of
 from ..benchmarks.tuning_records import Confirmed, Tried, Tuning
 from ..conditions import CONDITIONS
 from ..errors import UserError
@@ -37,6 +38,7 @@ class TuneSettings:
         search: how much is tried.
         data: a folder with `prompts.jsonl`; None takes fresh scenes of the embedded models.
         ablation: whether levers are measured one by one, too.
+        against: systems that the preset is timed in turn with: `pytorch`, a bundle's folder, or a model with a bundle.
         fresh: remove what an earlier search drew instead of going on with it.
         out: the folder of records, result and preset; None takes the default one.
     """
@@ -45,6 +47,7 @@ class TuneSettings:
     search: SearchSettings = field(default_factory=SearchSettings)
     data: Path | None = None
     ablation: bool = False
+    against: Sequence[str] = ()
     fresh: bool = False
     out: Path | None = None
 
@@ -96,16 +99,20 @@ def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, n
             f"{data.title} are too few: this search can use {s.needed}; give more prompts, or smaller --prompts, "
             "--confirm and --attempts"
         )
+    others = other_systems(settings.against, pipeline, Pipeline.open)
     trials = Trials(pipeline, condition, data, folder, exact_levers(pipeline))
     try:
         search = Search(trials, CostModel(pipeline, folder / "seconds.json"), s)
         candidates = search.candidates()
         attempts = search.confirm(candidates)
+        chosen = attempts[-1]
+        race = {"": pipeline} | {system.title: system.open() for system in others} if others else {}
+        against = search.race(chosen.candidate.levers, s.fresh(len(attempts) - 1), race)
         ablation = search.ablation(single_levers(trials.exact, pipeline.bundle)) if settings.ablation else []
     except (KeyboardInterrupt, SystemExit):
         logger.info(f"interrupted: the {trials.drawn} images drawn are kept; the same command goes on from there")
         raise
-    chosen, command = attempts[-1], command_of(pipeline, settings)
+    command = command_of(pipeline, settings)
     compared, exact = chosen.candidate.compared, search.exact_seconds
     tuning = Tuning(
         model=pipeline.bundle.manifest.model,
@@ -119,6 +126,7 @@ def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, n
         trials=[_tried(c, exact) for c in candidates],
         attempts=[Confirmed(**_tried(a.candidate, exact), measured=a.speedup) for a in attempts],
         ablation=[_tried(c, exact) for c in ablation],
+        against={title or f"{title_of(pipeline)}, exact": ratio for title, ratio in against.items()},
     )
     result = BenchmarkResult.of("tuning", f"{title_of(pipeline)}, {condition}", command, tuning)
     result_file = out / default_path("tuning", name).name
@@ -144,6 +152,7 @@ def command_of(pipeline: Pipeline, settings: TuneSettings) -> str:
     words += [f"--prompts {s.prompts} --confirm {s.confirm} --attempts {s.attempts}"]
     if settings.data is not None:
         words += ["--data", shlex.quote(settings.data.resolve().name)]
+    words += [f"--against {shlex.quote(name)}" for name in settings.against]
     return " ".join([*words, *(["--ablation"] if settings.ablation else [])])
 
 

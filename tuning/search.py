@@ -3,10 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..benchmarks.statistics import Ratio, paired_ratio
+from ..benchmarks.systems import ImageGenerator
 from ..errors import CnppError, UserError
 from ..install import cannot_import
 from ..runtime.settings.preset import Levers
@@ -194,20 +195,28 @@ class Search:
         return [*within, *beyond][:count]
 
     def _timed(self, levers: Levers, indices: Sequence[int]) -> Ratio:
-        """Requests of both settings in turn, each of a prompt that no encoding is kept of."""
-        pipeline = self._trials.pipeline
-        seconds: tuple[list[float], list[float]] = ([], [])
-        pairs = [(self._trials.exact, 0), (levers, 1)]
+        """How many times faster than the exact setting."""
+        return self.race(levers, indices, {"": self._trials.pipeline})[""]
+
+    def race(self, levers: Levers, indices: Sequence[int], others: Mapping[str, ImageGenerator]) -> dict[str, Ratio]:
+        """How many times faster these levers are than the exact setting on each of `others`.
+
+        All take turns, and every round has a prompt of its own that no encoding is kept of.
+        """
+        pipeline, exact = self._trials.pipeline, self._trials.exact
+        runs: list[tuple[str | None, ImageGenerator, Levers]] = [(None, pipeline, levers)]
+        runs += [(name, other, exact) for name, other in others.items()]
+        seconds: dict[str | None, list[float]] = {name: [] for name, _, _ in runs}
         for round_ in range(self._settings.rounds + 1):
             index = indices[round_ % len(indices)]
-            for one, place in pairs if round_ % 2 else pairs[::-1]:
+            for name, run, one in runs if round_ % 2 else runs[::-1]:
                 request = self._trials.request(one, index)
                 pipeline.forget_encodings()
                 start = time.perf_counter()
-                pipeline(request)
+                run(request)
                 if round_:  # the first one binds launches
-                    seconds[place].append(time.perf_counter() - start)
-        return paired_ratio(*seconds)
+                    seconds[name].append(time.perf_counter() - start)
+        return {name: paired_ratio(seconds[name], seconds[None]) for name in others}
 
     def _nothing(self, attempts: Sequence[Attempt]) -> str:
         s = self._settings

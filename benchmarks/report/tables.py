@@ -34,7 +34,12 @@ TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
     "end_to_end": {"stages": building.stages, "pictures": building.pictures},
     "first_contact": {"first-contact": building.first_contact},
     "reliability": {"attempts": building.attempts},
-    "tuning": {"confirmed": tuning.confirmed, "front": tuning.front, "ablation": tuning.ablation},
+    "tuning": {
+        "confirmed": tuning.confirmed,
+        "against": tuning.against,
+        "front": tuning.front,
+        "ablation": tuning.ablation,
+    },
 }
 
 

@@ -39,6 +39,21 @@ def confirmed(result: Tuning) -> Table:
     return make_table(columns, rows)
 
 
+def against(result: Tuning) -> Table:
+    """The preset beside other systems with the exact setting, in turn."""
+    setting = result["attempts"][-1]["setting"]
+    columns = (
+        Column(f"{result['condition']}: {setting}, times faster than", "text"),
+        Column("median"),
+        Column("range"),
+    )
+    rows = [
+        (title, f"{ratio['median']:.2f}x", f"{ratio['low']:.2f} to {ratio['high']:.2f}")
+        for title, ratio in result["against"].items()
+    ]
+    return make_table(columns, rows)
+
+
 def front(result: Tuning) -> Table:
     """What nothing that was tried beats in both speed and loss, on the prompts of the search."""
     columns = (
@@ -93,6 +108,7 @@ def blocks(result: Tuning, anchor: str) -> Iterable[Block]:
     )
     yield figure(result, anchor)
     yield confirmed(result)
+    yield against(result)
     yield front(result)
     yield ablation(result)
 

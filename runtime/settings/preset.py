@@ -28,7 +28,7 @@ _Text: TypeAlias = Annotated[str, Meta(max_length=2_000)]
 _Digest: TypeAlias = Annotated[str, Meta(max_length=128)]
 
 
-class Levers(FrozenRecord):
+class Levers(FrozenRecord, frozen=True):
     """What a preset sets: fields of `Request`, and the shares of the steps of its control."""
 
     num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
@@ -73,7 +73,7 @@ def controls_of(request: Request) -> tuple[Control, ...]:
     return (request.controls,) if isinstance(request.controls, Control) else tuple(request.controls)
 
 
-class TunedModel(FrozenRecord):
+class TunedModel(FrozenRecord, frozen=True):
     """Which weights a preset was found with, at which size and precision; bundles of another export are the same model.
 
     Attributes:
@@ -121,7 +121,7 @@ def _controlnet(manifest: Manifest, condition: str) -> str:
     return str(manifest.conditions[condition].get("controlnet", ""))
 
 
-class Span(FrozenRecord):
+class Span(FrozenRecord, frozen=True):
     """A value with the ends of its interval."""
 
     value: float
@@ -129,7 +129,7 @@ class Span(FrozenRecord):
     high: float
 
 
-class Evidence(FrozenRecord):
+class Evidence(FrozenRecord, frozen=True):
     """What was measured of a preset, on prompts that the search had not seen.
 
     Attributes:
@@ -160,7 +160,7 @@ class Evidence(FrozenRecord):
     command: _Text
 
 
-class Preset(FrozenRecord):
+class Preset(FrozenRecord, frozen=True):
     """The content of a preset file."""
 
     version: _Text

@@ -1,5 +1,7 @@
 """Schedules that a request names, against diffusers' schedulers that are given the same."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cnpp_trt.errors import UserError
@@ -63,9 +65,9 @@ def test_other_counts_are_interpolated_in_log_sigma(name, steps):
     [(n, s) for n in ("euler", *MULTISTEP) for s in ("karras", "trailing")] + [("ddim", "trailing")],
 )
 def test_karras_and_trailing_are_settings_of_diffusers_classes(name, schedule, steps):
-    config = {"karras": {"use_karras_sigmas": True}, "trailing": {"timestep_spacing": "trailing"}}[schedule]
+    config: dict[str, Any] = {"karras": {"use_karras_sigmas": True}, "trailing": {"timestep_spacing": "trailing"}}
     table = build_table(name, SD15, steps, timestep_spacing=schedule)
-    require_same(table, reference(name, SD15 | config, steps), name)
+    require_same(table, reference(name, SD15 | config[schedule], steps), name)
 
 
 @pytest.mark.parametrize("name", MULTISTEP)
