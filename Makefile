@@ -43,7 +43,7 @@ TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
 
 .PHONY: run demo bundle test test-fast fuzz reliability service-load first-contact test-gpu lint types package test-sdist test-wheel engines bench parity \
-	consistency report tables docs clean help
+	consistency tune report tables docs clean help
 
 # The embedded model runs without an export, and so without PyTorch; any other model is exported first.
 EMBEDDED := $(and $(filter miniature miniature-lcm miniature-controlnet,$(MODEL)),$(if $(SIZE),,yes))
@@ -120,6 +120,9 @@ consistency: $(VENV)/bench.stamp  ## how well pictures follow their condition, b
 	$(BIN)/cnpp-trt export --model "$(MODEL)" $(MEASURED) $(SIZED)
 	$(BIN)/cnpp-trt consistency --model "$(MODEL)" $(MEASURED) $(SIZED) --against pytorch $(FLAGS)
 
+tune: $(VENV)/tune.stamp  ## the fastest setting of each COND whose pictures still follow it, as presets (FLAGS="--budget 0.5")
+	$(BIN)/cnpp-trt tune --model "$(MODEL)" $(addprefix --cond ,$(COND)) $(FLAGS)
+
 service-load: $(VENV)/test.stamp  ## the server under load, beside the bare pipeline (minutes; FLAGS="--seconds 120")
 	$(BIN)/python -m cnpp_trt.developer.service_load $(FLAGS)
 
@@ -161,6 +164,11 @@ $(VENV)/demo.stamp: $(VENV)/run.stamp
 	@$(PIP) --editable '.[$(DEVICE),demo]' $(NAMED)
 	@touch $@
 
+$(VENV)/tune.stamp: $(VENV)/run.stamp
+	@echo "installing cnpp-trt[tune] into $(VENV)"
+	@$(PIP) --editable '.[$(DEVICE),tune]' $(NAMED)
+	@touch $@
+
 $(VENV)/export.stamp: $(VENV)/run.stamp
 	@echo "installing cnpp-trt[export] into $(VENV)"
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH) $(NAMED)
@@ -183,5 +191,5 @@ $(VENV)/bench.stamp: $(VENV)/export.stamp
 $(VENV)/test.stamp: $(VENV)/export.stamp
 	@echo "installing cnpp-trt[rtx,demo,service,test,types] into $(VENV)"
 	@$(PIP) --editable '.[$(DEVICE),export,rtx,demo,service,test,types]' $(NAMED)
-	@$(PIP) --no-deps controlnet-aux open_clip_torch ftfy wcwidth $(NAMED)
+	@$(PIP) --no-deps controlnet-aux deepcache open_clip_torch ftfy wcwidth $(NAMED)
 	@touch $@

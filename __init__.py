@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .runtime.result import Result
     from .runtime.sampling.schedulers import SCHEDULERS
     from .runtime.settings.options import BACKENDS, RuntimeOptions
+    from .runtime.settings.preset import Preset, read_presets
     from .runtime.settings.request import Control, Request
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "DeviceMemoryError",
     "DeviceResult",
     "Pipeline",
+    "Preset",
     "Request",
     "Result",
     "RuntimeOptions",
@@ -42,6 +44,7 @@ __all__ = [
     "UserError",
     "__version__",
     "read_image",
+    "read_presets",
 ]
 
 telemetry.switch_off()  # before anything imports ONNX Runtime
@@ -56,6 +59,7 @@ _MODULES = {
     "runtime.settings.options": ("BACKENDS", "RuntimeOptions"),
     "runtime.pipeline": ("Pipeline",),
     "runtime.result": ("Result",),
+    "runtime.settings.preset": ("Preset", "read_presets"),
     "runtime.settings.request": ("Control", "Request"),
     "runtime.sampling.schedulers": ("SCHEDULERS",),
 }

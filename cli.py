@@ -107,7 +107,7 @@ def _line_of(error: BaseException, arguments: list[str]) -> tuple[str, int]:
     from .messages import one_line, printable
 
     if isinstance(error, CnppError):
-        from .commands.options import in_options
+        from .commands.option_names import in_options
 
         return in_options(str(error)), 2 if isinstance(error, UserError) else 1
     if (usage := _usage(error)) is not None:

@@ -40,6 +40,7 @@ EXTRAS = {
     "pyarrow": "batch",
     "ray": "ray",
     "fsspec": "remote",
+    "optuna": "tune",
     "torch_fidelity": "quality",
     "torchmetrics": "quality",
     "torchvision": "quality",

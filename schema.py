@@ -26,6 +26,10 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A JSON object with these keys and no others."""
 
 
+class FrozenRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A `Record` that never changes: a key of a dictionary, or part of what is."""
+
+
 class SchemaError(ValueError):
     """What of a record is wrong, and where, in one line: `… at $.files`."""
 
@@ -140,6 +144,7 @@ def finite(value: Any) -> bool:
 
 
 __all__ = [
+    "FrozenRecord",
     "Meta",
     "Record",
     "SchemaError",

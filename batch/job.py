@@ -17,6 +17,7 @@ from ..bundles.bundle import Bundle
 from ..errors import CnppError, UserError
 from ..files import Busy, exclusive, new_partial_folder, partial_folders, remove_folder, replace_file
 from ..messages import one_line, printable
+from ..runtime.settings.preset import Preset
 from ..schema import Record, SchemaError, decode, read_bounded, to_json
 from .drawing import DrawingSettings, Outcome
 from .outputs import ImageFormat, Outputs
@@ -66,6 +67,7 @@ class JobSettings:
         strict: whether wrong rows end the job before anything is drawn.
         parquet: whether `results.parquet` is written too.
         shard_size: images of a tar shard; None writes none.
+        presets: of conditions that are drawn faster than exactly; rows may still say otherwise.
     """
 
     jobs: Path
@@ -79,6 +81,7 @@ class JobSettings:
     strict: bool = False
     parquet: bool = False
     shard_size: int | None = None
+    presets: tuple[Preset, ...] = ()
 
 
 class _Header(Record):
@@ -255,7 +258,7 @@ def _plan(settings: JobSettings, folder: Path, batch_size: int, outputs: Outputs
 
 def _planned(settings: JobSettings, folder: Path, batch_size: int, outputs: Outputs) -> JobPlan:
     plan = JobPlan(folder, batch_size)
-    reader = RowReader(settings.bundle, lambda content: _keep(folder, content))
+    reader = RowReader(settings.bundle, lambda content: _keep(folder, content), settings.presets)
     wrong = 0
     for line in read_lines(settings.jobs):
         found: Job | str

@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..bundles.bundle import Bundle
@@ -25,6 +26,7 @@ from ..messages import did_you_mean, one_line, printable
 from ..runtime.control.extraction import can_extract
 from ..runtime.images.image_files import WHITE, Pixels, read_image
 from ..runtime.planning import open_tokenizer, plan_request
+from ..runtime.settings import preset
 from ..runtime.settings.request import MAX_CONTROLS, Control, Request
 from ..schema import Record
 
@@ -96,9 +98,14 @@ class RowReader:
     Args:
         bundle: that will draw them.
         keep: stores the bytes of an image that a row holds itself, and returns the path of its file.
+        presets: of conditions that are drawn faster than exactly.
+
+    Raises:
+        UserError: a preset is of another bundle.
     """
 
-    def __init__(self, bundle: Bundle, keep: Callable[[bytes], Path]) -> None:
+    def __init__(self, bundle: Bundle, keep: Callable[[bytes], Path], presets: Sequence[preset.Preset] = ()) -> None:
+        self._presets = preset.by_condition(presets, bundle)
         self._bundle = bundle
         self._keep = keep
         self._tokenizer = open_tokenizer(bundle)
@@ -125,7 +132,11 @@ class RowReader:
         settings = {name: row[name] for name in _SETTINGS if row.get(name) is not None}
         request = _request(settings, controls, begin, lambda control: _BLANK, lambda image: _BLANK)
         unseeded = request.seed is None
-        resolved = request.resolve(self._defaults)
+        resolved = preset.resolve(request, self._presets, self._defaults)
+        controls = [
+            msgspec.structs.replace(c, settings=_settings_of(decided))
+            for c, decided in zip(controls, resolved.controls, strict=True)
+        ]
         plan = plan_request(self._bundle, self._tokenizer, resolved)
         decided = {name: getattr(resolved, name) for name in _SETTINGS}
         if unseeded:
@@ -168,7 +179,7 @@ class RowReader:
             condition,
             self._image(value["image"], folder, f"the {condition} image", photo=extract),
             extract,
-            {name: getattr(checked, name) for name in _OF_CONTROL[3:]},
+            _settings_of(checked),
         )
 
     def _require_extractor(self, condition: str) -> None:
@@ -207,6 +218,10 @@ class RowReader:
         if len(self._digests) > _REMEMBERED:
             self._digests.popitem(last=False)
         return known.sha256
+
+
+def _settings_of(control: Control) -> dict[str, Any]:
+    return {name: getattr(control, name) for name in _OF_CONTROL[3:]}
 
 
 def pixels_digest(pixels: Pixels) -> str:

@@ -12,12 +12,14 @@ from ..files import replace_file
 from ..messages import printable
 from ..places import results
 from ..schema import Meta, SchemaError, convert, convert_closed, decode, read_bounded, to_json
-from . import check_records, records
+from . import check_records, records, tuning_records
 from .environment import environment
 from .records import Text
 
 FORMAT = 1
-Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "end_to_end", "first_contact", "reliability"]
+Kind = Literal[
+    "bench", "waterfall", "parity", "consistency", "plans", "end_to_end", "first_contact", "reliability", "tuning"
+]
 RECORDS: dict[str, Any] = {
     "bench": records.Bench,
     "waterfall": records.Waterfall,
@@ -27,6 +29,7 @@ RECORDS: dict[str, Any] = {
     "end_to_end": records.EndToEnd,
     "first_contact": check_records.FirstContact,
     "reliability": check_records.Reliability,
+    "tuning": tuning_records.Tuning,
 }
 """What `data` is, by kind."""
 

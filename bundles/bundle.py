@@ -29,6 +29,8 @@ from .staging import lock_bundle, write_bundle
 from .verified import Verified
 
 TOKENIZER = "tokenizer"
+SHALLOW = "unet_shallow"
+"""The graph of a UNet's outermost layer, which bundles have that were exported for it."""
 # Of what `transformers` saves, what the runtime reads.
 _TOKENIZER_FILES = (f"{TOKENIZER}/tokenizer.json", f"{TOKENIZER}/tokenizer_config.json")
 _AGAIN = "export the bundle again"

@@ -13,11 +13,18 @@ class SamplingDefaults:
         num_inference_steps: 20, the ControlNet++ paper's, where the model has none of its own.
         guidance_scale: 7.5, as in diffusers' pipelines.
         scheduler: a name of `SCHEDULERS`.
+        timestep_spacing, guidance_start, guidance_end, controlnet_interval, cache_interval: as in `Request`; nothing
+            is left out.
     """
 
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
     scheduler: str = "unipc"
+    timestep_spacing: str | None = None
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    controlnet_interval: int = 1
+    cache_interval: int = 1
 
     @classmethod
     def of(cls, manifest: Manifest) -> "SamplingDefaults":

@@ -18,6 +18,7 @@ from .options import (
     Model,
     Plans,
     Precision,
+    Presets,
     VramBudget,
     add_command,
     echo,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from ..batch.job import Check, JobSettings, Summary, Team
 
 _PANELS = {
-    "Model": ("model", "bundle", "size", "precision"),
+    "Model": ("model", "bundle", "size", "precision", "preset"),
     "Sampling": ("keep", "tries", "score"),
     "Runtime": (
         "check",
@@ -79,6 +80,7 @@ def batch_command(
     bundle: BundleSource = None,
     size: BundleSize = None,
     precision: Precision = None,
+    preset: Presets = None,
     check: Annotated[bool, typer.Option("--check", help="Read and check every row, and draw nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Draw nothing where a row is wrong.")] = False,
     batch_size: Annotated[
@@ -134,6 +136,7 @@ def batch_command(
     from ..batch.job import JobSettings, check_job, physical_cores, recorded, run_job
     from ..batch.outputs import IMAGE_FORMATS
     from ..bundles.bundle import Bundle
+    from ..runtime.settings.preset import read_presets
 
     require_choice("--image-format", image_format, IMAGE_FORMATS)
     if tries is not None and keep is None:
@@ -163,6 +166,7 @@ def batch_command(
         strict=strict,
         parquet=parquet,
         shard_size=shards,
+        presets=read_presets(preset or [], opened),
     )
     if check:
         found = check_job(settings)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _MODEL = ("model", "controlnet", "vae", "lora", "embedding", "extractor", "variant", "config")
 _EXPORT_PANELS = {
-    "Model": (*_MODEL, "precision", "size"),
+    "Model": (*_MODEL, "precision", "size", "deep_cache"),
     "Control": ("cond",),
     "Output": ("out", "as_json"),
 }
@@ -90,6 +90,9 @@ def export_command(
     config: Config = None,
     precision: Annotated[str, typer.Option(help="fp32 (CPU) or fp16 (TensorRT).")] = "fp32",
     size: Annotated[str | None, typer.Option(help="512 or WxH, in pixels. Default: the model's own.")] = None,
+    deep_cache: Annotated[
+        bool, typer.Option("--deep-cache", help="With what --cache-interval of `run` and the tuner's caching need.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The bundle's folder. Default: under CNPP_TRT_HOME.", callback=user_path),
@@ -98,7 +101,7 @@ def export_command(
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, each compared with PyTorch. A bundle gains new conditions."""
     options = CheckpointOptions(controlnet, vae, lora, embedding, extractor, variant, config)
-    bundle = _export(model, options, read_conditions(cond), precision, size, out)
+    bundle = _export(model, options, read_conditions(cond), precision, size, out, deep_cache)
     if as_json:
         print(json.dumps({"bundle": str(bundle.folder), **json.loads(bundle.manifest.dumps())}))
     else:
@@ -229,7 +232,13 @@ def _checker(bundle: Bundle, model: str, is_models: bool, controlnet: list[str] 
 
 
 def _export(
-    model: str, options: CheckpointOptions, conditions: list[str], precision: str, size: str | None, out: Path | None
+    model: str,
+    options: CheckpointOptions,
+    conditions: list[str],
+    precision: str,
+    size: str | None,
+    out: Path | None,
+    deep_cache: bool = False,
 ) -> Bundle:
     from ..export.allocator import return_large_blocks
     from ..export.exporter import PRECISIONS, export_model
@@ -239,9 +248,8 @@ def _export(
     require_writable(places.bundles() if out is None else out.absolute().parent)
     checkpoint = options.checkpoint(model)
     return_large_blocks()
-    return export_model(
-        checkpoint, checkpoint.resolved.conditions if conditions == ["all"] else conditions, chosen, pixels, out
-    )
+    named = checkpoint.resolved.conditions if conditions == ["all"] else conditions
+    return export_model(checkpoint, named, chosen, pixels, out, deep_cache)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -78,6 +78,13 @@ VramBudget = Annotated[
         help="Device memory that weights, activations, buffers and recordings may take, as in 6GiB. With TensorRT."
     ),
 ]
+Presets = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Draw a condition as this file of `cnpp-trt tune` says; repeatable. `shipped`: the embedded model's.",
+        callback=user_path,
+    ),
+]
 Plans = Annotated[
     Path | None,
     typer.Option("--plans", help="The plan store's folder. Default: under CNPP_TRT_HOME.", callback=user_path),
@@ -99,21 +106,6 @@ _PRECISIONS = {
     "fp16": "fp16", "f16": "fp16", "float16": "fp16", "half": "fp16",
     "bf16": "bf16", "bfloat16": "bf16",
 }  # fmt: skip
-# Fields of the Python interface → the options that set them.
-_OPTIONS = {
-    "num_inference_steps": "--steps",
-    "num_images_per_prompt": "--num-images",
-    "guidance_scale": "--guidance-scale",
-    "negative_prompt": "--negative-prompt",
-    "controlnet_conditioning_scale": "--control-scale",
-    "control_guidance_start": "--control-start",
-    "control_guidance_end": "--control-end",
-    "init_image": "--init-image",
-    "clip_skip": "--clip-skip",
-    "long_prompt": "--long-prompt",
-    "strength": "--strength",
-    "seed": "--seed",
-}
 
 
 def add_command(
@@ -135,14 +127,6 @@ def add_command(
             option.rich_help_panel = panel
             command.__annotations__[parameter] = Annotated[kind, option]
     app.command(name, epilog=examples)(command)
-
-
-def in_options(message: str) -> str:
-    """An error's message with the names of the command's options in place of those of the Python interface.
-
-    A name inside of another word, a path or quotation marks is something else and stays.
-    """
-    return re.sub(rf"(?<![\w./\\'\"`-])({'|'.join(_OPTIONS)})(?![\w./\\'\"`])", lambda m: _OPTIONS[m[1]], message)
 
 
 def require_choice(what: str, word: str, choices: Collection[str]) -> str:
@@ -303,6 +287,7 @@ def resolve_bundle(
     plans: Path | None,
     vram_budget: str | None = None,
     device: int = 0,
+    presets: Sequence[Path] = (),
 ) -> tuple[Path, Callable[[Path], "Pipeline"]]:
     """Finds the bundle that a command's options name.
 
@@ -311,6 +296,7 @@ def resolve_bundle(
     """
     from ..runtime.backends.registry import preferred_precisions
     from ..runtime.pipeline import Pipeline
+    from ..runtime.settings.preset import read_presets
 
     of_bundle = split_precision(precision)[0]
     options = runtime_options(backend, precision, threads, plans, vram_budget, device)
@@ -321,6 +307,8 @@ def resolve_bundle(
         folder = bundle
         # OpenVINO computes in float32 whatever precision the graphs are stored in.
         _check_precision_and_size(folder, None if backend == "openvino" else of_bundle, pixels)
+    if presets:
+        options = replace(options, presets=read_presets(presets, Bundle.open(folder)))
     return folder, lambda path: Pipeline.open(path, options)
 
 

@@ -20,6 +20,7 @@ from .options import (
     Model,
     Plans,
     Precision,
+    Presets,
     Threads,
     VramBudget,
     add_command,
@@ -35,7 +36,10 @@ from .options import (
 from .progress import drawing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..runtime.generate import GenerateResult
+    from ..runtime.settings.preset import Preset
 
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
@@ -58,6 +62,14 @@ _PANELS = {
         "guess_mode",
     ),
     "Sampling": ("steps", "scheduler", "guidance_scale", "seed", "num_images", "init_image", "strength"),
+    "Faster, not exact": (
+        "preset",
+        "timestep_spacing",
+        "guidance_start",
+        "guidance_end",
+        "controlnet_interval",
+        "cache_interval",
+    ),
     "Runtime": ("backend", "device", "plans", "vram_budget", "threads"),
     "Output": ("out", "repeat", "as_json"),
 }
@@ -156,6 +168,22 @@ def run_command(
     strength: Annotated[
         float | None, typer.Option(help="With --init-image: how much of it is drawn anew, above 0 to 1. Default: 0.8.")
     ] = None,
+    preset: Presets = None,
+    timestep_spacing: Annotated[
+        str | None,
+        typer.Option(help="ays (Align Your Steps: for few steps), karras or trailing. Default: the model's."),
+    ] = None,
+    guidance_start: Annotated[float | None, typer.Option(help="Share of steps at which guidance starts.")] = None,
+    guidance_end: Annotated[
+        float | None, typer.Option(help="Share of steps at which guidance ends: the others cost half.")
+    ] = None,
+    controlnet_interval: Annotated[
+        int | None, typer.Option(help="The ControlNets run at every so many-th step. Default: 1.")
+    ] = None,
+    cache_interval: Annotated[
+        int | None,
+        typer.Option(help="So do the UNet's deeper layers. Needs a bundle of `export --deep-cache`. Default: 1."),
+    ] = None,
     backend: BackendName = "auto",
     device: Device = 0,
     plans: Plans = None,
@@ -208,6 +236,11 @@ def run_command(
         "prompt_weights": prompt_weights,
         "long_prompt": long_prompt,
         "guess_mode": guess_mode,
+        "timestep_spacing": timestep_spacing,
+        "guidance_start": guidance_start,
+        "guidance_end": guidance_end,
+        "controlnet_interval": controlnet_interval,
+        "cache_interval": cache_interval,
     }
     fields |= {name: value for name, value in given.items() if value is not None}
     mode = _resize_mode(resize_mode)
@@ -216,12 +249,15 @@ def run_command(
     everything = cond == ["all"]
     if not everything:
         _controls(cond or ["the first"], image or [], extract, *several)
-    folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans, vram_budget, device)
+    folder, open_pipeline = resolve_bundle(
+        model, bundle, size, precision, backend, threads, plans, vram_budget, device, preset or ()
+    )
     require_writable(out)
     with drawing() as progress:
         pipeline = open_pipeline(folder)
         of_bundle = list(pipeline.bundle.manifest.conditions)
         conditions = of_bundle if everything else cond or of_bundle[:1]
+        _require_presets(pipeline.presets, conditions)
         controls = _controls(conditions, image or [], extract, *several)
         asked = generation.make_request(
             pipeline, controls, extract=extract, init_image=init_image, resize_mode=mode, **fields
@@ -258,6 +294,18 @@ def _require_values(fields: dict[str, Any], conditions: list[str], several: tupl
     for i in range(longest):
         values = [each[i] if i < len(each) else each[0] for each in (scales, starts, ends)]
         Control("seg", nothing, *values)
+
+
+def _require_presets(presets: "Mapping[str, Preset]", conditions: list[str]) -> None:
+    """Checks that presets say something of what is drawn.
+
+    Raises:
+        UserError: they do not.
+    """
+    if presets and len(conditions) > 1:
+        raise UserError("--preset is for one condition: give one --cond")
+    if presets and conditions[0] not in presets:
+        raise UserError(f"--preset is for {', '.join(presets)}, not {conditions[0]}: give --cond {next(iter(presets))}")
 
 
 def _print_result(result: "GenerateResult", as_json: bool, extra: dict[str, Any], printed: int = 0) -> None:

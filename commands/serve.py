@@ -1,6 +1,7 @@
 """`cnpp-trt serve`: parses, opens the models, listens."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from .options import (
     BundleSize,
     Plans,
     Precision,
+    Presets,
     Threads,
     VramBudget,
     add_command,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from ..service.service import Service
 
 _PANELS = {
-    "Model": ("model", "bundle", "size", "precision"),
+    "Model": ("model", "bundle", "size", "precision", "preset"),
     "Network": ("host", "port", "token_file", "cors_origin", "demo"),
     "Scheduling": ("max_batch", "batch_window", "queue", "deadline", "drain"),
     "Limits": ("max_images", "max_steps", "max_pixels", "max_body"),
@@ -70,6 +72,7 @@ def serve_command(
     bundle: BundleFolders = None,
     size: BundleSize = None,
     precision: Precision = None,
+    preset: Presets = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     token_file: Annotated[
@@ -102,6 +105,8 @@ def serve_command(
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="With the prompts.")] = False,
 ) -> None:
     """Serve images over HTTP: OpenAI's interface, AUTOMATIC1111's with ControlNet, and jobs."""
+    from ..runtime.settings.preset import read_presets
+
     try:
         from ..service.limits import Limits
         from ..service.server import ServerOptions, bind, serve
@@ -109,7 +114,11 @@ def serve_command(
     except ImportError as e:
         raise UserError(cannot_import("cnpp-trt serve", e, *SERVICE_MODULES)) from None
     pages = demo_pages("cnpp-trt serve --demo") if demo else None
-    options = worker_options(device, backend, precision, threads, plans, vram_budget)
+    presets = read_presets(preset or [])
+    options = [
+        replace(each, presets=presets)
+        for each in worker_options(device, backend, precision, threads, plans, vram_budget)
+    ]
     token = read_token(token_file)
     limits = Limits(
         queue=queue,

@@ -83,7 +83,7 @@ class TritonPythonModel:
         if not any(row.photos):
             return row.request
         controls = [
-            replace(control, image=self._pipeline.extract(control.condition, control.image)) if photo else control
+            replace(control, image=self._pipeline.extract(control.condition, control.pixels)) if photo else control
             for control, photo in zip(row.controls, row.photos, strict=True)
         ]
         return replace(row.request, controls=controls)

@@ -17,6 +17,7 @@ import numpy as np
 import typer
 
 from ..runtime.pipeline import Pipeline
+from ..runtime.planning import smallest_request
 from ..runtime.result import Result
 from ..runtime.settings.request import ResolvedRequest
 
@@ -40,7 +41,7 @@ def main(bundle: Path, engine: Engine = "pipeline", threads: int = 2, port: int 
     pipeline, app, alone = Pipeline.open(bundle, threads=threads), FastAPI(), threading.Lock()
     model = ServedModel("miniature", [pipeline], Limits())
     draw = pipeline if engine == "pipeline" else _diffusers(pipeline, threads)
-    draw(pipeline.resolve(model.smallest_request()))
+    draw(pipeline.resolve(smallest_request(model.bundle)))
 
     @app.get("/readyz")
     def ready() -> dict[str, str]:

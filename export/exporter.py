@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundles.bundle import MANIFEST, Bundle, GraphSpec, Manifest, bundle_folder, lock_bundle
+from ..bundles.bundle import MANIFEST, SHALLOW, Bundle, GraphSpec, Manifest, bundle_folder, lock_bundle
 from ..bundles.manifest import ConditionRecord
 from ..bundles.staging import Progress, write_bundle
 from ..conditions import CONDITIONS
@@ -40,6 +40,7 @@ def export_bundle(
     *,
     precision: str = "fp32",
     size: tuple[int, int] | None = None,
+    deep_cache: bool = False,
 ) -> Bundle:
     """Exports a checkpoint's graphs into the bundle `out`, each compared with its PyTorch module.
 
@@ -50,6 +51,7 @@ def export_bundle(
     Args:
         conditions: of `CONDITIONS`, at least one.
         size: (width, height) in pixels, multiples of 8, 64 to 2048; None takes the UNet's own sample size.
+        deep_cache: with what `cache_interval` of a request needs.
 
     Raises:
         UserError: an argument or the checkpoint cannot be used, or the disk is full.
@@ -63,7 +65,7 @@ def export_bundle(
         checkpoint.check_controlnet(condition)
     manifest = _manifest(checkpoint, precision, *checkpoint.size(size))
     with lock_bundle(out):
-        return _export_locked(checkpoint, conditions, out, manifest)
+        return _export_locked(checkpoint, conditions, out, manifest, deep_cache)
 
 
 def export_model(
@@ -72,6 +74,7 @@ def export_model(
     precision: str,
     size: tuple[int, int] | None,
     out: Path | None,
+    deep_cache: bool = False,
 ) -> Bundle:
     """`export_bundle` to where a user's bundles are (or `out`), at the model's own size unless another is given.
 
@@ -83,16 +86,20 @@ def export_model(
     pixels = checkpoint.size(size)
     folder = out or bundle_folder(checkpoint.name, precision, *pixels)
     try:
-        return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels)
+        return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, deep_cache=deep_cache)
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("export", e, *EXPORT_MODULES)) from None
 
 
-def _export_locked(checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest) -> Bundle:
+def _export_locked(
+    checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest, deep_cache: bool
+) -> Bundle:
     before = ""
     if (out / MANIFEST).exists():
         manifest = _existing(out, manifest)
         before = manifest.digest
+        if deep_cache and SHALLOW not in manifest.graphs:
+            raise UserError(f"the bundle {out} was exported without --deep-cache: choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no bundle: choose another --out")
     missing = []
@@ -128,7 +135,8 @@ def _export_locked(checkpoint: Checkpoint, conditions: Sequence[str], out: Path,
     made_of = _made_of(checkpoint, manifest, before)
     graphs: _Graphs = []
     if not manifest.graphs:
-        graphs += [(name, make, made_of({})) for name, make in base_graphs(checkpoint, dims)]
+        own = made_of({"deep_cache": True} if deep_cache else {})
+        graphs += [(name, make, own) for name, make in base_graphs(checkpoint, dims, deep_cache)]
     for condition in missing:
         own = made_of({**records[condition], "extractor": _extractor_digest(checkpoint, condition)})
         graphs += [(name, make, own) for name, make in condition_graphs(checkpoint, condition, dims)]

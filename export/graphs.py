@@ -11,6 +11,7 @@ from ..bundles.bundle import Manifest
 from ..conditions import CONDITIONS
 from . import modules
 from .checkpoint import Checkpoint
+from .deep_feature import ShallowUNet
 from .extractors import open_extractor
 from .onnx_graph import ExportSpec
 from .sources import Source
@@ -82,8 +83,12 @@ Inputs = dict[str, Tensor | tuple[Tensor, ...]]
 Graphs = Iterator[tuple[str, Callable[[], ExportSpec]]]
 
 
-def base_graphs(checkpoint: Checkpoint, g: GraphDims) -> Graphs:
-    """The graphs that every condition shares, smallest first so that trouble shows early."""
+def base_graphs(checkpoint: Checkpoint, g: GraphDims, deep_cache: bool = False) -> Graphs:
+    """The graphs that every condition shares, smallest first so that trouble shows early.
+
+    Args:
+        deep_cache: with `unet_shallow`, and what it reads as an output of `unet`.
+    """
     yield "update", lambda: _update(g)
     yield "add_residuals", lambda: _add_residuals(g)
     yield "text_encoder", lambda: _text_encoder(checkpoint, g)
@@ -94,7 +99,9 @@ def base_graphs(checkpoint: Checkpoint, g: GraphDims) -> Graphs:
     yield "vae_encoder", lambda: _vae_encoder(checkpoint, g, "vae_encoder", g.dtype)
     if g.dtype != torch.float32:
         yield "vae_encoder_fp32", lambda: _vae_encoder(checkpoint, g, "vae_encoder_fp32", torch.float32)
-    yield "unet", lambda: _unet(checkpoint, g)
+    if deep_cache:
+        yield "unet_shallow", lambda: _unet_shallow(checkpoint, g)
+    yield "unet", lambda: _unet(checkpoint, g, deep_cache)
 
 
 def condition_graphs(checkpoint: Checkpoint, condition: str, g: GraphDims) -> Graphs:
@@ -129,7 +136,7 @@ def _text_encoder(checkpoint: Checkpoint, g: GraphDims) -> ExportSpec:
     return ExportSpec("text_encoder", module, inputs, ["prompt_embeds"], {}, free)
 
 
-def _unet(checkpoint: Checkpoint, g: GraphDims) -> ExportSpec:
+def _unet(checkpoint: Checkpoint, g: GraphDims, deep_cache: bool) -> ExportSpec:
     residuals = g.residuals()
     inputs: Inputs = {**_step_inputs(g), "residuals": tuple(g.randn(4, *shape) for shape in residuals.values())}
     if embedding := checkpoint.config("unet").get("time_cond_proj_dim"):
@@ -138,7 +145,27 @@ def _unet(checkpoint: Checkpoint, g: GraphDims) -> ExportSpec:
     if "timestep_cond" in inputs:
         free["timestep_cond"] = IMAGES
     nested = {"residuals": list(residuals)}
-    return ExportSpec("unet", modules.UNet(checkpoint.unet(g.dtype)), inputs, ["noise_pred"], nested, free)
+    unet = checkpoint.unet(g.dtype)
+    if deep_cache:
+        free |= _free("deep")
+        return ExportSpec("unet", modules.UNetWithDeepFeature(unet), inputs, ["noise_pred", "deep"], nested, free)
+    return ExportSpec("unet", modules.UNet(unet), inputs, ["noise_pred"], nested, free)
+
+
+def _unet_shallow(checkpoint: Checkpoint, g: GraphDims) -> ExportSpec:
+    unet: Any = checkpoint.unet(g.dtype)
+    # The last layer reads what comes from below beside the first skip connection.
+    below = unet.up_blocks[-1].resnets[-1].in_channels - g.block_out_channels[0]
+    inputs: Inputs = {
+        **_step_inputs(g),
+        "down_0": g.randn(4, *g.residuals()["down_0"]),
+        "deep": g.randn(4, below, *g.latent()),
+    }
+    free = {**_step_free(), **_free("noise_pred", "down_0", "deep")}
+    if embedding := checkpoint.config("unet").get("time_cond_proj_dim"):
+        inputs["timestep_cond"] = g.randn(2, embedding)
+        free["timestep_cond"] = IMAGES
+    return ExportSpec("unet_shallow", ShallowUNet(unet), inputs, ["noise_pred"], {}, free)
 
 
 def _controlnet(condition: str, controlnet: nn.Module, g: GraphDims) -> ExportSpec:

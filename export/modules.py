@@ -6,11 +6,14 @@ Tensors named `timestep`, `scale` and everything of the sampler stay float32 in 
 of type Any, because neither diffusers nor transformers says what its modules' attributes are.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .deep_feature import run_last_up_block
 from .shared_prefix import add, run_down_blocks, run_up_blocks, time_embedding
 
 
@@ -109,12 +112,55 @@ class UNet(nn.Module):
         residuals: tuple[Tensor, ...],
         timestep_cond: Tensor | None = None,
     ) -> Tensor:
+        return self._run(model_input, timestep, prompt_embeds, rows, residuals, timestep_cond)
+
+    def _run(
+        self,
+        model_input: Tensor,
+        timestep: Tensor,
+        prompt_embeds: Tensor,
+        rows: Tensor,
+        residuals: tuple[Tensor, ...],
+        timestep_cond: Tensor | None,
+        last: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """`last` runs the last up block, given that, the sample, its skip connections and the time embedding."""
         unet = self.unet
         sample = 2 * model_input - 1 if unet.config.center_input_sample else model_input
         emb = time_embedding(unet, timestep, timestep_cond)
         sample, skips, emb = run_down_blocks(unet, unet.conv_in(sample), emb, prompt_embeds, rows)
         sample = unet.mid_block(sample, emb, encoder_hidden_states=prompt_embeds) + residuals[-1]
-        return run_up_blocks(unet, sample, add(skips, residuals[:-1]), emb, prompt_embeds)
+        return run_up_blocks(
+            unet,
+            sample,
+            add(skips, residuals[:-1]),
+            emb,
+            prompt_embeds,
+            None if last is None else partial(last, emb=emb),
+        )
+
+
+class UNetWithDeepFeature(UNet):
+    """`UNet` with one output more: deep [G,C,h,w], what its outermost layer is given from below (`deep_feature`)."""
+
+    def forward(  # type: ignore[override]  # a graph of its own, never used as a `UNet`
+        self,
+        model_input: Tensor,
+        timestep: Tensor,
+        prompt_embeds: Tensor,
+        rows: Tensor,
+        residuals: tuple[Tensor, ...],
+        timestep_cond: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        deep: list[Tensor] = []
+
+        def last(block: Any, sample: Tensor, skips: tuple[Tensor, ...], emb: Tensor) -> Tensor:
+            sample, feature = run_last_up_block(block, sample, skips, emb, prompt_embeds)
+            deep.append(feature)
+            return sample
+
+        noise_pred = self._run(model_input, timestep, prompt_embeds, rows, residuals, timestep_cond, last)
+        return noise_pred, deep[0]
 
 
 class AddResiduals(nn.Module):

@@ -7,6 +7,7 @@ rows; their results are then copied to the rows. The modules are diffusers' own,
 `Transformer2DModel.forward` and `BasicTransformerBlock.forward`, for the configs that `configs.py` lets through.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,13 +94,27 @@ def _attention(attention: Any, hidden: Tensor, prompt_embeds: Tensor, rows: Tens
     return output
 
 
-def run_up_blocks(unet: Any, sample: Tensor, skips: tuple[Tensor, ...], emb: Tensor, prompt_embeds: Tensor) -> Tensor:
-    """A UNet's up blocks and its last convolution: sample [G,·,·,·] and every skip connection → [G,4,h,w]."""
+def run_up_blocks(
+    unet: Any,
+    sample: Tensor,
+    skips: tuple[Tensor, ...],
+    emb: Tensor,
+    prompt_embeds: Tensor,
+    last: Callable[[Any, Tensor, tuple[Tensor, ...]], Tensor] | None = None,
+) -> Tensor:
+    """A UNet's up blocks and its last convolution: sample [G,·,·,·] and every skip connection → [G,4,h,w].
+
+    Args:
+        last: runs the last up block, given that, the sample and its skip connections; None runs it as it is.
+    """
     # As diffusers has it: a size that the upsamplers do not give by doubling is handed on.
     uneven = any(size % 2**unet.num_upsamplers for size in skips[0].shape[-2:])
     for i, block in enumerate(unet.up_blocks):
         count = len(block.resnets)
         own, skips = skips[-count:], skips[:-count]
+        if last is not None and i == len(unet.up_blocks) - 1:
+            sample = last(block, sample, own)
+            break
         fields: dict[str, Any] = {"hidden_states": sample, "temb": emb, "res_hidden_states_tuple": own}
         if uneven and i < len(unet.up_blocks) - 1:
             fields["upsample_size"] = skips[-1].shape[2:]

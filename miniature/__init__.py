@@ -7,6 +7,8 @@ MODEL_FOLDER = Path(__file__).parent / "model"
 """The checkpoint, in diffusers' layout."""
 GRAPHS = Path(__file__).parent / "graphs.zip"
 """What bundles of the model need beside its weights (bundles/embedded.py)."""
+PRESETS = Path(__file__).parent / "presets"
+"""Faster settings of the embedded models, as `cnpp-trt tune` found them: `<model>-<condition>.json`."""
 SIZE = (128, 128)
 """Width and height of its images, in pixels."""
 

@@ -5,14 +5,14 @@ only changes values (prompt, seed, scales, the sampler's coefficients, the numbe
 the launches of one kind of step are bound once, and a backend that can record them records each kind once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundles.bundle import Bundle
+from ..bundles.bundle import SHALLOW, Bundle
 from .backends.cuda import Cuda
 from .backends.interface import Backend, Buffer, Step, Stopwatch
 from .encoding_cache import EncodingCache
@@ -28,6 +28,7 @@ from .workspace import (
     StepTable,
     Workspace,
     buffer_bytes,
+    first_rows,
     table_bytes,
     workspace_bytes,
 )
@@ -125,6 +126,10 @@ class Program:
         put(self.table.rows, rows)
         for buffer, scales in zip(w.scales, tensors.residual_scales, strict=True):
             put(buffer, scales.reshape(buffer.shape))
+        if w.unguided is not None:
+            put(w.unguided.guidance, tensors.guidance(guided=False))
+            for buffer, scales in zip(w.unguided.scales, tensors.residual_scales, strict=True):
+                put(buffer, np.ascontiguousarray(scales[:, -1]))
         if any(self.schedule.noisy):
             padded = np.zeros(self.table.noise.shape, np.float32)
             for row, noise in zip(padded, tensors.step_noise, strict=False):
@@ -146,6 +151,9 @@ class Program:
         prompts, w, b = tensors.prompts, self.workspace, self.shape.images
         text = {"input_ids": prompts.input_ids, "clip_skip": prompts.clip_skip}
         encodings.encode(self.text, text, clock, weights=prompts.weights)
+        if w.unguided is not None:
+            for row in range(b):  # the prompt's side comes after the negative prompt's
+                self._backend.copy(w.prompt_embeds.part(b + row), w.unguided.prompt_embeds.part(row))
         for step, images, hints in zip(self.hints, tensors.control_images, w.hints, strict=True):
             for image in {id(image): image for image in images}.values():
                 targets = [hints.part(row) for row in range(b) if images[row] is image]
@@ -193,37 +201,45 @@ class Program:
 
     def _bind(self, kind: StepKind) -> list[Step]:
         s, w = self.shape, self.workspace
+        n, b = 1 if kind.unguided or not s.guided else 2, s.images
+        own = w.unguided if kind.unguided else None
         step = {
             "model_input": w.model_input,
             "timestep": w.timestep,
-            "prompt_embeds": w.prompt_embeds,
-            "rows": w.rows,
+            "prompt_embeds": w.prompt_embeds if own is None else own.prompt_embeds,
+            "rows": first_rows(w.rows, n * b),
         }
+        scales, guidance = (w.scales, w.guidance) if own is None else (own.scales, own.guidance)
         steps: list[Step] = []
         total: Residuals | None = None
         sums = 0
         for i, condition in enumerate(s.controls):
             if not kind.active[i]:
                 continue
-            own = w.control_residuals[i]
-            controlnet = {**step, "hint": w.hints[i], "scales": w.scales[i], **own}
-            steps.append(self._step("controlnet", f"controlnet_{condition}", **controlnet))
+            residuals = _rows_of(w.control_residuals[i], n * b)
+            if not kind.reuses_residuals and not kind.shallow:
+                controlnet = {**step, "hint": w.hints[i], "scales": scales[i], **residuals}
+                steps.append(self._step("controlnet", f"controlnet_{condition}", **controlnet))
             if total is None:
-                total = own
+                total = residuals
                 continue
-            target = w.sums[sums % 2]
+            target = _rows_of(w.sums[sums % 2], n * b)
             sums += 1
-            both = {**total, **{f"other_{t}": b for t, b in own.items()}, **{f"sum_{t}": b for t, b in target.items()}}
-            steps.append(self._step("controlnet", "add_residuals", **both))
+            if not kind.shallow:  # else the sum is there
+                others, sum_ = (
+                    {f"{p}_{t}": x for t, x in r.items()} for p, r in (("other", residuals), ("sum", target))
+                )
+                steps.append(self._step("controlnet", "add_residuals", **total, **others, **sum_))
             total = target
-        residuals = w.no_residuals if total is None else total
-        steps.append(self._step("unet", **step, **w.distilled, **residuals, noise_pred=w.noise_pred))
+        total = _rows_of(w.no_residuals, n * b) if total is None else total
+        noise_pred = first_rows(w.noise_pred, n * b)
+        unet = {**step, **w.distilled, **total, **_rows_of(w.deep, n * b), "noise_pred": noise_pred}
+        steps.append(self._step("unet", SHALLOW if kind.shallow else None, **unet))
 
-        n, b = 2 if s.guided else 1, s.images
         update = self._step(
             "update",
-            noise_pred=w.noise_pred.reshape(n, b, *w.noise_pred.shape[1:]),
-            guidance=w.guidance,
+            noise_pred=noise_pred.reshape(n, b, *noise_pred.shape[1:]),
+            guidance=guidance,
             state=w.states[kind.state],
             coefficients=w.coefficients,
             x0_limit=w.x0_limit,
@@ -253,7 +269,13 @@ def graphs_of(shape: LoopShape) -> list[str]:
     """The names of the graphs that a loop shape launches."""
     own = [f"{role}_{condition}" for condition in shape.controls for role in ("hint", "controlnet")]
     adding = ["add_residuals"] if len(shape.controls) > 1 else []
-    return ["text_encoder", "unet", "update", "vae_decoder", *adding, *own]
+    shallow = [SHALLOW] if shape.shallow_steps else []
+    return ["text_encoder", "unet", *shallow, "update", "vae_decoder", *adding, *own]
+
+
+def _rows_of(buffers: Mapping[str, Buffer], rows: int) -> dict[str, Buffer]:
+    """The first rows of each."""
+    return {name: first_rows(buffer, rows) for name, buffer in buffers.items()}
 
 
 def _copy(backend: Backend, copies: Sequence[tuple[Buffer, Buffer]]) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-import numpy as np
-
 from ..bundles.bundle import Bundle
 from ..bundles.defaults import SamplingDefaults
 from ..errors import BackendError, Cancelled, UserError
@@ -23,12 +21,21 @@ from .finiteness import check_finite
 from .images.image_files import WHITE, ImageLike, Pixels, to_pixels
 from .init_image import ENCODER, encoder_bytes
 from .loop import graphs_of, run
-from .planning import Plan, launch_lists, open_tokenizer, plan_request
+from .planning import Plan, launch_lists, open_tokenizer, plan_request, smallest_request
 from .preparing import Preparation, Prepared, Ran, fit_control
 from .profiling import profiled
 from .result import Result, results_of
 from .settings.options import OptionFields, RuntimeOptions
-from .settings.request import MAX_IMAGES, Control, ControlImage, Request, ResolvedRequest, whole_number
+from .settings.preset import Preset, by_condition, resolve
+from .settings.request import (
+    MAX_IMAGES,
+    Control,
+    ControlImage,
+    Request,
+    ResolvedRequest,
+    request_of_prompt,
+    whole_number,
+)
 from .submission import Submission, Submissions
 from .watching import OnProgress, OnStepEnd, Watcher
 from .workspace import buffer_bytes
@@ -46,9 +53,11 @@ class Pipeline:
 
     Attributes:
         reason: why this backend was chosen.
+        presets: by the condition that they are for.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, reason: str = "") -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, reason: str = "", presets: Sequence[Preset] = ()) -> None:
+        self.presets = by_condition(presets, bundle)
         self.bundle = bundle
         self.backend = backend
         self.reason = reason
@@ -85,9 +94,11 @@ class Pipeline:
         """
         base = RuntimeOptions(options) if isinstance(options, str) else options or RuntimeOptions()
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        pipeline = cls(opened, *open_backend(opened, replace(base, **fields)))
+        chosen = replace(base, **fields)
+        by_condition(chosen.presets, opened)  # before a backend is opened, which takes longer
+        pipeline = cls(opened, *open_backend(opened, chosen), chosen.presets)
         if warm:
-            pipeline._warm_up(warm if isinstance(warm, Request) else pipeline.smallest_request())
+            pipeline._warm_up(warm if isinstance(warm, Request) else smallest_request(opened))
         return pipeline
 
     def __call__(
@@ -122,7 +133,7 @@ class Pipeline:
             DeviceMemoryError: it does not fit into device memory although everything that can be unloaded was.
         """
         if isinstance(request, str):
-            request = _request_of(request, controls, fields)
+            request = request_of_prompt(request, controls, fields)
         elif controls or fields:
             raise UserError("a Request has its own controls and settings: give them there")
         plan = self._plan(self.resolve(request))
@@ -208,14 +219,14 @@ class Pipeline:
         return self._submissions.submit(lambda stop: self.on_device(request, cancel=stop))
 
     def resolve(self, request: Request) -> ResolvedRequest:
-        """The request with every setting decided, as `__call__` runs it: the model's own where it says nothing.
+        """The request with every setting decided, as `__call__` runs it: a preset or the model decides the rest.
 
         Raises:
             UserError: it is no request.
         """
         if not isinstance(request, Request):
             raise UserError(f"give a Request, or a prompt and its controls, not {type(request).__name__}")
-        return request.resolve(self.defaults)
+        return resolve(request, self.presets, self.defaults)
 
     def prepare(self, request: Request) -> Prepared:
         """Everything before the first step: the program is built, filled, and prompt and conditions are encoded.
@@ -272,6 +283,10 @@ class Pipeline:
         extracted = self.extract(condition, image)
         given = fit_control(self.bundle, Control(condition, control_image))[0]
         return graded_score(self.bundle, condition, given, extracted)
+
+    def forget_encodings(self) -> None:
+        """Forgets the prompts and control images that it keeps encoded: for measuring."""
+        self._preparation.forget_encodings()
 
     def close(self) -> None:
         """Frees programs, recordings, engines and buffers. A closed pipeline runs nothing; what was submitted fails."""
@@ -375,19 +390,6 @@ class Pipeline:
         for control in request.controls:
             self._preparation.require_readable(control)
         return plan_request(self.bundle, self._tokenizer, request)
-
-    def smallest_request(self) -> Request:
-        """The bundle's first condition, with the model's defaults, on an empty control image."""
-        m = self.bundle.manifest
-        blank = np.zeros((m.height, m.width, 3), np.uint8)
-        return Request(controls=[Control(c, blank) for c in list(m.conditions)[:1]], seed=0)
-
-
-def _request_of(prompt: str, controls: Control | Sequence[Control], fields: dict[str, Any]) -> Request:
-    try:
-        return Request(prompt, controls=controls, **fields)
-    except TypeError as e:
-        raise UserError(f"a request has no such field ({e}): its fields are those of cnpp_trt.Request") from None
 
 
 def _advance(on_progress: OnProgress, before: int, total: int, done: int, _: int) -> None:

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..bundles.bundle import Bundle
+import numpy as np
+
+from ..bundles.bundle import SHALLOW, Bundle
 from ..errors import BundleError, UserError
+from ..messages import printable
 from .init_image import first_step
 from .sampling.schedulers import UNLIMITED, SamplerTable, build_table
-from .settings.request import ResolvedRequest
+from .settings.request import Control, Request, ResolvedRequest, steps_within
 from .shape import LoopShape, Schedule
 from .text.prompts import Prompts, read_prompts
 from .text.tokenizer import Tokenizer
@@ -33,7 +36,8 @@ class Plan:
     def key(self) -> tuple[object, ...]:
         """Requests that share it can run in one launch list: they have one loop shape and one table."""
         r = self.request
-        return replace(self.shape, images=0), self.schedule, r.scheduler, r.num_inference_steps, first_step(r)
+        sampler = r.scheduler, r.timestep_spacing, r.num_inference_steps, first_step(r)
+        return replace(self.shape, images=0), self.schedule, *sampler
 
 
 def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest) -> Plan:
@@ -45,9 +49,20 @@ def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest)
     m = bundle.manifest
     for control in request.controls:
         bundle.require_condition(control.condition)
+    if request.cache_interval > 1 and SHALLOW not in m.graphs:
+        raise UserError(
+            f"cache_interval needs the graph {SHALLOW}, which {printable(bundle.folder)} lacks: export it with "
+            "`cnpp-trt export --deep-cache`, or leave cache_interval at 1"
+        )
     if request.clip_skip >= m.text_encoder_layers:
         raise UserError(f"clip_skip must be from 0 to {m.text_encoder_layers - 1}, not {request.clip_skip}")
-    table = build_table(request.scheduler, m.scheduler_config, request.num_inference_steps, first_step(request))
+    table = build_table(
+        request.scheduler,
+        m.scheduler_config,
+        request.num_inference_steps,
+        first_step(request),
+        request.timestep_spacing,
+    )
     notes = []
     if table.x0_limit < UNLIMITED:
         notes.append(
@@ -55,15 +70,22 @@ def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest)
             "scheduler config, or diffusers' default where it is not there"
         )
     prompts, remarks = read_prompts(tokenizer, request, is_guided(bundle, request))
-    schedule = loop_schedule(request, table)
+    schedule = loop_schedule(bundle, request, table)
     shape = loop_shape(bundle, request, schedule, prompts.chunks)
     return Plan(request, prompts, table, shape, schedule, (*notes, *remarks))
 
 
-def loop_schedule(request: ResolvedRequest, table: SamplerTable) -> Schedule:
+def loop_schedule(bundle: Bundle, request: ResolvedRequest, table: SamplerTable) -> Schedule:
     """The steps of a request; `table` is its sampler's."""
     n = len(table.timesteps)
-    return Schedule(tuple(c.active(n) for c in request.controls), tuple(bool(b) for b in table.uses_noise))
+    guided = steps_within(request.guidance_start, request.guidance_end, n)
+    return Schedule(
+        active=tuple(c.active(n) for c in request.controls),
+        noisy=tuple(bool(b) for b in table.uses_noise),
+        unguided=() if all(guided) or not is_guided(bundle, request) else tuple(not g for g in guided),
+        controlnet_interval=request.controlnet_interval,
+        cache_interval=request.cache_interval,
+    )
 
 
 def loop_shape(bundle: Bundle, request: ResolvedRequest, schedule: Schedule, chunks: int = 1) -> LoopShape:
@@ -74,6 +96,8 @@ def loop_shape(bundle: Bundle, request: ResolvedRequest, schedule: Schedule, chu
         controls=tuple(c.condition for c in request.controls),
         uncontrolled=schedule.uncontrolled,
         chunks=chunks,
+        unguided_steps=any(schedule.unguided),
+        shallow_steps=any(kind.shallow for kind in schedule.kinds),
     )
 
 
@@ -109,3 +133,10 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
             f"reads {positions}: export the bundle anew"
         )
     return tokenizer
+
+
+def smallest_request(bundle: Bundle) -> Request:
+    """The bundle's first condition, with the model's defaults, on an empty control image."""
+    m = bundle.manifest
+    blank = np.zeros((m.height, m.width, 3), np.uint8)
+    return Request(controls=[Control(c, blank) for c in list(m.conditions)[:1]], seed=0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -68,6 +69,7 @@ class Workspace:
         unet = bundle.graph("unet")
         # What only a distilled UNet reads.
         self.distilled = {t.name: self._new(t.dtype, b, *t.shape[1:]) for t in unet.inputs if t.name == "timestep_cond"}
+        self.deep = {t.name: self._new(t.dtype, n * b, *t.shape[1:]) for t in unet.outputs if t.name == "deep"}
         self._residual_shapes = {t.name: t.shape for t in unet.inputs if t.name == "mid" or t.name.startswith("down_")}
         self._residual_batch = (float_type, n * b)
         # Where no control applies, the UNet reads zeros that nothing writes.
@@ -75,6 +77,15 @@ class Workspace:
         self.control_residuals = [self.residuals() for _ in s.controls]
         self.sums = [self.residuals() for _ in range(min(len(s.controls) - 1, 2))]
         self.scales = [self._new("float32", len(self._residual_shapes), n * b) for _ in s.controls]
+        self.unguided = self._unguided(s) if s.unguided_steps else None
+
+    def _unguided(self, shape: LoopShape) -> "UnguidedBuffers":
+        b, embeds = shape.images, self.prompt_embeds
+        return UnguidedBuffers(
+            prompt_embeds=self._new(embeds.dtype.name, b, *embeds.shape[1:]),
+            scales=[self._new("float32", len(self._residual_shapes), b) for _ in shape.controls],
+            guidance=self._new("float32", 1, b),
+        )
 
     def magnitude(self, decoded: bool = False) -> Buffer:
         """The mean magnitude of the last step's new state, or of the decoder's image, [1]."""
@@ -92,6 +103,26 @@ class Workspace:
 
     def _output(self, bundle: Bundle, graph: str, output: str) -> TensorSpec:
         return next(t for t in bundle.graph(graph).outputs if t.name == output)
+
+
+@dataclass(frozen=True)
+class UnguidedBuffers:
+    """What only steps without guidance read, in a request that is guided: the prompt's side, in B rows.
+
+    Attributes:
+        prompt_embeds: [B,T,D].
+        scales: for each control, [R,B].
+        guidance: [1,B], all 1.
+    """
+
+    prompt_embeds: Buffer
+    scales: list[Buffer]
+    guidance: Buffer
+
+
+def first_rows(buffer: Buffer, rows: int) -> Buffer:
+    """The first rows of a batch, in the same memory."""
+    return buffer.part(shape=(rows, *buffer.shape[1:]))
 
 
 class StepTable:

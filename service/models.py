@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..conditions import CONDITIONS
 from ..errors import UserError
 from ..messages import printable
 from ..runtime.control.extraction import can_extract
 from ..runtime.planning import Plan, open_tokenizer, plan_request
-from ..runtime.settings.request import Control, Request
+from ..runtime.settings.request import Request
 from .errors import ServiceError
 from .limits import Limits
 from .preview import Previewer
@@ -70,12 +68,6 @@ class ServedModel:
         resolved = self.pipelines[0].resolve(request)
         with self._lock:
             return plan_request(self.bundle, self._tokenizer, resolved)
-
-    def smallest_request(self) -> Request:
-        """What the workers draw before the first client comes: the first condition, at the model's defaults."""
-        width, height = self.size
-        blank = np.zeros((height, width, 3), np.uint8)
-        return Request(controls=[Control(c, blank) for c in list(self.bundle.manifest.conditions)[:1]], seed=0)
 
     def describe(self) -> dict[str, Any]:
         """The model as `/v1/models` lists it."""

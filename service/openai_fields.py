@@ -71,6 +71,11 @@ class ImageFields(Record):
     long_prompt: bool | None = None
     prompt_weights: bool | None = None
     guess_mode: bool | None = None
+    timestep_spacing: str | None = None
+    guidance_start: float | None = None
+    guidance_end: float | None = None
+    controlnet_interval: int | None = None
+    cache_interval: int | None = None
     score: bool = False
     return_conditions: bool = False
     timeout: float | None = None
@@ -175,7 +180,8 @@ def asked_of(fields: ImageFields, files: list[bytes] | None = None, preview: boo
 def _settings(fields: ImageFields) -> dict[str, Any]:
     names = (
         "negative_prompt", "num_inference_steps", "guidance_scale", "strength", "clip_skip", "clip_skip_negative",
-        "long_prompt", "prompt_weights", "guess_mode",
+        "long_prompt", "prompt_weights", "guess_mode", "timestep_spacing", "guidance_start", "guidance_end",
+        "controlnet_interval", "cache_interval",
     )  # fmt: skip
     given = {name: getattr(fields, name) for name in names if getattr(fields, name) is not None}
     given["prompt"] = fields.prompt

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,9 @@ from anyio import CapacityLimiter, to_thread
 
 from ..bundles.bundle import Bundle
 from ..runtime.pipeline import Pipeline
+from ..runtime.planning import smallest_request
 from ..runtime.settings.options import RuntimeOptions
+from ..runtime.settings.preset import Preset
 from .errors import ServiceError, refused_field
 from .jobs import Jobs
 from .limits import Limits
@@ -67,7 +70,11 @@ class Service:
             [
                 (
                     name if len(backends) == 1 else f"{name}-{backend}",
-                    [Pipeline.open(bundle, each) for each in options if each.backend == backend],
+                    [
+                        Pipeline.open(bundle, _with_own_presets(each, bundle, opened))
+                        for each in options
+                        if each.backend == backend
+                    ],
                 )
                 for name, bundle in zip(names, opened, strict=True)
                 for backend in backends
@@ -95,7 +102,7 @@ class Service:
         """Starts the workers, each with a first picture of its own unless told otherwise."""
         for model in self.models.all:
             for worker in model.workers:
-                worker.start(model.smallest_request() if warm else None)
+                worker.start(smallest_request(model.bundle) if warm else None)
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs what takes more than a millisecond (images decoded, encoded) beside the event loop.
@@ -188,3 +195,19 @@ def _forget(future: "asyncio.Future[Outcome]") -> None:
     """Takes the exception of a task that nobody waits for, which would be complained of."""
     if not future.cancelled():
         future.exception()
+
+
+def _with_own_presets(options: RuntimeOptions, bundle: Bundle, served: Sequence[Bundle]) -> RuntimeOptions:
+    """The options with those presets that are of this bundle's model.
+
+    Raises:
+        UserError: one is of none that is served.
+    """
+    for preset in options.presets:
+        if not any(_fits(preset, each) for each in served):
+            preset.require_fits(bundle)
+    return replace(options, presets=tuple(preset for preset in options.presets if _fits(preset, bundle)))
+
+
+def _fits(preset: Preset, bundle: Bundle) -> bool:
+    return not preset.model.difference(bundle.manifest, preset.condition)

@@ -44,11 +44,33 @@ def ieee_roots() -> Iterator[None]:
         yield
 
 
-def reference(name: str, config: dict[str, Any], steps: int, begin: int = 0, *, double: bool = True) -> Any:
-    """diffusers' scheduler, ready to step. `double`: its schedule cast to float64, so that formulas are compared."""
+def reference(
+    name: str,
+    config: dict[str, Any],
+    steps: int,
+    begin: int = 0,
+    *,
+    double: bool = True,
+    timesteps: list[int] | None = None,
+) -> Any:
+    """diffusers' scheduler, ready to step.
+
+    Args:
+        name, config, steps, begin: as `build_table` takes them.
+        double: its schedule is cast to float64, so that formulas are compared.
+        timesteps: instead of its own, as its `set_timesteps` takes them; UniPC's takes none, and is given the time
+            steps and sigmas of DPM-Solver's.
+    """
     target, overrides = TARGETS[name]
     scheduler = target.from_config(config, **overrides)
-    scheduler.set_timesteps(steps)
+    if timesteps is None:
+        scheduler.set_timesteps(steps)
+    elif name == "unipc":
+        scheduler.set_timesteps(steps)
+        other = reference("dpmpp_2m", config, steps, double=False, timesteps=timesteps)
+        scheduler.timesteps, scheduler.sigmas = other.timesteps, other.sigmas
+    else:
+        scheduler.set_timesteps(timesteps=timesteps)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)  # without it, a repeated first time step makes diffusers run off the end
     if double:

@@ -13,7 +13,7 @@ from . import image_stages, plan_stages
 from .stage import Finding, Setup
 
 # A program, because developer/ is above the benchmarks, and is not in the wheel.
-_MODEL = ("cnpp_trt.developer.random_models.checkpoint",)
+_MODEL: tuple[str, ...] = ("cnpp_trt.developer.random_models.checkpoint",)
 
 
 def full_size(setup: Setup) -> Finding:

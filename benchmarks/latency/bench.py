@@ -167,7 +167,7 @@ def _run_benchmark(
         config = bundles[0].manifest.scheduler_config
         table = build_table(chosen[0]["scheduler"], config, chosen[0]["steps"])
         counted = request(chosen[0], 0)
-        schedule = loop_schedule(counted, table)
+        schedule = loop_schedule(bundles[0], counted, table)
         shape = loop_shape(bundles[0], counted, schedule)
         roofline = measure_roofline(bundles[0], shape, schedule, device, threads)
     except CnppError as e:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from ...bundles.bundle import Bundle
 from ...errors import CnppError
 from ...install import cannot_import
-from ...runtime.backends.interface import Allocate, Backend, Buffer
+from ...runtime.backends.interface import Allocate, Backend, Buffer, Step
 from ...runtime.loop import Program
 from ...runtime.shape import LoopShape, Schedule
 from ..records import OpCount
@@ -68,18 +68,13 @@ def request_op_counts(
 
     Where a stage launches several graphs (two controls), the work is their mean.
     """
-    program = Program(cast(Backend, _NullBackend()), bundle, shape, schedule)
+    program = Program(cast(Backend, NullBackend()), bundle, shape, schedule)
     launched: dict[str, list[OpCount]] = {}
     known: dict[tuple[Any, ...], OpCount] = {}
     for step in (program.text, *program.hints, *program.launches()):
         if not step.graph:
             continue
-        sizes = {
-            dimension: size
-            for tensor in bundle.graph(step.graph).inputs
-            for dimension, size in zip(tensor.shape, step.inputs[tensor.name].shape, strict=True)
-            if isinstance(dimension, str)
-        }
+        sizes = free_sizes(bundle, step)
         key = (step.graph, *sorted(sizes.items()))
         if key not in known:
             known[key] = count_ops(bundle, step.graph, sizes)
@@ -91,20 +86,34 @@ def request_op_counts(
     return mean, {stage: len(all_) for stage, all_ in launched.items()}
 
 
-class _NullBackend:
+def free_sizes(bundle: Bundle, step: Step) -> dict[str, int]:
+    """Of the graph that a step launches, the sizes of the free dimensions."""
+    return {
+        dimension: size
+        for tensor in bundle.graph(step.graph).inputs
+        for dimension, size in zip(tensor.shape, step.inputs[tensor.name].shape, strict=True)
+        if isinstance(dimension, str)
+    }
+
+
+class NullBackend:
     """As much of a backend as a program needs to list its launches; nothing runs and nothing is allocated."""
 
-    def reserve(self, graphs: Any, nbytes: int) -> None: ...
+    def reserve(self, graphs: Any, nbytes: int) -> None:
+        """There is room for everything."""
 
     def arena(self, nbytes: int) -> Allocate:
+        """Buffers without memory."""
         import numpy as np
 
         return lambda shape, dtype: Buffer(0, tuple(shape), np.dtype(dtype), None)
 
-    def load(self, graph: str) -> "_NullBackend":
+    def load(self, graph: str) -> "NullBackend":
+        """Loads nothing."""
         return self
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Callable[[], None]:
+        """A launch that does nothing."""
         return lambda: None
 
 

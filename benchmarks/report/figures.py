@@ -64,7 +64,7 @@ class _Plot:
 
 
 @contextmanager
-def _plot(name: str, x: str, y: str, height: float = 3.4) -> Iterator[_Plot]:
+def plotting(name: str, x: str, y: str, height: float = 3.4) -> Iterator[_Plot]:
     """A plot that becomes an SVG.
 
     Args:
@@ -110,7 +110,8 @@ def themed(svg: str) -> str:
     return re.sub("|".join(_VARIABLES), lambda found: f"var(--{_VARIABLES[found[0]]})", svg)
 
 
-def _legend(plot: _Plot, columns: int = 1, **options: Any) -> None:
+def legend(plot: _Plot, columns: int = 1, **options: Any) -> None:
+    """Puts the legend below a plot."""
     plot.figure.legend(loc="outside lower left", ncols=columns, handlelength=1.4, columnspacing=1.2, **options)
 
 
@@ -165,7 +166,7 @@ def scaling(name: str, bench: Bench, axis: str, colors: dict[str, int]) -> str |
         return None
     slowest = max(t["whole"]["median"] for _, _, case in values for t in case["runs"].values())
     scale, unit = numbers.time_unit(slowest)
-    with _plot(name, _AXES[axis], f"a request, {unit}", 3.6) as plot:
+    with plotting(name, _AXES[axis], f"a request, {unit}", 3.6) as plot:
         for contender in bench["contenders"]:
             who = contender["name"]
             points = [(x, case["runs"][who]["whole"]) for x, _, case in values if who in case["runs"]]
@@ -184,7 +185,7 @@ def scaling(name: str, bench: Bench, axis: str, colors: dict[str, int]) -> str |
         plot.axes.set_xlim(left=0)
         # One bad run must not flatten all others.
         plot.axes.set_ylim(0, min(1.05 * plot.axes.dataLim.ymax, 1.4 * slowest * scale))
-        _legend(plot)
+        legend(plot)
     return plot.svg
 
 
@@ -204,7 +205,7 @@ def roofline(name: str, bench: Bench, colors: dict[str, int]) -> str | None:
     at = {s: measured["op_counts"][s]["flop"] / measured["op_counts"][s]["bytes"] for s in shown}
     from matplotlib.lines import Line2D
 
-    with _plot(name, "operations a byte", "operations a second", 4.9) as plot:
+    with plotting(name, "operations a byte", "operations a second", 4.9) as plot:
         axes = plot.axes
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -235,7 +236,7 @@ def roofline(name: str, bench: Bench, colors: dict[str, int]) -> str | None:
             Line2D([], [], color=INK, marker=MARKERS[i % len(MARKERS)], linestyle="", label=speed.STAGES.get(s, s))
             for i, s in enumerate(shown)
         ]
-        _legend(plot, handles=marks)
+        legend(plot, handles=marks)
         plot.figure.legend(handles=kinds, loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1)
     return plot.svg
 
@@ -256,7 +257,7 @@ def drift(name: str, parity: Parity) -> str | None:
         return None
     from matplotlib.lines import Line2D
 
-    with _plot(name, "step", "relative L2 of the latents", 3.9) as plot:
+    with plotting(name, "step", "relative L2 of the latents", 3.9) as plot:
         for i, s in enumerate(parity["steps"]):
             color = COLORS[1 + i % (len(COLORS) - 1)]
             for values, style in ((s["free"], "-"), (s["forced"], ":")):
@@ -273,7 +274,7 @@ def drift(name: str, parity: Parity) -> str | None:
         ]
         handles.append(Line2D([], [], color=INK, linestyle="-", label="by itself"))
         handles.append(Line2D([], [], color=INK, linestyle=":", label="each step from PyTorch's"))
-        _legend(plot, 3, handles=handles)
+        legend(plot, 3, handles=handles)
     return plot.svg
 
 
@@ -306,7 +307,7 @@ def differences(name: str, result: Consistency, minus: str) -> str | None:
         labels.append(_short(f"{c['condition']} · {c['metric']}", 20))
         middle.append(better * d["value"])
         reach.append((max(0.0, middle[-1] - low), max(0.0, high - middle[-1])))
-    with _plot(name, "difference, % of the score; right is better", "", 1.2 + 0.36 * len(rows)) as plot:
+    with plotting(name, "difference, % of the score; right is better", "", 1.2 + 0.36 * len(rows)) as plot:
         positions = range(len(rows), 0, -1)
         plot.axes.axvline(0, color=INK, linewidth=1)
         for position, (c, d, _), value, span in zip(positions, rows, middle, reach, strict=True):

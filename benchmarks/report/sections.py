@@ -6,7 +6,7 @@ from typing import Any
 
 from ..records import Bench, Consistency, Parity, Waterfall
 from ..statistics import Summary
-from . import building, fidelity, figures, numbers, speed, tables
+from . import building, fidelity, figures, numbers, speed, tables, tuning
 from .document import Answer, Bar, Bars, Block, Document, Figure, Picture, Pictures, Section, Text
 from .load import Loaded
 from .table import Column, Table, make_table
@@ -22,6 +22,7 @@ TITLES = {
     "end_to_end": "A whole model",
     "first_contact": "First contact",
     "reliability": "Reliability",
+    "tuning": "Tuning",
 }
 _LEADS = {
     "bench": "A whole request, from prompt and control image to pixels, warm; the contenders in turn.",
@@ -32,6 +33,7 @@ _LEADS = {
     "plans": "Every plan built anew.",
     "end_to_end": "Every command that a model takes, from its repositories to plans and pictures.",
     "first_contact": "What a GPU does with this package, stage by stage, each in a process of its own.",
+    "tuning": "The fastest setting whose pictures still follow their condition, and what else was tried.",
     "reliability": "What was tried to break it, and what came of that.",
 }
 _LEAD = (
@@ -298,6 +300,7 @@ _SECTIONS: dict[str, Callable[[Any, str, dict[str, int]], Iterable[Block]]] = {
     "waterfall": _waterfall,
     "parity": _parity,
     "consistency": _consistency,
+    "tuning": lambda data, anchor, _: tuning.blocks(data, anchor),
 }
 
 # ---- the end

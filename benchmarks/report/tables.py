@@ -6,7 +6,7 @@ from typing import Any, cast
 from ...errors import UserError
 from ..records import Bench
 from ..result import BenchmarkResult
-from . import building, fidelity, speed
+from . import building, fidelity, speed, tuning
 from .table import Table
 
 # By kind of result. Each takes the result's data.
@@ -34,6 +34,12 @@ TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
     "end_to_end": {"stages": building.stages, "pictures": building.pictures},
     "first_contact": {"first-contact": building.first_contact},
     "reliability": {"attempts": building.attempts},
+    "tuning": {
+        "confirmed": tuning.confirmed,
+        "against": tuning.against,
+        "front": tuning.front,
+        "ablation": tuning.ablation,
+    },
 }
 
 

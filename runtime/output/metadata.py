@@ -28,7 +28,8 @@ from ...schema import Meta, Record, SchemaError, decode, to_json
 from ...versions import __version__
 from ..images.image_files import MAX_PIXELS, decode_image, read_bytes
 from ..images.png_files import encode_png
-from ..sampling.scheduler_names import A1111
+from ..sampling.scheduler_config import TIMESTEP_SPACINGS
+from ..sampling.scheduler_names import A1111, SCHEDULE_TYPES
 from ..sampling.schedulers import SCHEDULERS
 from ..settings.options import BACKENDS
 from ..settings.request import (
@@ -37,6 +38,7 @@ from ..settings.request import (
     MAX_PROMPT,
     MAX_SCALE,
     MAX_SEED,
+    MAX_STEPS,
     Control,
     Request,
     ResolvedRequest,
@@ -87,7 +89,7 @@ class RequestRecord(Record):
 
     prompt: _Prompt
     negative_prompt: _Prompt
-    num_inference_steps: Annotated[int, Meta(ge=1, le=1000)]
+    num_inference_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
     guidance_scale: _Scale
     scheduler: str
     seed: _Seed | Annotated[tuple[_Seed, ...], Meta(min_length=1, max_length=MAX_IMAGES)]
@@ -100,9 +102,16 @@ class RequestRecord(Record):
     prompt_weights: bool = False
     init_image: _Image | None = None
     guess_mode: bool = False
+    timestep_spacing: str | None = None
+    guidance_start: _Share = 0.0
+    guidance_end: _Share = 1.0
+    controlnet_interval: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = 1
+    cache_interval: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = 1
 
     def __post_init__(self) -> None:
         _require_one_of("scheduler", self.scheduler, SCHEDULERS)
+        if self.timestep_spacing is not None:
+            _require_one_of("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
         images = self.num_images_per_prompt
         if isinstance(self.seed, int) and self.seed > MAX_SEED + 1 - images:
             raise ValueError(f"seed must be at most 2**64 - {images} (the number of images)")
@@ -207,6 +216,7 @@ def a1111_parameters(record: PictureRecord) -> str:
     """
     request, bundle = record.request, record.bundle
     sampler, schedule = A1111.get(request.scheduler, (request.scheduler, None))
+    schedule = SCHEDULE_TYPES.get(request.timestep_spacing or "", schedule)
     settings: dict[str, object] = {
         "Steps": request.num_inference_steps,
         "Sampler": sampler,
@@ -228,6 +238,12 @@ def a1111_parameters(record: PictureRecord) -> str:
             f"Guidance End: {_number(control.control_guidance_end)}"
             + (", Control Mode: ControlNet is more important" if request.guess_mode else "")
         )
+    if (request.guidance_start, request.guidance_end) != (0, 1):
+        settings["CFG interval"] = f"{_number(request.guidance_start)}-{_number(request.guidance_end)}"
+    if request.controlnet_interval > 1:
+        settings["ControlNet interval"] = request.controlnet_interval
+    if request.cache_interval > 1:
+        settings["DeepCache interval"] = request.cache_interval
     settings["Version"] = f"cnpp-trt {record.version}"
     line = ", ".join(f"{key}: {_quote(str(value))}" for key, value in settings.items() if value is not None)
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""

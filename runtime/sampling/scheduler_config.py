@@ -19,6 +19,16 @@ Settings = Mapping[str, Any]
 
 MAX_TRAIN_STEPS = 100_000
 
+ALIGN_YOUR_STEPS = "align_your_steps"
+"""A setting of this project's own, which no file has: diffusers takes the table as an argument of `set_timesteps`."""
+
+TIMESTEP_SPACINGS: Mapping[str, Mapping[str, Any]] = {
+    "karras": {"use_karras_sigmas": True},
+    "ays": {ALIGN_YOUR_STEPS: True, "use_karras_sigmas": False, "final_sigmas_type": "zero"},
+    "trailing": {"timestep_spacing": "trailing", "use_karras_sigmas": False},
+}
+"""What a request's `timestep_spacing` replaces in the model's scheduler config."""
+
 _SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -163,6 +173,12 @@ def from_config(target: str, config: Mapping[str, Any], **overrides: Any) -> Set
         why = f"it has {len(betas)} numbers for num_train_timesteps {train_steps}"
         raise _unusable("trained_betas", betas, "", why)
     return settings
+
+
+def spacing_overrides(target: str, timestep_spacing: str | None) -> Mapping[str, Any]:
+    """What a spacing replaces of the settings that a diffusers class has; None replaces nothing."""
+    replaced = {} if timestep_spacing is None else TIMESTEP_SPACINGS[timestep_spacing]
+    return {key: value for key, value in replaced.items() if key in DEFAULTS[target] or key == ALIGN_YOUR_STEPS}
 
 
 def _drop_what_is_not_read(target: str, settings: dict[str, Any]) -> None:

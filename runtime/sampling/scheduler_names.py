@@ -13,6 +13,9 @@ A1111: dict[str, tuple[str, str | None]] = {
 }
 """The sampler's name in the web UI's menu, and its schedule type."""
 
+SCHEDULE_TYPES: dict[str, str] = {"ays": "Align Your Steps", "karras": "Karras", "trailing": "trailing"}
+"""A `timestep_spacing` as the web UI's menu of schedule types has it, or as diffusers, where that has none."""
+
 _CLASSES = {
     "DDIMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",

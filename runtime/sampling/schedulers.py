@@ -33,9 +33,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UserError
-from ...messages import unknown_choice
+from ...messages import printable, unknown_choice
 from .noise_schedule import Floats, alphas_cumprod, euler_schedule, multistep_schedule, require_count, spaced_timesteps
-from .scheduler_config import REMEDY, Settings, from_config
+from .scheduler_config import REMEDY, TIMESTEP_SPACINGS, Settings, from_config, spacing_overrides
 
 UNLIMITED = float(np.finfo(np.float32).max)
 
@@ -68,7 +68,13 @@ class SamplerTable:
     x0_limit: float = UNLIMITED
 
 
-def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> SamplerTable:
+def build_table(
+    scheduler: str,
+    config: Mapping[str, Any],
+    num_inference_steps: int,
+    begin: int = 0,
+    timestep_spacing: str | None = None,
+) -> SamplerTable:
     """The table of `scheduler` for a checkpoint, as diffusers' `TargetScheduler.from_config(config)` would sample.
 
     What of the config counts for a scheduler is told in scheduler_config.py.
@@ -85,15 +91,17 @@ def build_table(scheduler: str, config: Mapping[str, Any], num_inference_steps: 
         config: the contents of the model's scheduler_config.json.
         num_inference_steps: 1 … num_train_timesteps; for lcm at most original_inference_steps.
         begin: 0 … num_inference_steps − 1; the table has the num_inference_steps − begin steps from there on.
+        timestep_spacing: where the time steps lie, of `TIMESTEP_SPACINGS`; None is the config's own.
 
     Raises:
-        UserError: an unknown scheduler; a number of steps or a begin out of range, or for which no schedule exists;
-            something that the config asks for and this module does not do.
+        UserError: an unknown scheduler, or a spacing that it does not have; a number of steps or a begin out of range,
+            or for which no schedule exists; something that the config asks for and this module does not do.
     """
     if scheduler not in _SAMPLERS:
         raise unknown_choice("scheduler", scheduler, SCHEDULERS)
-    build, target, overrides = _SAMPLERS[scheduler]
-    settings = from_config(target, config, **overrides)
+    build, target, overrides, _ = _SAMPLERS[scheduler]
+    require_spacing(scheduler, timestep_spacing)
+    settings = from_config(target, config, **overrides, **spacing_overrides(target, timestep_spacing))
     train_steps, n = settings["num_train_timesteps"], num_inference_steps
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= train_steps:
         raise UserError(f"num_inference_steps {n!r} cannot be used: give a whole number from 1 to {train_steps}")
@@ -353,20 +361,33 @@ def _lcm(settings: Settings, n: int, begin: int) -> SamplerTable:
     )
 
 
+def require_spacing(scheduler: str, timestep_spacing: str | None) -> None:
+    """Checks that a scheduler can place its time steps so.
+
+    Raises:
+        UserError: it cannot.
+    """
+    own = _SAMPLERS[scheduler].spacings
+    if timestep_spacing is not None and timestep_spacing not in own:
+        instead = f"it has {', '.join(own)}" if own else "it has its own time steps alone"
+        raise UserError(f"{scheduler} has no timestep_spacing {printable(repr(timestep_spacing), 40)}: {instead}")
+
+
 class _Sampler(NamedTuple):
     """target: the diffusers class. overrides: what the scheduler's name implies, whatever the config says."""
 
     build: Callable[[Settings, int, int], SamplerTable]
     target: str
     overrides: Mapping[str, Any]
+    spacings: tuple[str, ...] = ()
 
 
 _SAMPLERS: Mapping[str, _Sampler] = {
-    "ddim": _Sampler(_ddim, "DDIMScheduler", {}),
-    "euler": _Sampler(_euler, "EulerDiscreteScheduler", {}),
-    "dpmpp_2m": _Sampler(_dpmpp_2m, "DPMSolverMultistepScheduler", {}),
+    "ddim": _Sampler(_ddim, "DDIMScheduler", {}, ("trailing",)),  # its steps are evenly spaced, by its formula
+    "euler": _Sampler(_euler, "EulerDiscreteScheduler", {}, tuple(TIMESTEP_SPACINGS)),
+    "dpmpp_2m": _Sampler(_dpmpp_2m, "DPMSolverMultistepScheduler", {}, tuple(TIMESTEP_SPACINGS)),
     "dpmpp_2m_karras": _Sampler(_dpmpp_2m, "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "unipc": _Sampler(_unipc, "UniPCMultistepScheduler", {}),
+    "unipc": _Sampler(_unipc, "UniPCMultistepScheduler", {}, tuple(TIMESTEP_SPACINGS)),
     "lcm": _Sampler(_lcm, "LCMScheduler", {}),
 }
 

@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 
 from ...errors import UserError
 from ...messages import printable, unknown_choice
+from .preset import Preset
 
 BACKENDS = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -28,6 +29,7 @@ class OptionFields(TypedDict, total=False):
     plans: Path | str | None
     vram_budget: int | None
     cuda_graphs: CudaGraphs
+    presets: tuple[Preset, ...]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class RuntimeOptions:
         cuda_graphs: of the backend `tensorrt`: what is recorded as one CUDA graph, from the second request of a loop
             shape on: each kind of step (`step`), denoising and decoding as a whole for each number of steps (`loop`),
             each launch (`launch`), or nothing (`off`). What cannot be recorded is tried in smaller parts.
+        presets: of the conditions that are drawn faster than exactly (`read_presets`); by default none.
 
     Raises:
         UserError: a value cannot be used.
@@ -58,6 +61,7 @@ class RuntimeOptions:
     plans: Path | str | None = None
     vram_budget: int | None = None
     cuda_graphs: CudaGraphs = "step"
+    presets: tuple[Preset, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_of("backend", self.backend, BACKENDS)

@@ -13,6 +13,7 @@ from ...errors import UserError
 from ...messages import printable, unknown_choice
 from ..images.device_image import CudaArray, DeviceImage, device_image
 from ..images.image_files import WHITE, ImageLike, Pixels, to_pixels
+from ..sampling.scheduler_config import TIMESTEP_SPACINGS
 from ..sampling.schedulers import SCHEDULERS
 
 ControlImage: TypeAlias = ImageLike | CudaArray | DeviceImage
@@ -76,9 +77,7 @@ class Control:
 
     def active(self, num_inference_steps: int) -> tuple[bool, ...]:
         """At which steps the ControlNet applies: diffusers' `controlnet_keep`, step for step."""
-        n = num_inference_steps
-        start, end = self.control_guidance_start, self.control_guidance_end
-        return tuple(not (k / n < start or (k + 1) / n > end) for k in range(n))
+        return steps_within(self.control_guidance_start, self.control_guidance_end, num_inference_steps)
 
     def __repr__(self) -> str:
         return _repr(self)
@@ -107,6 +106,14 @@ class Request:
             reads it; else brackets are text.
         guess_mode: the ControlNets apply to the prompt's side of the guidance alone, with factors that grow from 0.1
             to 1 by depth, as in diffusers: control also where the prompt says nothing. It runs as fast as without.
+        timestep_spacing: `ays` (Align Your Steps, for few steps), `karras` or `trailing`, in place of the model's own.
+        guidance_start, guidance_end: share of the steps at which guidance starts and stops, 0 ≤ start < end ≤ 1. At the
+            others the prompt alone is followed, at half the work (arXiv 2404.07724). None: at every step.
+        controlnet_interval: the ControlNets run at every so many-th step, 1 to 1000; between, what they gave last is
+            used again. None: 1, at every step.
+        cache_interval: the UNet's deeper layers and the ControlNets run at every so many-th step, 1 to 1000; between,
+            only the outermost layer runs (DeepCache, arXiv 2312.00858). It needs a bundle that was exported for it.
+            None: 1, at every step.
 
     Raises:
         UserError: a value cannot be used.
@@ -127,6 +134,11 @@ class Request:
     long_prompt: bool = False
     prompt_weights: bool = False
     guess_mode: bool = False
+    timestep_spacing: str | None = None
+    guidance_start: float | None = None
+    guidance_end: float | None = None
+    controlnet_interval: int | None = None
+    cache_interval: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -155,11 +167,29 @@ class Request:
         for name in ("clip_skip_negative", "long_prompt", "prompt_weights", "guess_mode"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be True or False, not {printable(repr(getattr(self, name)), 80)}")
+        self._check_levers()
+
+    def _check_levers(self) -> None:
+        spacing = self.timestep_spacing
+        if spacing is not None and (not isinstance(spacing, str) or spacing not in TIMESTEP_SPACINGS):
+            raise unknown_choice("timestep_spacing", spacing, TIMESTEP_SPACINGS)
+        for name in ("guidance_start", "guidance_end"):
+            if getattr(self, name) is not None:
+                self._set(name, _number(name, getattr(self, name)))
+        start = 0.0 if self.guidance_start is None else self.guidance_start
+        end = 1.0 if self.guidance_end is None else self.guidance_end
+        if not 0 <= start < end <= 1:
+            raise UserError(f"guidance_start {start} and guidance_end {end} must satisfy 0 <= start < end <= 1")
+        for name in ("controlnet_interval", "cache_interval"):
+            if getattr(self, name) is not None:
+                self._set(name, whole_number(name, getattr(self, name), 1, MAX_STEPS))
 
     def resolve(self, defaults: SamplingDefaults) -> "ResolvedRequest":
         """The request with every setting decided: `defaults` where one is None, a random seed where there is none."""
         given = {f.name: getattr(self, f.name) for f in fields(Request)}
-        for name in ("num_inference_steps", "guidance_scale", "scheduler"):
+        if given["scheduler"] is None and given["timestep_spacing"] is None:  # a spacing is one of a scheduler's own
+            given["timestep_spacing"] = defaults.timestep_spacing
+        for name in DEFAULTED:
             if given[name] is None:
                 given[name] = getattr(defaults, name)
         if given["seed"] is None:
@@ -183,6 +213,10 @@ class ResolvedRequest(Request):
     scheduler: str = "unipc"
     seed: int | tuple[int, ...] = 0
     init_image: Pixels | None = None
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    controlnet_interval: int = 1
+    cache_interval: int = 1
 
     def resolve(self, defaults: SamplingDefaults) -> "ResolvedRequest":
         """The request itself."""
@@ -205,6 +239,35 @@ def _control_image(image: ControlImage, what: str) -> Pixels | DeviceImage:
     if isinstance(image, DeviceImage):
         return image
     return device_image(image, what) or to_pixels(cast(ImageLike, image), what)
+
+
+DEFAULTED = (
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "guidance_start",
+    "guidance_end",
+    "controlnet_interval",
+    "cache_interval",
+)
+"""Fields of a request that are None where the pipeline decides."""
+
+
+def steps_within(start: float, end: float, steps: int) -> tuple[bool, ...]:
+    """Which steps lie within a share of them, as diffusers decides it for `control_guidance_start` and `_end`."""
+    return tuple(not (k / steps < start or (k + 1) / steps > end) for k in range(steps))
+
+
+def request_of_prompt(prompt: str, controls: Control | Sequence[Control], fields: dict[str, Any]) -> Request:
+    """The request of a prompt with other fields as arguments.
+
+    Raises:
+        UserError: a request has no such field, or it cannot be used.
+    """
+    try:
+        return Request(prompt, controls=controls, **fields)
+    except TypeError as e:
+        raise UserError(f"a request has no such field ({e}): its fields are those of cnpp_trt.Request") from None
 
 
 def _repr(record: Any) -> str:

@@ -50,6 +50,16 @@ LATER = {
 }  # fmt: skip
 
 
+# Off unless a request says otherwise.
+LEVERS = {
+    "timestep_spacing": None,
+    "guidance_start": 0.0,
+    "guidance_end": 1.0,
+    "controlnet_interval": 1,
+    "cache_interval": 1,
+}
+
+
 def record(**request: Any) -> dict[str, Any]:
     return {
         "version": __version__,
@@ -162,6 +172,7 @@ def test_record_round_trips_through_a_file(tmp_path: Path) -> None:
         assert isinstance(image, PngImageFile)
         written = json.loads(image.text["cnpp_trt"])
         later = {name: written["request"].pop(name) for name in (*LATER, "guess_mode")}
+        assert {name: written["request"].pop(name) for name in LEVERS} == LEVERS
         assert written == source
         # diffusers' defaults: no clip skip, and image-to-image's strength.
         flags = dict.fromkeys(("clip_skip_negative", "long_prompt", "prompt_weights", "guess_mode"), False)
@@ -341,6 +352,8 @@ def test_closed_sets(path: tuple[Any, ...], value: Any, words: str) -> None:
         ("clip_skip", 1.0),
         ("long_prompt", 1),
         ("guess_mode", 1),
+        ("controlnet_interval", 0),
+        ("guidance_end", 1.5),
         ("init_image", 3),
         ("init_image", "x" * (64 * 1024 * 1024 + 1)),
     ],
@@ -364,6 +377,11 @@ def test_a_request_round_trips() -> None:
         strength=0.5,
         clip_skip=1,
         long_prompt=True,
+        timestep_spacing="trailing",
+        guidance_start=0.25,
+        guidance_end=0.5,
+        controlnet_interval=3,
+        cache_interval=2,
         seed=9,
     ).resolve(SamplingDefaults())
     other = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -371,7 +389,7 @@ def test_a_request_round_trips() -> None:
     source["request"] = json.loads(to_json(request_record(request, [CONDITION], other)))
     back = request_from_record(typed(source))
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "num_images_per_prompt")
-    for name in (*same, "strength", "clip_skip", "long_prompt"):
+    for name in (*same, *LEVERS, "strength", "clip_skip", "long_prompt"):
         assert getattr(back, name) == getattr(request, name), name
     assert back.seed == 9
     np.testing.assert_array_equal(back.init_image, other)

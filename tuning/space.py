@@ -1,0 +1,100 @@
+"""What the search may change: each choice is a few words for people and fields of `Levers`."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from ..bundles.bundle import SHALLOW, Bundle
+from ..runtime.settings.preset import Levers
+
+STEPS = (3, 4, 5, 6, 8, 10, 12, 15, 20)
+SAMPLERS = (
+    "unipc", "unipc ays", "unipc karras", "unipc trailing",
+    "dpmpp_2m", "dpmpp_2m ays", "dpmpp_2m karras", "dpmpp_2m trailing",
+    "euler ays", "euler karras", "euler trailing",
+    "ddim", "ddim trailing",
+)  # fmt: skip
+# Both ends: arXiv 2404.07724 leaves guidance out at the first and last steps, arXiv 2506.08351 at all but the first.
+GUIDANCE = ((0.0, 1.0), (0.0, 0.75), (0.0, 0.5), (0.0, 0.25), (0.25, 1.0), (0.5, 1.0), (0.25, 0.75), (0.1, 0.6))
+CONTROL = ((0.0, 1.0), (0.0, 0.8), (0.0, 0.6), (0.2, 1.0))
+CONTROLNET_INTERVALS = (1, 2, 3)
+CACHE_INTERVALS = (1, 2, 3)
+
+
+class Choices(Protocol):
+    """An optuna trial, as far as it is needed here."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """One of the choices."""
+        ...
+
+
+def suggest(trial: Choices, bundle: Bundle) -> Levers:
+    """Levers of an optuna trial, of those that a bundle has."""
+    steps = trial.suggest_categorical("steps", STEPS)
+    sampler = trial.suggest_categorical("sampler", SAMPLERS)
+    guidance = trial.suggest_categorical("guidance", tuple(map(_text, GUIDANCE)))
+    control = trial.suggest_categorical("control", tuple(map(_text, CONTROL)))
+    interval = trial.suggest_categorical("controlnet_interval", CONTROLNET_INTERVALS)
+    # Only bundles that were exported for it can cache.
+    cache = trial.suggest_categorical("cache_interval", CACHE_INTERVALS) if SHALLOW in bundle.manifest.graphs else 1
+    return levers_of(steps, sampler, _pair(guidance), _pair(control), interval, cache)
+
+
+def levers_of(
+    steps: int,
+    sampler: str,
+    guidance: tuple[float, float] = (0.0, 1.0),
+    control: tuple[float, float] = (0.0, 1.0),
+    controlnet_interval: int = 1,
+    cache_interval: int = 1,
+) -> Levers:
+    """Levers from the words of this module."""
+    scheduler, _, spacing = sampler.partition(" ")
+    return Levers(
+        num_inference_steps=steps,
+        scheduler=scheduler,
+        timestep_spacing=spacing or None,
+        guidance_start=guidance[0],
+        guidance_end=guidance[1],
+        control_guidance_start=control[0],
+        control_guidance_end=control[1],
+        controlnet_interval=controlnet_interval,
+        cache_interval=cache_interval,
+    )
+
+
+def first_guesses(bundle: Bundle) -> Iterator[Mapping[str, Any]]:
+    """What papers recommend, and combinations of it: where the search begins."""
+    plain = {"guidance": _text(GUIDANCE[0]), "control": _text(CONTROL[0]), "controlnet_interval": 1}
+    for sampler in ("dpmpp_2m ays", "unipc", "dpmpp_2m karras", "ddim trailing"):
+        for steps in (10, 6):
+            yield {**plain, "steps": steps, "sampler": sampler}
+    for guidance in ((0.0, 0.5), (0.5, 1.0)):
+        yield {**plain, "steps": 8, "sampler": "dpmpp_2m ays", "guidance": _text(guidance), "controlnet_interval": 2}
+    if SHALLOW in bundle.manifest.graphs:
+        for interval in (2, 3):
+            yield {**plain, "steps": 10, "sampler": "dpmpp_2m ays", "cache_interval": interval}
+
+
+def describe(levers: Levers) -> str:
+    """Levers in a few words, those that are off left out: `8 steps of dpmpp_2m ays, guidance 0-0.5`."""
+    sampler = " ".join(filter(None, (levers.scheduler, levers.timestep_spacing)))
+    parts = [f"{levers.num_inference_steps} steps of {sampler}"]
+    if (levers.guidance_start, levers.guidance_end) != (0, 1):
+        parts.append(f"guidance {_text((levers.guidance_start, levers.guidance_end))}")
+    if (levers.control_guidance_start, levers.control_guidance_end) != (0, 1):
+        parts.append(f"control {_text((levers.control_guidance_start, levers.control_guidance_end))}")
+    if levers.controlnet_interval > 1:
+        parts.append(f"ControlNet every {levers.controlnet_interval} steps")
+    if levers.cache_interval > 1:
+        parts.append(f"DeepCache every {levers.cache_interval} steps")
+    return ", ".join(parts)
+
+
+def _text(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:g}-{pair[1]:g}"
+
+
+def _pair(text: str) -> tuple[float, float]:
+    start, _, end = text.partition("-")
+    return float(start), float(end)
