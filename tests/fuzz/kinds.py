@@ -1,6 +1,6 @@
 """Every kind of fuzzed input, by name."""
 
-from . import bundles, checkpoints, commands, jobs, measurements, pictures, service
+from . import bundles, checkpoints, commands, jobs, measurements, pictures, presets, service
 from .kind import Maker
 
 KINDS: dict[str, Maker] = {
@@ -22,6 +22,7 @@ KINDS: dict[str, Maker] = {
     "thresholds": measurements.thresholds,
     "rows": jobs.rows,
     "service": service.service,
+    "preset": presets.preset,
     "arguments": commands.arguments,
     "command": commands.command,
 }
