@@ -7,12 +7,12 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundles.bundle import MANIFEST, Bundle, GraphSpec, Manifest, bundle_folder, lock_bundle
-from ..bundles.manifest import ConditionRecord
+from ..bundles.manifest import ConditionRecord, GraphOptions
 from ..bundles.staging import Progress, write_bundle
 from ..conditions import CONDITIONS
 from ..errors import BundleError, CnppError, UserError
@@ -40,6 +40,7 @@ def export_bundle(
     *,
     precision: str = "fp32",
     size: tuple[int, int] | None = None,
+    options: GraphOptions | None = None,
 ) -> Bundle:
     """Exports a checkpoint's graphs into the bundle `out`, each compared with its PyTorch module.
 
@@ -50,6 +51,8 @@ def export_bundle(
     Args:
         conditions: of `CONDITIONS`, at least one.
         size: (width, height) in pixels, multiples of 8, 64 to 2048; None takes the UNet's own sample size.
+        options: how the networks are divided into graphs; None takes the options of the bundle that is there, or the
+            default ones.
 
     Raises:
         UserError: an argument or the checkpoint cannot be used, or the disk is full.
@@ -61,9 +64,9 @@ def export_bundle(
         raise UserError(f"no condition given: choose from {', '.join(CONDITIONS)}")
     for condition in (*conditions, *checkpoint.recipe.controlnets):
         checkpoint.check_controlnet(condition)
-    manifest = _manifest(checkpoint, precision, *checkpoint.size(size))
+    manifest = _manifest(checkpoint, precision, *checkpoint.size(size), options or GraphOptions())
     with lock_bundle(out):
-        return _export_locked(checkpoint, conditions, out, manifest)
+        return _export_locked(checkpoint, conditions, out, manifest, any_options=options is None)
 
 
 def export_model(
@@ -72,6 +75,7 @@ def export_model(
     precision: str,
     size: tuple[int, int] | None,
     out: Path | None,
+    options: GraphOptions | None = None,
 ) -> Bundle:
     """`export_bundle` to where a user's bundles are (or `out`), at the model's own size unless another is given.
 
@@ -83,15 +87,17 @@ def export_model(
     pixels = checkpoint.size(size)
     folder = out or bundle_folder(checkpoint.name, precision, *pixels)
     try:
-        return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels)
+        return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, options=options)
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("export", e, *EXPORT_MODULES)) from None
 
 
-def _export_locked(checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest) -> Bundle:
+def _export_locked(
+    checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest, *, any_options: bool
+) -> Bundle:
     before = ""
     if (out / MANIFEST).exists():
-        manifest = _existing(out, manifest)
+        manifest = _existing(out, manifest, any_options)
         before = manifest.digest
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no bundle: choose another --out")
@@ -195,7 +201,7 @@ def _export(
         raise
 
 
-def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -> Manifest:
+def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int, options: GraphOptions) -> Manifest:
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
     resolved = checkpoint.resolved
     sources = {component: _public(resolved.weights_source(component)) for component in COMPONENTS}
@@ -211,6 +217,7 @@ def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -
         scheduler_config=_scheduler_config(checkpoint),
         defaults=checkpoint.examples()[0],  # type: ignore[arg-type]  # checked with all the rest
         recipe=checkpoint.recipe.recorded(),
+        options=options,
         identity=checkpoint.recipe.identity,
         sources={**sources, "tokenizer": _public(resolved.component("tokenizer"))},
         exported_with={"cnpp-trt": __version__, **installed(packages)},
@@ -300,6 +307,7 @@ def _made_of(checkpoint: Checkpoint, manifest: Manifest, before: str) -> Callabl
         "recipe": checkpoint.recipe.digest,
         "precision": manifest.precision,
         "size": [manifest.width, manifest.height],
+        "options": asdict(manifest.options),
         "versions": {"cnpp-trt": __version__, **manifest.exported_with},
         "configs": {component: checkpoint.config(component) for component in COMPONENTS},
     }
@@ -358,7 +366,7 @@ def _record_adapters(checkpoint: Checkpoint, manifest: Manifest) -> None:
         manifest.embeddings[embedding.token] = count
 
 
-def _existing(out: Path, new: Manifest) -> Manifest:
+def _existing(out: Path, new: Manifest, any_options: bool) -> Manifest:
     try:
         manifest = Bundle.open(out).manifest
     except BundleError as e:
@@ -369,4 +377,6 @@ def _existing(out: Path, new: Manifest) -> Manifest:
         if getattr(manifest, key) != getattr(new, key):
             what = "base model's weights" if key == "base" else key
             raise UserError(f"the bundle {out} has another {what}: choose another --out, or delete it first")
+    if manifest.options != new.options and not any_options:
+        raise UserError(f"the bundle {out} has its graphs divided in another way: choose another --out")
     return manifest
