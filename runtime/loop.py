@@ -5,7 +5,7 @@ only changes values (prompt, seed, scales, the sampler's coefficients, the numbe
 the launches of one kind of step are bound once, and a backend that can record them records each kind once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundles.bundle import Bundle
-from .backends.interface import Backend, Buffer, Step, Stopwatch
+from ..bundles.graph_names import always_needed, needed_for
+from .backends.interface import Backend, Buffer, Launch, Step, Stopwatch
 from .encoding_cache import EncodingCache
+from .hoists import Hoists
 from .sampling.schedulers import SamplerTable
 from .shape import LoopShape, Schedule, StepKind
 from .text.prompts import Prompts
@@ -73,7 +75,7 @@ class Program:
         self.schedule = schedule
         self._backend = backend
         self._bundle = bundle
-        backend.reserve(graphs_of(shape), buffer_bytes(bundle, shape, schedule))
+        backend.reserve(graphs_of(shape, bundle), buffer_bytes(bundle, shape, schedule))
         self.workspace = w = Workspace(backend.arena(workspace_bytes(bundle, shape)), bundle, shape)
         self._kinds: dict[StepKind, tuple[Step, ...]] = {}
         self.table: StepTable | None = None
@@ -86,6 +88,7 @@ class Program:
             for condition in shape.controls
             if w.control_image is not None and w.hint is not None
         ]
+        self.hoists = Hoists(backend, bundle, w, self._step)
         for k in range(schedule.steps):
             self.of_kind(schedule.kind(k))
         self.decode = [self.decoder("vae_decoder")]
@@ -100,11 +103,11 @@ class Program:
         if table is None or table.rows.shape[0] < steps or (noisy and table.noise.shape[0] < steps):
             self.table = None
             allocate = self._backend.arena(table_bytes(self._bundle, self.shape, schedule))
-            self.table = StepTable(allocate, self._bundle.manifest, self.shape.images, steps, noisy)
+            self.table = StepTable(allocate, self._bundle, self.shape, steps, noisy)
         self.schedule = schedule
 
     def fill(self, tensors: RequestTensors) -> None:
-        """Writes a request's values into the buffers, but for prompt and conditions: those are `encode`'s."""
+        """Writes a request's values into the buffers, but for what `encode` computes."""
         w, put, s, table = self.workspace, self._backend.upload, self.shape, tensors.table
         n, steps = 2 if s.guided else 1, self.schedule.steps
         put(w.guidance, tensors.guidance(s.guided))
@@ -133,10 +136,13 @@ class Program:
         put(w.rows, np.tile(np.arange(s.images), n))
 
     def encode(self, tensors: RequestTensors, encodings: EncodingCache, clock: Stopwatch) -> None:
-        """Prompt and conditions into their buffers, each computed only where `encodings` does not have it."""
+        """Prompt, time steps and conditions into their buffers, each computed only where that has not been done yet."""
         prompts, w, b = tensors.prompts, self.workspace, self.shape.images
         text = {"input_ids": prompts.input_ids, "clip_skip": prompts.clip_skip}
         encodings.encode(self.text, text, clock, weights=prompts.weights)
+        self.hoists.encode_prompt(prompts, encodings, clock)
+        assert self.table is not None
+        self.hoists.encode_times(self.table, tensors.table.timesteps, tensors.timestep_cond, clock)
         for step, images, hints in zip(self.hints, tensors.control_images, w.hints, strict=True):
             for image in {id(image): image for image in images}.values():
                 targets = [hints.part(row) for row in range(b) if images[row] is image]
@@ -159,7 +165,7 @@ class Program:
     def begin(self, k: int) -> Step:
         """Copies the values of step k into their slots; no graph runs."""
         assert self.table is not None
-        copies = [(self.table.rows.part(k), self.workspace.row)]
+        copies = [(self.table.rows.part(k), self.workspace.row), *self.hoists.copies(self.table, k)]
         if any(self.schedule.noisy):
             slot = self.workspace.noise
             copies.append((self.table.noise.part(k, shape=slot.shape), slot))
@@ -179,20 +185,31 @@ class Program:
 
     def _bind(self, kind: StepKind) -> list[Step]:
         s, w = self.shape, self.workspace
+        split = "unet_encoder" in self._bundle.manifest.graphs
         step = {
             "model_input": w.model_input,
             "timestep": w.timestep,
             "prompt_embeds": w.prompt_embeds,
             "rows": w.rows,
         }
+        unet = {**step, **w.networks[""].inputs(), **w.distilled, **w.skips}
         steps: list[Step] = []
+        if split:  # first: it runs beside the ControlNets
+            beside = partial(self._backend.beside, "unet_encoder")
+            steps.append(self._bound("unet", "unet_encoder", beside if any(kind.active) else None, unet))
         total: Residuals | None = None
         sums = 0
         for i, condition in enumerate(s.controls):
             if not kind.active[i]:
                 continue
             own = w.control_residuals[i]
-            controlnet = {**step, "hint": w.hints[i], "scales": w.scales[i], **own}
+            controlnet = {
+                **step,
+                **w.networks[f"_{condition}"].inputs(),
+                "hint": w.hints[i],
+                "scales": w.scales[i],
+                **own,
+            }
             steps.append(self._step("controlnet", f"controlnet_{condition}", **controlnet))
             if total is None:
                 total = own
@@ -203,7 +220,10 @@ class Program:
             steps.append(self._step("controlnet", "add_residuals", **both))
             total = target
         residuals = w.no_residuals if total is None else total
-        steps.append(self._step("unet", **step, **w.distilled, **residuals, noise_pred=w.noise_pred))
+        if split and any(kind.active):
+            steps.append(Step("unet", "", self._backend.join, {}, {}))
+        last = "unet_decoder" if split else "unet"
+        steps.append(self._step("unet", last, **unet, **residuals, noise_pred=w.noise_pred))
 
         n, b = 2 if s.guided else 1, s.images
         update = self._step(
@@ -221,10 +241,16 @@ class Program:
         return [*steps, update]
 
     def _step(self, stage: str, graph: str | None = None, /, **buffers: Buffer) -> Step:
-        graph = graph or stage
+        return self._bound(stage, graph or stage, None, buffers)
+
+    def _bound(
+        self, stage: str, graph: str, bind: Callable[[Mapping[str, Buffer]], Launch] | None, buffers: dict[str, Buffer]
+    ) -> Step:
+        """A launch of a graph that reads and writes those of the buffers that it has; None binds it as usual."""
         spec = self._bundle.graph(graph)
         inputs, outputs = ({t.name: buffers[t.name] for t in tensors} for tensors in (spec.inputs, spec.outputs))
-        return Step(stage, graph, self._backend.load(graph).bind(buffers), inputs, outputs)
+        bind = bind or self._backend.load(graph).bind
+        return Step(stage, graph, bind({**inputs, **outputs}), inputs, outputs)
 
 
 def run(steps: Iterable[Step], clock: Stopwatch) -> None:
@@ -234,11 +260,11 @@ def run(steps: Iterable[Step], clock: Stopwatch) -> None:
         clock.mark(step.stage)
 
 
-def graphs_of(shape: LoopShape) -> list[str]:
-    """The names of the graphs that a loop shape launches."""
-    own = [f"{role}_{condition}" for condition in shape.controls for role in ("hint", "controlnet")]
+def graphs_of(shape: LoopShape, bundle: Bundle) -> list[str]:
+    """The names of the graphs of a bundle that a loop shape launches."""
+    graphs = bundle.manifest.graphs
     adding = ["add_residuals"] if len(shape.controls) > 1 else []
-    return ["text_encoder", "unet", "update", "vae_decoder", *adding, *own]
+    return [*always_needed(graphs), *adding, *needed_for(shape.controls, graphs)]
 
 
 def _copy(backend: Backend, copies: Sequence[tuple[Buffer, Buffer]]) -> None:
