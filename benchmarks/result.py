@@ -17,10 +17,13 @@ from .environment import environment
 from .records import Text
 
 FORMAT = 1
-Kind = Literal["bench", "waterfall", "parity", "consistency", "plans", "end_to_end", "first_contact", "reliability"]
+Kind = Literal[
+    "bench", "waterfall", "sweep", "parity", "consistency", "plans", "end_to_end", "first_contact", "reliability"
+]
 RECORDS: dict[str, Any] = {
     "bench": records.Bench,
     "waterfall": records.Waterfall,
+    "sweep": records.Sweep,
     "parity": records.Parity,
     "consistency": records.Consistency,
     "plans": records.Plans,
