@@ -102,6 +102,12 @@ def gpu_memory_used() -> int | None:
     return int(number[0]) * 2**20 if number and number[0].isdecimal() else None
 
 
+def gpu_memory() -> int:
+    """Bytes of the first GPU; 0 without one."""
+    gpu = find_gpu().gpu
+    return gpu.memory if gpu else 0
+
+
 def memory_bytes() -> int:
     """Of this machine's host memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -150,6 +150,36 @@ class Waterfall(TypedDict):
     optimizations: list[OptimizationResult]
 
 
+# ---- sweep
+
+
+class SweepRow(TypedDict):
+    """TensorRT's plans with certain builder settings. Seconds of a whole request.
+
+    build_seconds: of the plans that were not in the store yet.
+    ratio: how many times faster than the default settings, round by round.
+    difference: the largest of a pixel to the default settings' image, in levels of 255.
+    reason: why it was not measured; empty where it was.
+    """
+
+    name: Text
+    title: Text
+    build_seconds: NotRequired[Error]
+    seconds: NotRequired[Summary]
+    ratio: NotRequired[Ratio]
+    difference: NotRequired[Levels]
+    reason: Text
+
+
+class Sweep(TypedDict):
+    """TensorRT's builder settings, one changed at a time. The first row has the default ones."""
+
+    model: Text
+    condition: Text
+    case: Case
+    rows: list[SweepRow]
+
+
 # ---- parity
 
 

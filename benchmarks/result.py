@@ -18,11 +18,21 @@ from .records import Text
 
 FORMAT = 1
 Kind = Literal[
-    "bench", "waterfall", "parity", "consistency", "plans", "end_to_end", "first_contact", "reliability", "tuning"
+    "bench",
+    "waterfall",
+    "sweep",
+    "parity",
+    "consistency",
+    "plans",
+    "end_to_end",
+    "first_contact",
+    "reliability",
+    "tuning",
 ]
 RECORDS: dict[str, Any] = {
     "bench": records.Bench,
     "waterfall": records.Waterfall,
+    "sweep": records.Sweep,
     "parity": records.Parity,
     "consistency": records.Consistency,
     "plans": records.Plans,

@@ -23,14 +23,13 @@ from ..files import sha256_of
 from ..messages import one_line, printable, some
 from ..places import MANIFEST
 from ..schema import SchemaError, read_bounded
+from .graph_names import OF_THE_UNET
 from .library import bundle_folder, export_command, find_bundle, model_name
 from .manifest import FORMAT, MAX_BYTES, FileRecord, FormatMismatch, GraphSpec, Manifest, TensorSpec
 from .staging import lock_bundle, write_bundle
 from .verified import Verified
 
 TOKENIZER = "tokenizer"
-SHALLOW = "unet_shallow"
-"""The graph of a UNet's outermost layer, which bundles have that were exported for it."""
 # Of what `transformers` saves, what the runtime reads.
 _TOKENIZER_FILES = (f"{TOKENIZER}/tokenizer.json", f"{TOKENIZER}/tokenizer_config.json")
 _AGAIN = "export the bundle again"
@@ -113,8 +112,8 @@ class Bundle:
     @property
     def guidance_width(self) -> int | None:
         """The width of `timestep_cond`, in which a distilled UNet reads its guidance scale; None for any other UNet."""
-        unet = self.manifest.graphs.get("unet")
-        return next((int(t.shape[1]) for t in unet.inputs if t.name == "timestep_cond"), None) if unet else None
+        inputs = [t for name in OF_THE_UNET if name in self.manifest.graphs for t in self.manifest.graphs[name].inputs]
+        return next((int(t.shape[1]) for t in inputs if t.name == "timestep_cond"), None)
 
     def graph(self, name: str) -> GraphSpec:
         """The record of a graph.

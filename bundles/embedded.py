@@ -21,6 +21,7 @@ from ..files import remove_folder
 from ..miniature import EMBEDDED, GRAPHS, MODEL_FOLDER
 from ..places import MANIFEST
 from ..schema import SchemaError, read_bounded
+from .graph_names import OF_THE_UNET
 from .manifest import MAX_BYTES, FormatMismatch, Manifest
 from .staging import lock_bundle, write_bundle
 
@@ -52,7 +53,7 @@ def assemble(model: str, folder: Path) -> None:
                 own = f"{model}/{name}.onnx"
                 graph = archive.read(own if own in members else f"graphs/{name}.onnx")
                 (staging / f"{name}.onnx").write_bytes(graph)
-                lora = EMBEDDED[model].lora if name == "unet" else None
+                lora = EMBEDDED[model].lora if name in OF_THE_UNET else None
                 (staging / f"{name}.onnx.data").write_bytes(_weights(layout, lora, archive))
             archive.extractall(staging, [name for name in members if name.startswith("tokenizer/")])
             (staging / "examples").mkdir()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from ..schema import Meta, SchemaError, builtins, convert_closed, decode
 
-FORMAT = 6
+FORMAT = 7
 MAX_BYTES = 16 << 20
 """Of a manifest. SD 1.5's with five conditions has 60 KB."""
 
@@ -41,7 +41,7 @@ class TensorSpec:
     shape: Annotated[
         tuple[
             Annotated[int, Meta(ge=1, le=2**20)]
-            | Annotated[str, Meta(pattern=r"\A(batch|images|guidance|tokens|prompts)\Z")],
+            | Annotated[str, Meta(pattern=r"\A(batch|images|guidance|tokens|prompts|steps)\Z")],
             ...,
         ],
         Meta(max_length=8),
@@ -67,6 +67,23 @@ class GraphSpec:
     difference: NonNegative
     measure: Annotated[str, Meta(max_length=64)]
     tolerance: NonNegative
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How the UNet and the ControlNets are divided into graphs. The images are the same.
+
+    Attributes:
+        hoist_prompt: keys and values of the prompt are graphs of their own (`text_kv`), which run once for each prompt.
+        hoist_time: so is what is made of the time step (`time_embeds`), once for each schedule.
+        split_unet: the UNet is two graphs, `unet_encoder` and `unet_decoder`; the first needs no ControlNet.
+        deep_cache: with what `cache_interval` of a request needs: `unet_shallow`, and an output more of `unet`.
+    """
+
+    hoist_prompt: bool = True
+    hoist_time: bool = True
+    split_unet: bool = False
+    deep_cache: bool = False
 
 
 class FileRecord(TypedDict):
@@ -142,6 +159,7 @@ class Manifest:
         scheduler_config: the checkpoint's `scheduler_config.json`; its keys are diffusers'.
         defaults: the model's own settings, where it has them.
         recipe: what the export was asked for.
+        options: how the networks are divided into graphs.
         identity: SHA-256 of which model that is: of its path where it is a local one (`library`); empty where the
             bundle is of no recipe.
         sources: where each component came from (`unet`, `vae`, …): a hub repository with its commit, or the last part
@@ -166,6 +184,7 @@ class Manifest:
     vocabulary: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
     defaults: Defaults = field(default_factory=lambda: Defaults())
     recipe: RecipeRecord = field(default_factory=lambda: RecipeRecord())
+    options: GraphOptions = field(default_factory=GraphOptions)
     identity: Annotated[str, Meta(max_length=64)] = ""
     sources: Annotated[dict[Text, Text], Meta(max_length=64)] = field(default_factory=dict)
     loras: Annotated[list[LoraRecord], Meta(max_length=256)] = field(default_factory=list)

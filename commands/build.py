@@ -11,6 +11,7 @@ import typer
 
 from .. import places
 from ..bundles.bundle import Bundle
+from ..bundles.manifest import GraphOptions
 from ..conditions import CONDITIONS
 from ..errors import CnppError, UserError
 from ..files import require_writable
@@ -47,6 +48,7 @@ _MODEL = ("model", "controlnet", "vae", "lora", "embedding", "extractor", "varia
 _EXPORT_PANELS = {
     "Model": (*_MODEL, "precision", "size", "deep_cache"),
     "Control": ("cond",),
+    "Graphs": ("hoist_prompt", "hoist_time", "split_unet"),
     "Output": ("out", "as_json"),
 }
 _EXPORT_EXAMPLES = """Examples:
@@ -60,7 +62,8 @@ _BUILD_PANELS = {
     "Model": (*_MODEL, "bundle", "size"),
     "Control": ("cond",),
     "Sampling": ("images", "prompt_chunks", "guided", "unguided", "both", "dynamic"),
-    "Runtime": ("flavor", "compute_capability", "optimization_level", "check", "plans"),
+    "Runtime": ("flavor", "compute_capability", "check", "plans"),
+    "Builder settings": ("optimization_level", "aux_streams", "tiling_level", "timing_iterations"),
     "Output": ("as_json",),
 }
 _BUILD_EXAMPLES = """Examples:
@@ -90,9 +93,29 @@ def export_command(
     config: Config = None,
     precision: Annotated[str, typer.Option(help="fp32 (CPU) or fp16 (TensorRT).")] = "fp32",
     size: Annotated[str | None, typer.Option(help="512 or WxH, in pixels. Default: the model's own.")] = None,
+    hoist_prompt: Annotated[
+        bool | None,
+        typer.Option(
+            "--hoist-prompt/--no-hoist-prompt", help="Keys and values of the prompt once per prompt. Default: yes."
+        ),
+    ] = None,
+    hoist_time: Annotated[
+        bool | None,
+        typer.Option("--hoist-time/--no-hoist-time", help="Time embeddings once per schedule. Default: yes."),
+    ] = None,
+    split_unet: Annotated[
+        bool | None,
+        typer.Option(
+            "--split-unet/--no-split-unet", help="The UNet in two graphs, the first beside the ControlNet. Default: no."
+        ),
+    ] = None,
     deep_cache: Annotated[
-        bool, typer.Option("--deep-cache", help="With what --cache-interval of `run` and the tuner's caching need.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--deep-cache/--no-deep-cache",
+            help="With what --cache-interval of `run` and the tuner's caching need. Default: no.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The bundle's folder. Default: under CNPP_TRT_HOME.", callback=user_path),
@@ -101,7 +124,10 @@ def export_command(
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, each compared with PyTorch. A bundle gains new conditions."""
     options = CheckpointOptions(controlnet, vae, lora, embedding, extractor, variant, config)
-    bundle = _export(model, options, read_conditions(cond), precision, size, out, deep_cache)
+    given = {"hoist_prompt": hoist_prompt, "hoist_time": hoist_time, "split_unet": split_unet, "deep_cache": deep_cache}
+    graphs = {name: value for name, value in given.items() if value is not None}
+    chosen = GraphOptions(**graphs) if graphs else None
+    bundle = _export(model, options, read_conditions(cond), precision, size, out, chosen)
     if as_json:
         print(json.dumps({"bundle": str(bundle.folder), **json.loads(bundle.manifest.dumps())}))
     else:
@@ -146,6 +172,9 @@ def build_command(
         typer.Option(help="A GPU that TensorRT-RTX builds for, as in 89; repeatable. Default: those it covers."),
     ] = None,
     optimization_level: Annotated[int | None, typer.Option(help="TensorRT's, 0 to 5.")] = None,
+    aux_streams: Annotated[int | None, typer.Option(help="Streams that an engine may use beside its own.")] = None,
+    tiling_level: Annotated[int | None, typer.Option(help="TensorRT's search for tiles, 0 to 3.")] = None,
+    timing_iterations: Annotated[int | None, typer.Option(help="How often TensorRT times a kernel.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Compare every graph with PyTorch after the build, as `parity` does.")
     ] = False,
@@ -169,7 +198,7 @@ def build_command(
         guided=(True,) * (guided or both) + (False,) * (unguided or both),
         dynamic=dynamic,
         chunks=read_counts(prompt_chunks, "--prompt-chunks"),
-        settings=BuilderSettings(optimization_level),
+        settings=BuilderSettings(optimization_level, aux_streams, tiling_level, timing_iterations),
     )
     for text in size or ():
         read_size(text)
@@ -238,7 +267,7 @@ def _export(
     precision: str,
     size: str | None,
     out: Path | None,
-    deep_cache: bool = False,
+    graphs: GraphOptions | None = None,
 ) -> Bundle:
     from ..export.allocator import return_large_blocks
     from ..export.exporter import PRECISIONS, export_model
@@ -249,7 +278,7 @@ def _export(
     checkpoint = options.checkpoint(model)
     return_large_blocks()
     named = checkpoint.resolved.conditions if conditions == ["all"] else conditions
-    return export_model(checkpoint, named, chosen, pixels, out, deep_cache)
+    return export_model(checkpoint, named, chosen, pixels, out, graphs)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ _BENCH_PANELS = {
     "Sampling": ("images", "steps", "scheduler"),
     "Control": ("cond",),
     "Runtime": ("contender", "threads"),
-    "Measurement": ("rounds", "seconds", "waterfall"),
+    "Measurement": ("rounds", "seconds", "waterfall", "sweep"),
     "Output": ("out", "as_json"),
 }
 _BENCH_EXAMPLES = """Examples:
@@ -128,6 +128,9 @@ def bench_command(
     rounds: Annotated[int, typer.Option(help="Rounds of the base case; other cases have a quarter.")] = 20,
     seconds: Annotated[float, typer.Option(help="Time limit of a case, which has 3 rounds at least.")] = 60.0,
     waterfall: Annotated[bool, typer.Option(help="Measure each of the runtime's optimizations too.")] = True,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Measure TensorRT's builder settings in the base case instead; on a GPU.")
+    ] = False,
     out: ResultsFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -157,7 +160,11 @@ def bench_command(
     return_large_blocks()  # it exports what is missing
     results: dict[Path, Any] = {}
     for condition in conditions:
-        results |= bench.run_bench(model, bundle, pairs, replace(settings, condition=condition), out, waterfall)
+        chosen = replace(settings, condition=condition)
+        if sweep:
+            results |= bench.run_sweep(model, bundle, pairs, chosen, out)
+        else:
+            results |= bench.run_bench(model, bundle, pairs, chosen, out, waterfall)
     if as_json:
         print(json.dumps({str(path): result.data for path, result in results.items()}))
         return

@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..bundles.bundle import Manifest
+from ..bundles.manifest import GraphOptions
 from ..export.checkpoint import Checkpoint
 from ..export.graphs import GraphDims, base_graphs
 from ..export.onnx_graph import OPSET, export_graph
@@ -29,7 +30,10 @@ def measure(folder: Path, rounds: int) -> None:
     file = folder / "unet.onnx"
     if not file.exists():
         checkpoint = Checkpoint(str(make_checkpoint(folder / "checkpoint", tiny=False, conditions=("seg",))))
-        told = SimpleNamespace(width=512, height=512, precision="fp32", latent_channels=4, vae_scale_factor=8)
+        as_one = GraphOptions(hoist_prompt=False, hoist_time=False)
+        told = SimpleNamespace(
+            width=512, height=512, precision="fp32", latent_channels=4, vae_scale_factor=8, options=as_one
+        )
         dims = GraphDims.of(checkpoint, cast(Manifest, told))
         export_graph(dict(base_graphs(checkpoint, dims))["unet"](), folder, "fp32", OPSET["fp32"])
     options = ort.SessionOptions()

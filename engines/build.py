@@ -8,6 +8,7 @@ from itertools import product
 
 from ..bundles.bundle import Bundle, GraphSpec
 from ..bundles.defaults import SamplingDefaults
+from ..bundles.graph_names import STEPS_AT_ONCE, condition_of
 from ..errors import UserError
 from .builder import Progress, build_plan
 from .flavor import Flavor
@@ -51,7 +52,7 @@ class Sizes:
             for images in counts:
                 n = 2 if guided else 1
                 free = {"batch": n * images, "images": images, "guidance": n}
-                free |= {"tokens": 77 * chunks, "prompts": n * images * chunks}
+                free |= {"tokens": 77 * chunks, "prompts": n * images * chunks, "steps": STEPS_AT_ONCE}
                 shapes = {t.name: tuple(free[d] if isinstance(d, str) else d for d in t.shape) for t in graph.inputs}
                 if shapes not in profiles:
                     profiles.append(shapes)
@@ -172,7 +173,7 @@ def build_engines(
     start = time.perf_counter()
     plans: list[Plan] = []
     built: list[str] = []
-    cache = b"" if not flavor.rtx else None  # TensorRT-RTX times nothing when it builds
+    cache = store.timing_cache(flavor) if not flavor.rtx else None  # TensorRT-RTX times nothing when it builds
     for graph in required_graphs(bundle, conditions):
         profiles = sizes.profiles(bundle.graph(graph))
         key = PlanKey.of(bundle, graph, flavor, profiles, settings)
@@ -194,6 +195,8 @@ def build_engines(
         plans.append(plan)
         if new:
             built.append(graph)
+            if cache is not None:
+                store.save_timing_cache(flavor, cache)
             logger.info(
                 f"{graph}: {plan.seconds:.1f} s, {plan.size / 2**20:.1f} MiB, {plan.fusion}; "
                 f"on the device {plan.weights / 2**20:.0f} + {plan.activations / 2**20:.0f} MiB"
@@ -219,11 +222,5 @@ def required_graphs(bundle: Bundle, conditions: Sequence[str]) -> list[str]:
     """Every graph of the bundle but those of other conditions; the smallest first, so that trouble shows early."""
     for condition in conditions:
         bundle.require_condition(condition)
-    others = {
-        f"{role}_{condition}"
-        for role in ("hint", "controlnet", "extractor")
-        for condition in bundle.manifest.conditions
-        if condition not in conditions
-    }
-    graphs = [name for name in bundle.manifest.graphs if name not in others]
+    graphs = [name for name in bundle.manifest.graphs if condition_of(name) in ("", *conditions)]
     return sorted(graphs, key=lambda name: sum(entry["size"] for entry in bundle.graph_files(name).values()))

@@ -91,6 +91,15 @@ def _config(flavor: Flavor, builder: Any, settings: BuilderSettings, timing_cach
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), i)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
+    if settings.aux_streams is not None:
+        config.max_aux_streams = settings.aux_streams
+    if settings.tiling_level is not None:
+        levels = trt.TilingOptimizationLevel
+        config.tiling_optimization_level = (levels.NONE, levels.FAST, levels.MODERATE, levels.FULL)[
+            settings.tiling_level
+        ]
+    if settings.timing_iterations is not None:
+        config.avg_timing_iterations = settings.timing_iterations
     if timing_cache is not None:
         cache = flavor.create("make a timing cache", config.create_timing_cache, timing_cache, log=log)
         config.set_timing_cache(cache, ignore_mismatch=False)

@@ -45,20 +45,34 @@ class Range:
 Profile = Mapping[str, Range]
 
 
+_RANGES = {"optimization_level": (0, 5), "aux_streams": (0, 16), "tiling_level": (0, 3), "timing_iterations": (1, 100)}
+
+
 @dataclass(frozen=True)
 class BuilderSettings:
-    """TensorRT's builder settings.
+    """TensorRT's builder settings; None leaves TensorRT's own default. The images are the same up to rounding.
 
     Attributes:
-        optimization_level: 0 to 5; None leaves TensorRT's default (3).
+        optimization_level: 0 to 5, how long TensorRT searches (`builder_optimization_level`).
+        aux_streams: 0 to 16, how many streams beside the launch's own one engine may use (`max_aux_streams`).
+        tiling_level: 0 to 3, how long it searches for tiles that stay in the cache (`tiling_optimization_level`).
+        timing_iterations: 1 to 100, how often it times each kernel (`avg_timing_iterations`).
     """
 
     optimization_level: int | None = None
+    aux_streams: int | None = None
+    tiling_level: int | None = None
+    timing_iterations: int | None = None
 
     def __post_init__(self) -> None:
-        level = self.optimization_level
-        if level is not None and not 0 <= level <= 5:
-            raise UserError(f"optimization level {level} cannot be used: 0 to 5")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{name.replace('_', ' ')} {value} cannot be used: {low} to {high}")
+
+    def __str__(self) -> str:
+        given = [f"{name.replace('_', ' ')} {value}" for name, value in asdict(self).items() if value is not None]
+        return ", ".join(given) or "TensorRT's defaults"
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,12 @@ class PlanKey:
             system=system(),
             # Through JSON, so that a key is the same before it is written and after.
             profiles=tuple(json.loads(json.dumps([{name: asdict(r) for name, r in p.items()} for p in profiles]))),
-            settings=asdict(settings),
+            # Only what was given beside the level, so that plans from before there were other settings stay found.
+            settings={
+                name: value
+                for name, value in asdict(settings).items()
+                if value is not None or name == "optimization_level"
+            },
         )
 
     @property

@@ -4,6 +4,7 @@
       plan.engine    the serialized engine
       plan.json      its key in full, its digest, how it was built, what was fused
       runtime-….cache  what TensorRT-RTX compiled for one GPU when the plan first ran there
+    <root>/timing-….cache  how fast TensorRT found each kernel on one kind of GPU, for builds to come
 
 A plan contains executable code, so its digest is checked before every load. A plan is written into a temporary
 sibling and renamed when whole; a lock lets two processes that ask for one plan build it once.
@@ -21,8 +22,8 @@ from typing import Annotated, Any, Literal
 from .. import places
 from ..bundles.bundle import Bundle
 from ..bundles.manifest import Sha256
-from ..errors import BundleError
-from ..files import PARTIAL, Busy, exclusive, new_partial_folder, remove_folder
+from ..errors import BundleError, UserError
+from ..files import PARTIAL, Busy, exclusive, new_partial_folder, remove_folder, replace_file
 from ..schema import Meta, Record, SchemaError, convert_closed, decode, read_bounded, to_json
 from ..versions import installed
 from .flavor import Flavor, installed_flavors
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 RECORD = "plan.json"
 _MAX_RECORD = 8 << 20
+# SD 1.5's has some megabytes.
+_MAX_TIMING = 1 << 30
 
 
 class _Record(Record, kw_only=True):
@@ -103,6 +106,26 @@ class PlanStore:
         plan = _read(folder / RECORD)
         assert plan is not None
         return plan, True
+
+    def timing_cache(self, flavor: Flavor) -> bytes:
+        """What builds of this flavor and version measured on this kind of GPU; empty where there were none.
+
+        A file that is not what was written is as none: what it would have told is measured again.
+        """
+        try:
+            saved = read_bounded(self._timing_file(flavor), _MAX_TIMING)
+        except (OSError, SchemaError):
+            return b""
+        digest, content = saved[:32], saved[32:]
+        return content if hashlib.sha256(content).digest() == digest else b""
+
+    def save_timing_cache(self, flavor: Flavor, content: bytes) -> None:
+        """Keeps what a build measured; of two builds at once the later one's stays, and a full disk keeps none."""
+        with suppress(OSError, UserError):
+            replace_file(self._timing_file(flavor), hashlib.sha256(content).digest() + content)
+
+    def _timing_file(self, flavor: Flavor) -> Path:
+        return self.root / f"timing-{flavor.name}-{flavor.version}-{flavor.target()}.cache"
 
     def find_unusable(self, versions: Mapping[str, str], sources: Collection[str] | None = None) -> dict[Plan, str]:
         """Plans that nothing here can use, each with the reason.

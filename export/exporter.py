@@ -7,12 +7,12 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundles.bundle import MANIFEST, SHALLOW, Bundle, GraphSpec, Manifest, bundle_folder, lock_bundle
-from ..bundles.manifest import ConditionRecord
+from ..bundles.bundle import MANIFEST, Bundle, GraphSpec, Manifest, bundle_folder, lock_bundle
+from ..bundles.manifest import ConditionRecord, GraphOptions
 from ..bundles.staging import Progress, write_bundle
 from ..conditions import CONDITIONS
 from ..errors import BundleError, CnppError, UserError
@@ -40,7 +40,7 @@ def export_bundle(
     *,
     precision: str = "fp32",
     size: tuple[int, int] | None = None,
-    deep_cache: bool = False,
+    options: GraphOptions | None = None,
 ) -> Bundle:
     """Exports a checkpoint's graphs into the bundle `out`, each compared with its PyTorch module.
 
@@ -51,7 +51,8 @@ def export_bundle(
     Args:
         conditions: of `CONDITIONS`, at least one.
         size: (width, height) in pixels, multiples of 8, 64 to 2048; None takes the UNet's own sample size.
-        deep_cache: with what `cache_interval` of a request needs.
+        options: how the networks are divided into graphs; None takes the options of the bundle that is there, or the
+            default ones.
 
     Raises:
         UserError: an argument or the checkpoint cannot be used, or the disk is full.
@@ -61,11 +62,13 @@ def export_bundle(
         raise UserError(f"unknown precision {precision!r}: choose fp32 or fp16")
     if not conditions:
         raise UserError(f"no condition given: choose from {', '.join(CONDITIONS)}")
+    if options and options.split_unet and options.deep_cache:
+        raise UserError("--deep-cache is of a UNet in one graph: leave --split-unet out")
     for condition in (*conditions, *checkpoint.recipe.controlnets):
         checkpoint.check_controlnet(condition)
-    manifest = _manifest(checkpoint, precision, *checkpoint.size(size))
+    manifest = _manifest(checkpoint, precision, *checkpoint.size(size), options or GraphOptions())
     with lock_bundle(out):
-        return _export_locked(checkpoint, conditions, out, manifest, deep_cache)
+        return _export_locked(checkpoint, conditions, out, manifest, any_options=options is None)
 
 
 def export_model(
@@ -74,7 +77,7 @@ def export_model(
     precision: str,
     size: tuple[int, int] | None,
     out: Path | None,
-    deep_cache: bool = False,
+    options: GraphOptions | None = None,
 ) -> Bundle:
     """`export_bundle` to where a user's bundles are (or `out`), at the model's own size unless another is given.
 
@@ -86,20 +89,18 @@ def export_model(
     pixels = checkpoint.size(size)
     folder = out or bundle_folder(checkpoint.name, precision, *pixels)
     try:
-        return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, deep_cache=deep_cache)
+        return export_bundle(checkpoint, conditions, folder, precision=precision, size=pixels, options=options)
     except ModuleNotFoundError as e:
         raise CnppError(cannot_import("export", e, *EXPORT_MODULES)) from None
 
 
 def _export_locked(
-    checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest, deep_cache: bool
+    checkpoint: Checkpoint, conditions: Sequence[str], out: Path, manifest: Manifest, *, any_options: bool
 ) -> Bundle:
     before = ""
     if (out / MANIFEST).exists():
-        manifest = _existing(out, manifest)
+        manifest = _existing(out, manifest, any_options)
         before = manifest.digest
-        if deep_cache and SHALLOW not in manifest.graphs:
-            raise UserError(f"the bundle {out} was exported without --deep-cache: choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no bundle: choose another --out")
     missing = []
@@ -135,8 +136,7 @@ def _export_locked(
     made_of = _made_of(checkpoint, manifest, before)
     graphs: _Graphs = []
     if not manifest.graphs:
-        own = made_of({"deep_cache": True} if deep_cache else {})
-        graphs += [(name, make, own) for name, make in base_graphs(checkpoint, dims, deep_cache)]
+        graphs += [(name, make, made_of({})) for name, make in base_graphs(checkpoint, dims)]
     for condition in missing:
         own = made_of({**records[condition], "extractor": _extractor_digest(checkpoint, condition)})
         graphs += [(name, make, own) for name, make in condition_graphs(checkpoint, condition, dims)]
@@ -203,7 +203,7 @@ def _export(
         raise
 
 
-def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -> Manifest:
+def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int, options: GraphOptions) -> Manifest:
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
     resolved = checkpoint.resolved
     sources = {component: _public(resolved.weights_source(component)) for component in COMPONENTS}
@@ -219,6 +219,7 @@ def _manifest(checkpoint: Checkpoint, precision: str, width: int, height: int) -
         scheduler_config=_scheduler_config(checkpoint),
         defaults=checkpoint.examples()[0],  # type: ignore[arg-type]  # checked with all the rest
         recipe=checkpoint.recipe.recorded(),
+        options=options,
         identity=checkpoint.recipe.identity,
         sources={**sources, "tokenizer": _public(resolved.component("tokenizer"))},
         exported_with={"cnpp-trt": __version__, **installed(packages)},
@@ -308,6 +309,7 @@ def _made_of(checkpoint: Checkpoint, manifest: Manifest, before: str) -> Callabl
         "recipe": checkpoint.recipe.digest,
         "precision": manifest.precision,
         "size": [manifest.width, manifest.height],
+        "options": asdict(manifest.options),
         "versions": {"cnpp-trt": __version__, **manifest.exported_with},
         "configs": {component: checkpoint.config(component) for component in COMPONENTS},
     }
@@ -366,7 +368,7 @@ def _record_adapters(checkpoint: Checkpoint, manifest: Manifest) -> None:
         manifest.embeddings[embedding.token] = count
 
 
-def _existing(out: Path, new: Manifest) -> Manifest:
+def _existing(out: Path, new: Manifest, any_options: bool) -> Manifest:
     try:
         manifest = Bundle.open(out).manifest
     except BundleError as e:
@@ -377,4 +379,6 @@ def _existing(out: Path, new: Manifest) -> Manifest:
         if getattr(manifest, key) != getattr(new, key):
             what = "base model's weights" if key == "base" else key
             raise UserError(f"the bundle {out} has another {what}: choose another --out, or delete it first")
+    if manifest.options != new.options and not any_options:
+        raise UserError(f"the bundle {out} has its graphs divided in another way: choose another --out")
     return manifest

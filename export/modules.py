@@ -6,15 +6,15 @@ Tensors named `timestep`, `scale` and everything of the sampler stay float32 in 
 of type Any, because neither diffusers nor transformers says what its modules' attributes are.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .deep_feature import run_last_up_block
-from .shared_prefix import add, run_down_blocks, run_up_blocks, time_embedding
+from ..bundles.manifest import GraphOptions
+from .deep_feature import run_last_layer, run_last_up_block
+from .hoists import count_last, count_up, cross_attentions, take_keys_and_values, take_time_embeds
+from .shared_prefix import Text, add, run_down_blocks, run_up_blocks, time_embedding
 
 
 class TextEncoder(nn.Module):
@@ -60,30 +60,36 @@ class Hint(nn.Module):
 class ControlNet(nn.Module):
     """A ControlNet whose hint comes in ready.
 
-    model_input [B,4,h,w], timestep [1], prompt_embeds [G,T,D], rows int64 [G], hint [B,C0,h,w], scales [R,G] → the R
-    residuals [G,·,·,·]: `down_0` … `down_11` (in SD 1.5) and `mid`. Each has a scale of its own for each row of the
-    batch: rows may belong to requests of different scales, and diffusers' `guess_mode` is a choice of scales
-    (`runtime.control.scales`). `rows` says which image each row is of (`shared_prefix`).
+    model_input [B,4,h,w], timestep [1] or time_embeds [1,W], prompt_embeds [G,T,D] or keys_values, rows int64 [G], hint
+    [B,C0,h,w], scales [R,G] → the R residuals [G,·,·,·]: `down_0` … `down_11` (in SD 1.5) and `mid`. Each has a scale
+    of its own for each row of the batch: rows may belong to requests of different scales, and diffusers' `guess_mode`
+    is a choice of scales (`runtime.control.scales`). `rows` says which image each row is of (`shared_prefix`).
+
+    Args:
+        options: which of time_embeds and keys_values it takes (`hoists`).
     """
 
-    def __init__(self, controlnet: Any) -> None:
+    def __init__(self, controlnet: Any, options: GraphOptions) -> None:
         super().__init__()
         controlnet.controlnet_cond_embedding = nn.Identity()  # the hint comes in ready
-        self.controlnet = controlnet
+        self.controlnet = _hoisted(controlnet, options)
 
     def forward(
         self,
+        *,
         model_input: Tensor,
-        timestep: Tensor,
-        prompt_embeds: Tensor,
+        timestep: Tensor | None = None,
+        time_embeds: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        keys_values: tuple[Tensor, ...] | None = None,
         rows: Tensor,
         hint: Tensor,
         scales: Tensor,
     ) -> tuple[Tensor, ...]:
-        net = self.controlnet
-        emb = time_embedding(net, timestep)
-        sample, skips, emb = run_down_blocks(net, net.conv_in(model_input) + hint, emb, prompt_embeds, rows)
-        mid = net.mid_block(sample, emb, encoder_hidden_states=prompt_embeds)
+        net, text = self.controlnet, _text(prompt_embeds, keys_values)
+        emb = _emb(net, timestep, time_embeds, None)
+        sample, skips, emb = run_down_blocks(net, net.conv_in(model_input) + hint, emb, text, rows)
+        mid = net.mid_block(sample, emb, encoder_hidden_states=text)
         down = [block(skip) for skip, block in zip(skips, net.controlnet_down_blocks, strict=True)]
         residuals = (*down, net.controlnet_mid_block(mid))
         columns = scales.to(model_input.dtype).reshape(len(scales), -1, 1, 1, 1)
@@ -93,74 +99,198 @@ class ControlNet(nn.Module):
 class UNet(nn.Module):
     """A UNet that is always given a ControlNet's residuals.
 
-    model_input [B,4,h,w], timestep [1], prompt_embeds [G,T,D], rows int64 [G], residuals (down_0 … mid) [G,·,·,·] →
-    noise_pred [G,4,h,w]. T is 77, or 77 for each chunk of a long prompt. `rows` says which image each row of the batch
-    is of (`shared_prefix`). A UNet that was distilled with its guidance scale as an input takes timestep_cond [B,E]
-    too, that scale's embedding.
+    model_input [B,4,h,w], timestep [1] or time_embeds [1,W], prompt_embeds [G,T,D] or keys_values, rows int64 [G],
+    residuals (down_0 … mid) [G,·,·,·] → noise_pred [G,4,h,w]. T is 77, or 77 for each chunk of a long prompt. `rows`
+    says which image each row of the batch is of (`shared_prefix`). A UNet that was distilled with its guidance scale as
+    an input takes timestep_cond [B,E] too, that scale's embedding, or has it in time_embeds [B,W].
+
+    Args:
+        options: which of time_embeds and keys_values it takes (`hoists`).
     """
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, options: GraphOptions) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = _hoisted(unet, options)
 
     def forward(
         self,
+        *,
         model_input: Tensor,
-        timestep: Tensor,
-        prompt_embeds: Tensor,
+        timestep: Tensor | None = None,
+        time_embeds: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        keys_values: tuple[Tensor, ...] | None = None,
         rows: Tensor,
         residuals: tuple[Tensor, ...],
         timestep_cond: Tensor | None = None,
     ) -> Tensor:
-        return self._run(model_input, timestep, prompt_embeds, rows, residuals, timestep_cond)
-
-    def _run(
-        self,
-        model_input: Tensor,
-        timestep: Tensor,
-        prompt_embeds: Tensor,
-        rows: Tensor,
-        residuals: tuple[Tensor, ...],
-        timestep_cond: Tensor | None,
-        last: Callable[..., Tensor] | None = None,
-    ) -> Tensor:
-        """`last` runs the last up block, given that, the sample, its skip connections and the time embedding."""
-        unet = self.unet
-        sample = 2 * model_input - 1 if unet.config.center_input_sample else model_input
-        emb = time_embedding(unet, timestep, timestep_cond)
-        sample, skips, emb = run_down_blocks(unet, unet.conv_in(sample), emb, prompt_embeds, rows)
-        sample = unet.mid_block(sample, emb, encoder_hidden_states=prompt_embeds) + residuals[-1]
-        return run_up_blocks(
-            unet,
-            sample,
-            add(skips, residuals[:-1]),
-            emb,
-            prompt_embeds,
-            None if last is None else partial(last, emb=emb),
-        )
+        text = _text(prompt_embeds, keys_values)
+        emb = _emb(self.unet, timestep, time_embeds, timestep_cond)
+        sample, skips, emb = _way_down(self.unet, model_input, emb, text, rows)
+        return run_up_blocks(self.unet, sample + residuals[-1], add(skips, residuals[:-1]), emb, text)
 
 
-class UNetWithDeepFeature(UNet):
+class UNetWithDeepFeature(nn.Module):
     """`UNet` with one output more: deep [G,C,h,w], what its outermost layer is given from below (`deep_feature`)."""
 
-    def forward(  # type: ignore[override]  # a graph of its own, never used as a `UNet`
+    def __init__(self, unet: Any, options: GraphOptions) -> None:
+        super().__init__()
+        self.unet = _hoisted(unet, options)
+
+    def forward(
         self,
+        *,
         model_input: Tensor,
-        timestep: Tensor,
-        prompt_embeds: Tensor,
+        timestep: Tensor | None = None,
+        time_embeds: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        keys_values: tuple[Tensor, ...] | None = None,
         rows: Tensor,
         residuals: tuple[Tensor, ...],
         timestep_cond: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        deep: list[Tensor] = []
+        text, deep = _text(prompt_embeds, keys_values), []
+        emb = _emb(self.unet, timestep, time_embeds, timestep_cond)
+        sample, skips, emb = _way_down(self.unet, model_input, emb, text, rows)
 
-        def last(block: Any, sample: Tensor, skips: tuple[Tensor, ...], emb: Tensor) -> Tensor:
-            sample, feature = run_last_up_block(block, sample, skips, emb, prompt_embeds)
+        def last(block: Any, sample: Tensor, skips: tuple[Tensor, ...]) -> Tensor:
+            sample, feature = run_last_up_block(block, sample, skips, emb, text)
             deep.append(feature)
             return sample
 
-        noise_pred = self._run(model_input, timestep, prompt_embeds, rows, residuals, timestep_cond, last)
+        noise_pred = run_up_blocks(self.unet, sample + residuals[-1], add(skips, residuals[:-1]), emb, text, last)
         return noise_pred, deep[0]
+
+
+class ShallowUNet(nn.Module):
+    """A UNet of which only the outermost layer runs (`deep_feature`).
+
+    Inputs as `UNet`, but for the residuals: down_0 [G,C0,h,w], the ControlNet's residual of the first skip connection,
+    and deep [G,C,h,w], as `UNetWithDeepFeature` gives it → noise_pred [G,4,h,w]. keys_values are those of its own
+    cross-attentions.
+    """
+
+    def __init__(self, unet: Any, options: GraphOptions) -> None:
+        super().__init__()
+        self.unet = _hoisted(unet, options)
+        # The cross-attentions count from the first of the whole UNet.
+        self._before = 2 * (len(cross_attentions(unet)) - count_last(unet))
+        unet.down_blocks, unet.mid_block = nn.ModuleList(), nn.Identity()
+        unet.up_blocks = unet.up_blocks[-1:]
+
+    def forward(
+        self,
+        *,
+        model_input: Tensor,
+        timestep: Tensor | None = None,
+        time_embeds: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        keys_values: tuple[Tensor, ...] | None = None,
+        rows: Tensor,
+        down_0: Tensor,
+        deep: Tensor,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        unet = self.unet
+        sample = 2 * model_input - 1 if unet.config.center_input_sample else model_input
+        emb = _emb(unet, timestep, time_embeds, timestep_cond)
+        emb = emb if emb.shape[0] == 1 else emb.index_select(0, rows)
+        skip = unet.conv_in(sample).index_select(0, rows) + down_0
+        text: Any = prompt_embeds if keys_values is None else ((None,) * self._before + keys_values)
+        sample = run_last_layer(unet.up_blocks[0], deep, skip, emb, text)
+        output: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+        return output
+
+
+class UNetEncoder(nn.Module):
+    """A UNet's way down and its middle, which need no ControlNet: inputs as `UNet` → skip_0 …, encoded [G,·,·,·].
+
+    keys_values are those of its own cross-attentions.
+    """
+
+    def __init__(self, unet: Any, options: GraphOptions) -> None:
+        super().__init__()
+        self.unet = _hoisted(unet, options)
+        unet.up_blocks = nn.ModuleList()
+
+    def forward(
+        self,
+        *,
+        model_input: Tensor,
+        timestep: Tensor | None = None,
+        time_embeds: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        keys_values: tuple[Tensor, ...] | None = None,
+        rows: Tensor,
+        timestep_cond: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        emb = _emb(self.unet, timestep, time_embeds, timestep_cond)
+        sample, skips, _ = _way_down(self.unet, model_input, emb, _text(prompt_embeds, keys_values), rows)
+        return *skips, sample
+
+
+class UNetDecoder(nn.Module):
+    """A UNet's way up: what `UNetEncoder` gives, residuals and the other inputs of `UNet` → noise_pred [G,4,h,w].
+
+    keys_values are those of its own cross-attentions. `rows` only where the time embedding has a row for each image.
+    """
+
+    def __init__(self, unet: Any, options: GraphOptions) -> None:
+        super().__init__()
+        self.unet = _hoisted(unet, options)
+        # The cross-attentions count from the first of the whole UNet.
+        self._before = 2 * (len(cross_attentions(unet)) - count_up(unet))
+        unet.down_blocks, unet.mid_block = nn.ModuleList(), nn.Identity()
+
+    def forward(
+        self,
+        *,
+        timestep: Tensor | None = None,
+        time_embeds: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        keys_values: tuple[Tensor, ...] | None = None,
+        rows: Tensor | None = None,
+        skips: tuple[Tensor, ...],
+        encoded: Tensor,
+        residuals: tuple[Tensor, ...],
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        emb = _emb(self.unet, timestep, time_embeds, timestep_cond)
+        if rows is not None:
+            emb = emb.index_select(0, rows)
+        text: Any = prompt_embeds if keys_values is None else ((None,) * self._before + keys_values)
+        return run_up_blocks(self.unet, encoded + residuals[-1], add(skips, residuals[:-1]), emb, text)
+
+
+def _hoisted(model: Any, options: GraphOptions) -> Any:
+    """The model, changed to take what is computed before the loop."""
+    if options.hoist_prompt:
+        take_keys_and_values(model)
+    if options.hoist_time:
+        take_time_embeds(model)
+    return model
+
+
+def _emb(model: Any, timestep: Tensor | None, time_embeds: Tensor | None, timestep_cond: Tensor | None) -> Tensor:
+    if time_embeds is not None:
+        return time_embeds
+    assert timestep is not None
+    return time_embedding(model, timestep, timestep_cond)
+
+
+def _text(prompt_embeds: Tensor | None, keys_values: tuple[Tensor, ...] | None) -> Text:
+    text = prompt_embeds if keys_values is None else keys_values
+    assert text is not None
+    return text
+
+
+def _way_down(
+    unet: Any, model_input: Tensor, emb: Tensor, text: Text, rows: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """As `run_down_blocks`, from the model's input to the middle block's output."""
+    sample = 2 * model_input - 1 if unet.config.center_input_sample else model_input
+    sample, skips, emb = run_down_blocks(unet, unet.conv_in(sample), emb, text, rows)
+    return unet.mid_block(sample, emb, encoder_hidden_states=text), skips, emb
 
 
 class AddResiduals(nn.Module):

@@ -167,7 +167,9 @@ class _InFloat32(TorchDispatchMode):
 def _reference(module: nn.Module, inputs: Mapping[str, Tensor | tuple[Tensor, ...]]) -> list[Tensor]:
     """The module's outputs in fp32."""
     with torch.inference_mode(), _InFloat32():
-        outputs = module(**inputs)
+        # Copies that are made in this mode: of a tensor from outside PyTorch makes no view whose type is another.
+        copies = tree_map(torch.clone, dict(inputs))
+        outputs = module(**copies)
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 

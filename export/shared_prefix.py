@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What cross-attentions read: `prompt_embeds` [G,T,D], or the keys and values of all of them (`hoists.TextKv`).
+Text = Tensor | tuple[Tensor, ...]
+
 
 def time_embedding(model: Any, timestep: Tensor, timestep_cond: Tensor | None = None) -> Tensor:
     """timestep [1], timestep_cond [B,E] or None → the embedding of the time step, [1,·] or [B,·]."""
@@ -22,15 +25,15 @@ def time_embedding(model: Any, timestep: Tensor, timestep_cond: Tensor | None = 
 
 
 def run_down_blocks(
-    model: Any, sample: Tensor, emb: Tensor, prompt_embeds: Tensor, rows: Tensor
+    model: Any, sample: Tensor, emb: Tensor, text: Text, rows: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
     """Runs the down blocks of a UNet or a ControlNet.
 
     Args:
         model: whose `down_blocks` run.
         sample: after the first convolution, [B,C,h,w].
-        emb: as `time_embedding` gives it.
-        prompt_embeds: [G,T,D].
+        emb: as `time_embedding` gives it, or rows of `hoists.TimeEmbeds`.
+        text: what the cross-attentions read: prompt_embeds [G,T,D], or what `hoists.TextKv` gives.
         rows: for each row of the batch its image, int64 [G].
 
     Returns:
@@ -43,24 +46,24 @@ def run_down_blocks(
             sample, found = block(hidden_states=sample, temb=emb if shared else emb_of_rows)
             found = tuple(skip.index_select(0, rows) for skip in found) if shared else found
         elif shared:
-            sample, found = _first_cross_attention(block, sample, emb, emb_of_rows, prompt_embeds, rows)
+            sample, found = _first_cross_attention(block, sample, emb, emb_of_rows, text, rows)
             shared = False
         else:
-            sample, found = block(hidden_states=sample, temb=emb_of_rows, encoder_hidden_states=prompt_embeds)
+            sample, found = block(hidden_states=sample, temb=emb_of_rows, encoder_hidden_states=text)
         skips += found
     return sample.index_select(0, rows) if shared else sample, tuple(skips), emb_of_rows
 
 
 def _first_cross_attention(
-    block: Any, sample: Tensor, emb: Tensor, emb_of_rows: Tensor, prompt_embeds: Tensor, rows: Tensor
+    block: Any, sample: Tensor, emb: Tensor, emb_of_rows: Tensor, text: Text, rows: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A `CrossAttnDownBlock2D`: [B,·,·,·] before its first cross-attention, [G,·,·,·] after it."""
     found: list[Tensor] = []
     for resnet, attention in zip(block.resnets, block.attentions, strict=True):
         if not found:
-            sample = _attention(attention, resnet(sample, emb), prompt_embeds, rows)
+            sample = _attention(attention, resnet(sample, emb), text, rows)
         else:
-            sample = attention(resnet(sample, emb_of_rows), encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+            sample = attention(resnet(sample, emb_of_rows), encoder_hidden_states=text, return_dict=False)[0]
         found.append(sample)
     if block.downsamplers is not None:
         for downsampler in block.downsamplers:
@@ -69,24 +72,24 @@ def _first_cross_attention(
     return sample, tuple(found)
 
 
-def _attention(attention: Any, hidden: Tensor, prompt_embeds: Tensor, rows: Tensor) -> Tensor:
+def _attention(attention: Any, hidden: Tensor, text: Text, rows: Tensor) -> Tensor:
     """A `Transformer2DModel` whose first block's self-attention runs once for each image."""
     _, _, height, width = hidden.shape
     tokens, inner_dim = attention._operate_on_continuous_inputs(hidden)
     first, *others = attention.transformer_blocks
     if first.only_cross_attention:  # its first attention reads the prompt too
         tokens = tokens.index_select(0, rows)
-        tokens = first.attn1(first.norm1(tokens), encoder_hidden_states=prompt_embeds) + tokens
+        tokens = first.attn1(first.norm1(tokens), encoder_hidden_states=text) + tokens
     else:
         tokens = (first.attn1(first.norm1(tokens)) + tokens).index_select(0, rows)
-    tokens = first.attn2(first.norm2(tokens), encoder_hidden_states=prompt_embeds) + tokens
+    tokens = first.attn2(first.norm2(tokens), encoder_hidden_states=text) + tokens
     tokens = first.ff(first.norm3(tokens)) + tokens
     for block in others:
-        tokens = block(tokens, encoder_hidden_states=prompt_embeds)
+        tokens = block(tokens, encoder_hidden_states=text)
     output: Tensor = attention._get_output_for_continuous_inputs(
         hidden_states=tokens,
         residual=hidden.index_select(0, rows),
-        batch_size=prompt_embeds.shape[0],
+        batch_size=tokens.shape[0],
         height=height,
         width=width,
         inner_dim=inner_dim,
@@ -99,7 +102,7 @@ def run_up_blocks(
     sample: Tensor,
     skips: tuple[Tensor, ...],
     emb: Tensor,
-    prompt_embeds: Tensor,
+    text: Text,
     last: Callable[[Any, Tensor, tuple[Tensor, ...]], Tensor] | None = None,
 ) -> Tensor:
     """A UNet's up blocks and its last convolution: sample [G,·,·,·] and every skip connection → [G,4,h,w].
@@ -119,7 +122,7 @@ def run_up_blocks(
         if uneven and i < len(unet.up_blocks) - 1:
             fields["upsample_size"] = skips[-1].shape[2:]
         if getattr(block, "has_cross_attention", False):
-            fields["encoder_hidden_states"] = prompt_embeds
+            fields["encoder_hidden_states"] = text
         sample = block(**fields)
     output: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
     return output

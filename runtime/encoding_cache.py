@@ -13,8 +13,9 @@ from .backends.interface import Backend, Buffer, Step, Stopwatch, aligned
 from .profiling import profiled
 from .text.emphasis import emphasize
 
-# At full size a hint is 2.6 MB and a prompt 0.2 MB in fp16.
-MAX_ENCODINGS = 16
+# In fp16 at 512x512 a hint is 2.6 MB, a guided prompt 0.2 MB, and its keys and values 10 MB.
+MAX_ENCODINGS = 32
+MAX_BYTES = 256 << 20
 
 
 class EncodingCache:
@@ -24,6 +25,12 @@ class EncodingCache:
         self._backend = backend
         self._results: OrderedDict[bytes, Buffer] = OrderedDict()
 
+    def clear(self) -> bool:
+        """Drops every result, and says whether there was one."""
+        found = bool(self._results)
+        self._results.clear()
+        return found
+
     def encode(
         self,
         step: Step,
@@ -31,20 +38,25 @@ class EncodingCache:
         clock: Stopwatch,
         targets: Sequence[Buffer] = (),
         weights: NDArray[np.float32] | None = None,
+        made_of: Sequence[NDArray[Any]] = (),
+        output: Buffer | None = None,
     ) -> None:
         """Copies the result of `step` for these inputs to `targets`; launches it only where the result is not cached.
 
         Args:
-            values: by the graph's tensor names, all of its inputs.
+            values: by the graph's tensor names, its inputs; those that are in their buffers already are left out.
             targets: buffers of the output's number of bytes; by default the output itself.
             weights: float32 [P,T] of emphasis, which the result [P,T,D] is multiplied with (`emphasis.emphasize`).
+            made_of: what the inputs that are left out depend on.
+            output: the memory of all outputs, where there are several.
 
         Raises:
             UserError: as of `emphasize`.
         """
-        [output] = step.outputs.values()
+        if output is None:
+            [output] = step.outputs.values()
         key = blake2b(step.graph.encode(), digest_size=16)
-        for array in (*values.values(), *(() if weights is None else (weights,))):
+        for array in (*values.values(), *made_of, *(() if weights is None else (weights,))):
             key.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         known = key.digest()
         if known in self._results:
@@ -54,26 +66,26 @@ class EncodingCache:
             return
         for name, array in values.items():
             self._backend.upload(step.inputs[name], array)
-        self.compute(step, clock, targets, weights)
+        self.compute(step, output, clock, targets, weights)
         try:
             kept = self._backend.arena(aligned(output.nbytes))(output.shape, output.dtype.name)
         except DeviceMemoryError:
             self._results.clear()  # it is in its targets: the cache only saves time, and must not cost the request
             return
         self._backend.copy(output, kept)
-        while len(self._results) >= MAX_ENCODINGS:
-            self._results.popitem(last=False)
         self._results[known] = kept
+        while len(self._results) > MAX_ENCODINGS or sum(b.nbytes for b in self._results.values()) > MAX_BYTES:
+            self._results.popitem(last=False)
 
     def compute(
         self,
         step: Step,
+        output: Buffer,
         clock: Stopwatch,
         targets: Sequence[Buffer] = (),
         weights: NDArray[np.float32] | None = None,
     ) -> None:
         """As `encode`, of what the inputs of `step` hold, and not cached."""
-        [output] = step.outputs.values()
         with profiled(step.stage):
             step.launch()
         if weights is not None:

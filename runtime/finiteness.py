@@ -42,7 +42,9 @@ def advice(bundle: Bundle) -> str:
 def _locate_non_finite(program: Program, tensors: RequestTensors, backend: Backend, bundle: Bundle) -> str:
     """Runs the request again, launch by launch, until an output is not finite."""
     program.fill(tensors)
-    for step in (program.text, *program.hints):
+    if program.table is not None:
+        program.table.times_of = b""  # the next request computes them anew
+    for step in (program.text, *program.hoists.steps(), *program.hints):
         if tensor := _first_bad(step, backend):
             what = f"{step.graph} gives values that are not finite in {tensor} ({bundle.manifest.precision})"
             return f"{what}: {advice(bundle)}"

@@ -5,17 +5,19 @@ only changes values (prompt, seed, scales, the sampler's coefficients, the numbe
 the launches of one kind of step are bound once, and a backend that can record them records each kind once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundles.bundle import SHALLOW, Bundle
+from ..bundles.bundle import Bundle
+from ..bundles.graph_names import SHALLOW, always_needed, needed_for
 from .backends.cuda import Cuda
-from .backends.interface import Backend, Buffer, Step, Stopwatch
+from .backends.interface import Backend, Buffer, Launch, Step, Stopwatch
 from .encoding_cache import EncodingCache
+from .hoists import Hoists
 from .images.device_image import DeviceImage
 from .profiling import profiled
 from .sampling.schedulers import SamplerTable
@@ -83,7 +85,7 @@ class Program:
         self.schedule = schedule
         self._backend = backend
         self._bundle = bundle
-        backend.reserve(graphs_of(shape), buffer_bytes(bundle, shape, schedule))
+        backend.reserve(graphs_of(shape, bundle), buffer_bytes(bundle, shape, schedule))
         self.workspace = w = Workspace(backend.arena(workspace_bytes(bundle, shape)), bundle, shape)
         self._kinds: dict[StepKind, tuple[Step, ...]] = {}
         self.table: StepTable | None = None
@@ -96,6 +98,7 @@ class Program:
             for condition in shape.controls
             if w.control_image is not None and w.hint is not None
         ]
+        self.hoists = Hoists(backend, bundle, w, self._step)
         for k in range(schedule.steps):
             self.of_kind(schedule.kind(k))
         self.decode = [self.decoder("vae_decoder")]
@@ -110,11 +113,11 @@ class Program:
         if table is None or table.rows.shape[0] < steps or (noisy and table.noise.shape[0] < steps):
             self.table = None
             allocate = self._backend.arena(table_bytes(self._bundle, self.shape, schedule))
-            self.table = StepTable(allocate, self._bundle.manifest, self.shape.images, steps, noisy)
+            self.table = StepTable(allocate, self._bundle, self.shape, steps, noisy)
         self.schedule = schedule
 
     def fill(self, tensors: RequestTensors) -> None:
-        """Writes a request's values into the buffers, but for prompt and conditions: those are `encode`'s."""
+        """Writes a request's values into the buffers, but for what `encode` computes."""
         w, put, s, table = self.workspace, self._backend.upload, self.shape, tensors.table
         n, steps = 2 if s.guided else 1, self.schedule.steps
         put(w.guidance, tensors.guidance(s.guided))
@@ -147,20 +150,22 @@ class Program:
         put(w.rows, np.tile(np.arange(s.images), n))
 
     def encode(self, tensors: RequestTensors, encodings: EncodingCache, clock: Stopwatch) -> None:
-        """Prompt and conditions into their buffers, each computed only where `encodings` does not have it."""
+        """Prompt, time steps and conditions into their buffers, each computed only where that has not been done yet."""
         prompts, w, b = tensors.prompts, self.workspace, self.shape.images
         text = {"input_ids": prompts.input_ids, "clip_skip": prompts.clip_skip}
         encodings.encode(self.text, text, clock, weights=prompts.weights)
-        if w.unguided is not None:
-            for row in range(b):  # the prompt's side comes after the negative prompt's
-                self._backend.copy(w.prompt_embeds.part(b + row), w.unguided.prompt_embeds.part(row))
+        self.hoists.encode_prompt(prompts, encodings, clock)
+        for source, target in w.unguided_copies():
+            self._backend.copy(source, target)
+        assert self.table is not None
+        self.hoists.encode_times(self.table, tensors.table.timesteps, tensors.timestep_cond, clock)
         for step, images, hints in zip(self.hints, tensors.control_images, w.hints, strict=True):
             for image in {id(image): image for image in images}.values():
                 targets = [hints.part(row) for row in range(b) if images[row] is image]
                 if isinstance(image, DeviceImage):
                     assert isinstance(self._backend, Cuda)
                     self._backend.read_image(image, step.inputs["control_image"])
-                    encodings.compute(step, clock, targets)
+                    encodings.compute(step, step.outputs["hint"], clock, targets)
                     continue
                 encodings.encode(step, {"control_image": image[None]}, clock, targets)
 
@@ -181,7 +186,7 @@ class Program:
     def begin(self, k: int) -> Step:
         """Copies the values of step k into their slots; no graph runs."""
         assert self.table is not None
-        copies = [(self.table.rows.part(k), self.workspace.row)]
+        copies = [(self.table.rows.part(k), self.workspace.row), *self.hoists.copies(self.table, k)]
         if any(self.schedule.noisy):
             slot = self.workspace.noise
             copies.append((self.table.noise.part(k, shape=slot.shape), slot))
@@ -203,6 +208,8 @@ class Program:
         s, w = self.shape, self.workspace
         n, b = 1 if kind.unguided or not s.guided else 2, s.images
         own = w.unguided if kind.unguided else None
+        split = "unet_encoder" in self._bundle.manifest.graphs
+        computes = any(kind.active) and not kind.reuses_residuals and not kind.shallow
         step = {
             "model_input": w.model_input,
             "timestep": w.timestep,
@@ -210,15 +217,25 @@ class Program:
             "rows": first_rows(w.rows, n * b),
         }
         scales, guidance = (w.scales, w.guidance) if own is None else (own.scales, own.guidance)
+        unet = {**step, **w.network("", kind.unguided), **w.distilled, **_rows_of(w.skips, n * b)}
         steps: list[Step] = []
+        if split:  # first: it runs beside the ControlNets
+            beside = partial(self._backend.beside, "unet_encoder")
+            steps.append(self._bound("unet", "unet_encoder", beside if computes else None, unet))
         total: Residuals | None = None
         sums = 0
         for i, condition in enumerate(s.controls):
             if not kind.active[i]:
                 continue
             residuals = _rows_of(w.control_residuals[i], n * b)
-            if not kind.reuses_residuals and not kind.shallow:
-                controlnet = {**step, "hint": w.hints[i], "scales": scales[i], **residuals}
+            if computes:
+                controlnet = {
+                    **step,
+                    **w.network(f"_{condition}", kind.unguided),
+                    "hint": w.hints[i],
+                    "scales": scales[i],
+                    **residuals,
+                }
                 steps.append(self._step("controlnet", f"controlnet_{condition}", **controlnet))
             if total is None:
                 total = residuals
@@ -232,9 +249,12 @@ class Program:
                 steps.append(self._step("controlnet", "add_residuals", **total, **others, **sum_))
             total = target
         total = _rows_of(w.no_residuals, n * b) if total is None else total
+        if split and computes:
+            steps.append(Step("unet", "", self._backend.join, {}, {}))
+        last = "unet_decoder" if split else SHALLOW if kind.shallow else "unet"
         noise_pred = first_rows(w.noise_pred, n * b)
-        unet = {**step, **w.distilled, **total, **_rows_of(w.deep, n * b), "noise_pred": noise_pred}
-        steps.append(self._step("unet", SHALLOW if kind.shallow else None, **unet))
+        unet |= {**total, **_rows_of(w.deep, n * b), "noise_pred": noise_pred}
+        steps.append(self._step("unet", last, **unet))
 
         update = self._step(
             "update",
@@ -251,10 +271,16 @@ class Program:
         return [*steps, update]
 
     def _step(self, stage: str, graph: str | None = None, /, **buffers: Buffer) -> Step:
-        graph = graph or stage
+        return self._bound(stage, graph or stage, None, buffers)
+
+    def _bound(
+        self, stage: str, graph: str, bind: Callable[[Mapping[str, Buffer]], Launch] | None, buffers: dict[str, Buffer]
+    ) -> Step:
+        """A launch of a graph that reads and writes those of the buffers that it has; None binds it as usual."""
         spec = self._bundle.graph(graph)
         inputs, outputs = ({t.name: buffers[t.name] for t in tensors} for tensors in (spec.inputs, spec.outputs))
-        return Step(stage, graph, self._backend.load(graph).bind(buffers), inputs, outputs)
+        bind = bind or self._backend.load(graph).bind
+        return Step(stage, graph, bind({**inputs, **outputs}), inputs, outputs)
 
 
 def run(steps: Iterable[Step], clock: Stopwatch) -> None:
@@ -265,12 +291,12 @@ def run(steps: Iterable[Step], clock: Stopwatch) -> None:
         clock.mark(step.stage)
 
 
-def graphs_of(shape: LoopShape) -> list[str]:
-    """The names of the graphs that a loop shape launches."""
-    own = [f"{role}_{condition}" for condition in shape.controls for role in ("hint", "controlnet")]
+def graphs_of(shape: LoopShape, bundle: Bundle) -> list[str]:
+    """The names of the graphs of a bundle that a loop shape launches."""
+    graphs = bundle.manifest.graphs
     adding = ["add_residuals"] if len(shape.controls) > 1 else []
     shallow = [SHALLOW] if shape.shallow_steps else []
-    return ["text_encoder", "unet", *shallow, "update", "vae_decoder", *adding, *own]
+    return [*always_needed(graphs), *shallow, *adding, *needed_for(shape.controls, graphs)]
 
 
 def _rows_of(buffers: Mapping[str, Buffer], rows: int) -> dict[str, Buffer]:

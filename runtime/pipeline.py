@@ -241,7 +241,7 @@ class Pipeline:
         Empty on a CPU. A request that does not fit raises DeviceMemoryError and loads nothing.
         """
         plan = self._plan(self.resolve(request))
-        graphs, nbytes = graphs_of(plan.shape), buffer_bytes(self.bundle, plan.shape, plan.schedule)
+        graphs, nbytes = graphs_of(plan.shape, self.bundle), buffer_bytes(self.bundle, plan.shape, plan.schedule)
         if request.init_image is not None:
             graphs, nbytes = [*graphs, ENCODER], nbytes + encoder_bytes(self.bundle)
         with self._lock:
@@ -370,7 +370,7 @@ class Pipeline:
             watcher.finish()
         try:
             remarks = programs.retry_with_eviction(  # it may load another decoder
-                [program.shape, *graphs_of(program.shape)],
+                [program.shape, *graphs_of(program.shape, self.bundle)],
                 lambda: check_finite(program, ready.tensors, self.backend, self.bundle),
             )
         except BackendError:

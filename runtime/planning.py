@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..bundles.bundle import SHALLOW, Bundle
+from ..bundles.bundle import Bundle
+from ..bundles.graph_names import SHALLOW
 from ..errors import BundleError, UserError
 from ..messages import printable
 from .init_image import first_step

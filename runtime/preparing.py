@@ -83,8 +83,8 @@ class Preparation:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        self.programs = ProgramCache(backend, bundle)
         self.encodings = EncodingCache(backend)
+        self.programs = ProgramCache(backend, bundle, lambda: self.encodings.clear())
 
     def forget_encodings(self) -> None:
         """Drops the cached encodings: one of them may hold what is not finite."""
@@ -156,7 +156,7 @@ class Preparation:
             image, notes = fit_init_image(self.bundle, request.init_image)
             sample = draw() if draws_noise(self.bundle) else None
             init_latents, more = self.programs.retry_with_eviction(
-                [shape, *graphs_of(shape)],
+                [shape, *graphs_of(shape, self.bundle)],
                 lambda: encode_init_image(self.bundle, self.backend, image, sample, len(generators)),
             )
             notes = [*notes, *more]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from ..bundles.bundle import Bundle
+from ..bundles.graph_names import condition_of
 from ..errors import DeviceMemoryError
 from .backends.interface import Backend
 from .loop import Program, graphs_of
@@ -14,20 +15,23 @@ from .shape import LoopShape, Schedule
 # Every condition with room to spare. At full size the buffers of one are some 30 MB for each pair of images in fp16.
 MAX_PROGRAMS = 8
 
-# What belongs to one condition. The other graphs serve every request and stay.
-_OF_A_CONDITION = ("hint_", "controlnet_", "extractor_")
-
 T = TypeVar("T")
 
 
 class ProgramCache:
     """Programs by loop shape, and which graphs of conditions were used when.
 
-    Where device memory is short, what was used longest ago goes first: a program with its buffers and its recording,
-    then the engines of its condition, which nothing holds any more. They are loaded again on demand.
+    Where device memory is short, encodings go, which are made again in milliseconds; then what was used longest ago: a
+    program with its buffers and its recording, and the engines of its condition, which nothing holds any more. They are
+    loaded again on demand.
+
+    Args:
+        backend, bundle: whose programs they are.
+        drop_encodings: drops all that are kept, and says whether there were any.
     """
 
-    def __init__(self, backend: Backend, bundle: Bundle) -> None:
+    def __init__(self, backend: Backend, bundle: Bundle, drop_encodings: Callable[[], bool]) -> None:
+        self._drop_encodings = drop_encodings
         self.programs: OrderedDict[LoopShape, Recordings] = OrderedDict()
         self._backend = backend
         self._bundle = bundle
@@ -44,7 +48,7 @@ class ProgramCache:
         Raises:
             DeviceMemoryError: it does not fit although everything else that can go is gone.
         """
-        graphs = graphs_of(shape)
+        graphs = graphs_of(shape, self._bundle)
         if shape not in self.programs:
             while len(self.programs) >= MAX_PROGRAMS:
                 self._used.pop(self.programs.popitem(last=False)[0], None)
@@ -60,7 +64,7 @@ class ProgramCache:
         """Records what the program has run before; where there is no memory for that, it runs launch by launch."""
         shape = recordings.program.shape
         try:
-            self.retry_with_eviction([shape, *graphs_of(shape)], recordings.record)
+            self.retry_with_eviction([shape, *graphs_of(shape, self._bundle)], recordings.record)
         except DeviceMemoryError as e:
             recordings.lower(str(e), "off")
 
@@ -82,6 +86,8 @@ class ProgramCache:
             except DeviceMemoryError:
                 if nothing_left:
                     raise
+            if self._drop_encodings():
+                continue
             # Not in the `except`: the error's traceback holds what `work` had made so far.
             old = next((old for old in self._used if old not in keep), None)
             nothing_left = old is None
@@ -94,7 +100,8 @@ class ProgramCache:
 
     def _touch(self, *used: LoopShape | str) -> None:
         for one in used:
-            if isinstance(one, LoopShape) or one.startswith(_OF_A_CONDITION):
+            # Graphs that serve every condition stay.
+            if isinstance(one, LoopShape) or condition_of(one):
                 self._used[one] = None
                 self._used.move_to_end(one)
 

@@ -126,7 +126,11 @@ class Recordings:
         if self.rung == "step":
             return [Step(stage, "", self._backend.record([step.launch for step in steps]), {}, {})]
         found, reasons = [], []
+        launched = [step for step in steps if step.graph]
         for step in steps:
+            if not step.graph:  # joins what no recording leaves apart
+                found.append(step)
+                continue
             try:
                 found.append(replace(step, launch=self._backend.record([step.launch])))
             except DeviceMemoryError:
@@ -134,6 +138,6 @@ class Recordings:
             except BackendError as e:
                 reasons.append(str(e))
                 found.append(step)
-        if len(reasons) == len(steps):
+        if len(reasons) == len(launched):
             raise BackendError(reasons[0])
         return found

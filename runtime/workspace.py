@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..bundles.bundle import Bundle, Manifest, TensorSpec
+from ..bundles.graph_names import STEPS_AT_ONCE
 from ..errors import BundleError
 from .backends.interface import ALIGNMENT, Allocate, Buffer, aligned
 from .shape import LoopShape, Schedule
@@ -18,6 +19,32 @@ Residuals = dict[str, Buffer]
 # request's are uploaded at once.
 ROW = ALIGNMENT // 4
 TIMESTEP, COEFFICIENTS = 0, 1
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is computed before the loop for the UNet or a ControlNet; empty where its graph computes it at every step.
+
+    Attributes:
+        block: the memory of `keys_values`.
+        keys_values: of every cross-attention, by tensor name.
+        time_embeds: the slot of the step's row.
+        times: where the rows of `STEPS_AT_ONCE` steps are computed.
+    """
+
+    block: Buffer
+    keys_values: dict[str, Buffer]
+    time_embeds: Buffer | None
+    times: Buffer | None
+
+    def inputs(self) -> dict[str, Buffer]:
+        """What the network's graph reads of it, by tensor name."""
+        return self.keys_values | ({} if self.time_embeds is None else {"time_embeds": self.time_embeds})
+
+
+def network_suffixes(shape: LoopShape) -> list[str]:
+    """How the graphs of each network end: nothing for the UNet, `_<condition>` for a ControlNet."""
+    return ["", *(f"_{condition}" for condition in dict.fromkeys(shape.controls))]
 
 
 class Workspace:
@@ -66,9 +93,16 @@ class Workspace:
         self.coefficients = self.row.part(COEFFICIENTS, shape=(5, 7))
         self.noise = self._new("float32", b, *latent)
 
-        unet = bundle.graph("unet")
         # What only a distilled UNet reads.
-        self.distilled = {t.name: self._new(t.dtype, b, *t.shape[1:]) for t in unet.inputs if t.name == "timestep_cond"}
+        scale = bundle.guidance_width
+        self.distilled = {} if scale is None else {"timestep_cond": self._new(float_type, b, scale)}
+        self.networks = {suffix: self._network(bundle, suffix, s) for suffix in network_suffixes(s)}
+        self.timesteps = self._new("float32", STEPS_AT_ONCE)
+
+        # What the encoder of a divided UNet hands its decoder, and a whole one the graph of its outermost layer.
+        encoder = m.graphs.get("unet_encoder")
+        self.skips = {t.name: self._new(t.dtype, n * b, *t.shape[1:]) for t in encoder.outputs} if encoder else {}
+        unet = bundle.graph("unet_decoder" if encoder else "unet")
         self.deep = {t.name: self._new(t.dtype, n * b, *t.shape[1:]) for t in unet.outputs if t.name == "deep"}
         self._residual_shapes = {t.name: t.shape for t in unet.inputs if t.name == "mid" or t.name.startswith("down_")}
         self._residual_batch = (float_type, n * b)
@@ -83,9 +117,28 @@ class Workspace:
         b, embeds = shape.images, self.prompt_embeds
         return UnguidedBuffers(
             prompt_embeds=self._new(embeds.dtype.name, b, *embeds.shape[1:]),
+            keys_values={
+                suffix: {name: self._new(t.dtype.name, b, *t.shape[1:]) for name, t in network.keys_values.items()}
+                for suffix, network in self.networks.items()
+            },
             scales=[self._new("float32", len(self._residual_shapes), b) for _ in shape.controls],
             guidance=self._new("float32", 1, b),
         )
+
+    def network(self, suffix: str, unguided: bool) -> dict[str, Buffer]:
+        """What the graph of a network reads of what is computed before the loop, by tensor name."""
+        inputs = self.networks[suffix].inputs()
+        return inputs if self.unguided is None or not unguided else inputs | self.unguided.keys_values[suffix]
+
+    def unguided_copies(self) -> list[tuple[Buffer, Buffer]]:
+        """From what guided steps read of the prompt to what the others do: the prompt's side, the second half."""
+        own = self.unguided
+        if own is None:
+            return []
+        pairs = [(self.prompt_embeds, own.prompt_embeds)]
+        for suffix, network in self.networks.items():
+            pairs += [(t, own.keys_values[suffix][name]) for name, t in network.keys_values.items()]
+        return [(source.view(target.nbytes, target.shape, target.dtype.name), target) for source, target in pairs]
 
     def magnitude(self, decoded: bool = False) -> Buffer:
         """The mean magnitude of the last step's new state, or of the decoder's image, [1]."""
@@ -95,6 +148,24 @@ class Workspace:
         """New buffers for a ControlNet's residuals."""
         float_type, batch = self._residual_batch
         return {name: self._new(float_type, batch, *shape[1:]) for name, shape in self._residual_shapes.items()}
+
+    def _network(self, bundle: Bundle, suffix: str, s: LoopShape) -> "Network":
+        graphs, rows = bundle.manifest.graphs, (2 if s.guided else 1) * s.images
+        block, keys_values = self._new("uint8", 0), {}
+        if spec := graphs.get(f"text_kv{suffix}"):
+            sizes = {"batch": rows, "tokens": self.prompt_embeds.shape[1]}
+            tensors = [(t, [sizes.get(str(d), d) for d in t.shape]) for t in spec.outputs]
+            lengths = [aligned(math.prod(map(int, shape)) * np.dtype(t.dtype).itemsize) for t, shape in tensors]
+            block = self._new("uint8", sum(lengths))
+            for (t, shape), start in zip(tensors, np.cumsum([0, *lengths[:-1]]), strict=True):
+                keys_values[t.name] = block.view(int(start), tuple(map(int, shape)), t.dtype)
+        slot = times = None
+        if spec := graphs.get(f"time_embeds{suffix}"):
+            [t] = spec.outputs
+            of_a_step = [s.images if d == "images" else d for d in t.shape[1:]]
+            slot = self._new(t.dtype, *of_a_step)
+            times = self._new(t.dtype, STEPS_AT_ONCE, *of_a_step)
+        return Network(block, keys_values, slot, times)
 
     def _new(self, dtype: str, *shape: int | str) -> Buffer:
         if not all(isinstance(d, int) for d in shape):
@@ -111,11 +182,13 @@ class UnguidedBuffers:
 
     Attributes:
         prompt_embeds: [B,T,D].
+        keys_values: by the network's suffix and tensor name, [B,T,C].
         scales: for each control, [R,B].
         guidance: [1,B], all 1.
     """
 
     prompt_embeds: Buffer
+    keys_values: dict[str, dict[str, Buffer]]
     scales: list[Buffer]
     guidance: Buffer
 
@@ -126,13 +199,26 @@ def first_rows(buffer: Buffer, rows: int) -> Buffer:
 
 
 class StepTable:
-    """The values of every step of a request, which no launch is bound to: each step copies its own into the slots."""
+    """The values of every step of a request, which no launch is bound to: each step copies its own into the slots.
 
-    def __init__(self, allocate: Allocate, manifest: Manifest, images: int, steps: int, noisy: bool) -> None:
+    Attributes:
+        time_embeds: a row for each step, by the network's suffix.
+        times_of: what they were computed from; empty before they are.
+    """
+
+    def __init__(self, allocate: Allocate, bundle: Bundle, shape: LoopShape, steps: int, noisy: bool) -> None:
+        graphs = bundle.manifest.graphs
         self.rows = allocate((steps, 2, ROW), "float32")
         # A row for each step, so long that every one is aligned.
-        noise = aligned(4 * images * math.prod(latent_shape(manifest))) // 4
+        noise = aligned(4 * shape.images * math.prod(latent_shape(bundle.manifest))) // 4
         self.noise = allocate((steps if noisy else 0, noise), "float32")
+        self.times_of = b""
+        self.time_embeds: dict[str, Buffer] = {}
+        for suffix in network_suffixes(shape):
+            if spec := graphs.get(f"time_embeds{suffix}"):
+                [t] = spec.outputs
+                of_a_step = [shape.images if d == "images" else int(d) for d in t.shape[1:]]
+                self.time_embeds[suffix] = allocate((steps, *of_a_step), t.dtype)
 
 
 def buffer_bytes(bundle: Bundle, shape: LoopShape, schedule: Schedule) -> int:
@@ -148,7 +234,7 @@ def workspace_bytes(bundle: Bundle, shape: LoopShape) -> int:
 def table_bytes(bundle: Bundle, shape: LoopShape, schedule: Schedule) -> int:
     """What the values of every step of a request take."""
     noisy = any(schedule.noisy)
-    return _counted(lambda allocate: StepTable(allocate, bundle.manifest, shape.images, schedule.steps, noisy))
+    return _counted(lambda allocate: StepTable(allocate, bundle, shape, schedule.steps, noisy))
 
 
 def _counted(make: Callable[[Allocate], object]) -> int:

@@ -21,7 +21,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from cnpp_trt import Pipeline, cli
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.bundles.embedded import assemble
+from cnpp_trt.bundles.manifest import GraphOptions
 from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
@@ -94,6 +96,17 @@ def tiny(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Mod
     bundle = tmp_path_factory.mktemp("bundles") / "tiny"
     exported("tiny", bundle, lambda out: export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg", "depth"], out))
     return Model("tiny", tiny_checkpoint, bundle, Pipeline.open(bundle, threads=1))
+
+
+@pytest.fixture(scope="session")
+def tiny_as_one(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The fp32 bundle of the tiny checkpoint whose networks compute everything at every step."""
+
+    def export(out: Path) -> None:
+        options = GraphOptions(hoist_prompt=False, hoist_time=False)
+        export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg", "depth"], out, options=options)
+
+    return Bundle.open(exported("tiny-as-one", tmp_path_factory.mktemp("bundles") / "as-one", export))
 
 
 @pytest.fixture(scope="session")

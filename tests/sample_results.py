@@ -31,6 +31,8 @@ from cnpp_trt.benchmarks.records import (
     PlanRow,
     Plans,
     StageRow,
+    Sweep,
+    SweepRow,
     Timed,
     TimedCase,
     Waterfall,
@@ -182,6 +184,26 @@ def make_waterfall(seed: int = 0) -> Waterfall:
     return Waterfall(
         model="miniature", condition="seg", case=make_case(width=128, height=128), optimizations=optimizations
     )
+
+
+def make_sweep(seed: int = 0) -> Sweep:
+    rng = np.random.default_rng(seed)
+    first = samples(0.9, 9, 0.02, rng)
+    better = samples(0.84, 9, 0.02, rng)
+    rows = [
+        SweepRow(name="default", title="TensorRT's defaults", build_seconds=61.0, seconds=first, reason=""),
+        SweepRow(
+            name="optimization-level-5",
+            title="optimization level 5",
+            build_seconds=340.0,
+            seconds=better,
+            ratio=paired_ratio(first["samples"], better["samples"]),
+            difference=1,
+            reason="",
+        ),
+        SweepRow(name="tiling-level-3", title="tiling level 3", reason="TensorRT finds no kernel for it"),
+    ]
+    return Sweep(model="miniature", condition="seg", case=make_case(width=128, height=128), rows=rows)
 
 
 def picture(seed: int, width: int = 128, height: int = 128, gray: bool = False) -> str:
@@ -415,6 +437,7 @@ def make_all() -> list[BenchmarkResult]:
     return [
         make_result("bench", make_bench(), "full-size, seg, cpu"),
         make_result("waterfall", make_waterfall()),
+        make_result("sweep", make_sweep(), "miniature, seg, builder settings"),
         make_result("parity", make_parity(), "miniature, onnxruntime-cpu"),
         make_result("consistency", make_consistency(), "miniature, onnxruntime-cpu"),
         make_result("plans", make_plans(), "full-size, tensorrt-rtx"),

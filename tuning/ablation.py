@@ -2,7 +2,8 @@
 
 from msgspec.structs import replace
 
-from ..bundles.bundle import SHALLOW, Bundle
+from ..bundles.bundle import Bundle
+from ..bundles.graph_names import SHALLOW
 from ..runtime.settings.preset import Levers
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from ..bundles.bundle import SHALLOW, Bundle
+from ..bundles.bundle import Bundle
+from ..bundles.graph_names import SHALLOW
 from ..runtime.settings.preset import Levers
 
 STEPS = (3, 4, 5, 6, 8, 10, 12, 15, 20)

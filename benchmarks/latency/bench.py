@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..requests import make_requests
 from ..result import BenchmarkResult, Kind, default_path
 from .competitors import BY_NAME, COMPETITORS, CompetitorSpec, Device, WorkerConfig, unavailable_reason
 from .machine_peak import measure_roofline
+from .sweep import SweepPlan, require_gpu, sweep
 from .timing import MIN_ROUNDS, TimingPlan, cases, sampling, time_competitors
 from .waterfall import waterfall
 
@@ -125,6 +126,50 @@ def run_bench(
         result.write(path)
         results[path] = result
     return results
+
+
+def run_sweep(
+    model: str | None,
+    bundle: Path | None,
+    controlnets: Mapping[str, str],
+    settings: BenchSettings,
+    out: Path | None,
+) -> dict[Path, BenchmarkResult]:
+    """Measures TensorRT's builder settings in the base case, and writes what it finds.
+
+    Args:
+        model, bundle, controlnets, out: as for `run_bench`.
+        settings: the first of sizes, images and steps is measured, in so many rounds.
+
+    Returns:
+        The result by its file.
+
+    Raises:
+        UserError, CnppError: there is no GPU, or an argument cannot be used.
+    """
+    require_gpu()
+    if bundle is None:
+        first = replace(settings, sizes=settings.sizes[:1] or (Checkpoint(model or "miniature").size(None),))
+        [opened] = _exported(model or "miniature", controlnets, first, "fp16")
+    else:
+        opened = Bundle.open(bundle)
+    opened.require_condition(settings.condition)
+    fields = {} if settings.scheduler is None else {"scheduler": settings.scheduler}
+    with Pipeline.open(opened, "onnxruntime-cpu") as control_pipeline:
+        example = next(make_requests(control_pipeline, settings.condition, [0], **fields))
+    size = (opened.manifest.width, opened.manifest.height)
+    few_step = settings.scheduler is None
+    base = cases([size], settings.images[:1], settings.steps[:1], example, few_step=few_step)[0]
+    with GpuSampler() as sampler:
+        data = sweep(SweepPlan(opened, settings.condition, base, rounds=settings.rounds))
+    title = f"{opened.manifest.model}, {settings.condition}, builder settings"
+    result = BenchmarkResult.of("sweep", title, _command(opened, settings) + " --sweep", data)
+    if sampler.ranges:
+        result = msgspec.structs.replace(result, environment={**result.environment, "gpu_under_load": sampler.ranges})
+    path = default_path("sweep", f"{opened.folder.name}-{settings.condition}")
+    path = path if out is None else out / path.name
+    result.write(path)
+    return {path: result}
 
 
 def conditions_of(model: str | None, bundle: Path | None, controlnets: Mapping[str, str]) -> list[str]:

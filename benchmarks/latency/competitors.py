@@ -13,6 +13,7 @@ from ...errors import BackendError
 from ...gpu import find_gpu
 from ...install import EXPORT_MODULES, cannot_import, found
 from ...runtime.settings.request import ResolvedRequest
+from .torch_settings import SETTINGS, Adapter
 
 Device = Literal["cpu", "gpu"]
 
@@ -38,13 +39,24 @@ class CompetitorSpec:
 
 COMPETITORS = (
     CompetitorSpec("pytorch", "PyTorch eager (diffusers)", "cpu", "fp32"),
+    CompetitorSpec("pytorch-hint", "PyTorch eager, condition encoded once", "cpu", "fp32"),
     CompetitorSpec("pytorch-compile", "PyTorch, torch.compile (freezing)", "cpu", "fp32", everywhere=False),
     CompetitorSpec("onnxruntime-cpu", "cnpp-trt, onnxruntime-cpu", "cpu", "fp32", "fp32"),
     CompetitorSpec("openvino", "cnpp-trt, openvino", "cpu", "fp32", "fp32"),
     CompetitorSpec("openvino-bf16", "cnpp-trt, openvino bf16", "cpu", "bf16", "fp32"),
     CompetitorSpec("pytorch-cuda", "PyTorch eager (diffusers)", "gpu", "fp16"),
+    CompetitorSpec("pytorch-cuda-channels-last", "PyTorch eager, channels-last", "gpu", "fp16"),
+    CompetitorSpec("pytorch-cuda-hint", "PyTorch eager, channels-last, condition encoded once", "gpu", "fp16"),
     CompetitorSpec(
-        "pytorch-cuda-compile", "PyTorch, torch.compile (channels-last, max-autotune)", "gpu", "fp16", None, False
+        "pytorch-cuda-reduce-overhead",
+        "PyTorch, torch.compile (reduce-overhead, fullgraph)",
+        "gpu",
+        "fp16",
+        None,
+        False,
+    ),
+    CompetitorSpec(
+        "pytorch-cuda-max-autotune", "PyTorch, torch.compile (max-autotune, fused QKV)", "gpu", "fp16", None, False
     ),
     CompetitorSpec("onnxruntime-cuda", "cnpp-trt, onnxruntime-cuda", "gpu", "fp16", "fp16"),
     CompetitorSpec("tensorrt", "cnpp-trt, TensorRT plans", "gpu", "fp16", "fp16"),
@@ -167,7 +179,7 @@ class _Runtime:
 
 
 class _PyTorch:
-    """diffusers, eager or compiled. On a CPU compiled with freezing, its fastest there; on a GPU in channels-last."""
+    """diffusers, run as `torch_settings.SETTINGS` says."""
 
     def __init__(self, config: WorkerConfig) -> None:
         try:
@@ -183,16 +195,13 @@ class _PyTorch:
             raise BackendError(f"PyTorch {torch.__version__} finds no CUDA device")
         if config.threads is not None and not self._cuda:
             torch.set_num_threads(config.threads)
-        self._compiled = config.name.endswith("compile")
-        if self._compiled and not self._cuda:
-            import torch._inductor.config as inductor
-
-            inductor.freezing = True
+        settings = SETTINGS[config.name]
+        self._compiled = settings.compile is not None
         self._reference = PyTorch(
             Checkpoint(**config.recipe),
             torch.float16 if self._cuda else torch.float32,
             "cuda" if self._cuda else "cpu",
-            self._compile if self._compiled else lambda name, module: module,
+            Adapter(torch, settings),
         )
         self._extractors: dict[str, Any] = {}
 
@@ -241,17 +250,6 @@ class _PyTorch:
             pixels = self._torch.from_numpy(image[None]).to(self._reference.device)
             self._extractors[condition](pixels).cpu().numpy()
         return time.perf_counter() - start
-
-    def _compile(self, name: str, module: Any) -> Any:
-        if self._cuda:
-            module = module.to(memory_format=self._torch.channels_last)
-        mode = "max-autotune" if self._cuda else None
-        if name == "vae":
-            module.decoder = self._torch.compile(module.decoder, mode=mode)
-            return module
-        if name == "text_encoder":
-            return module  # once an image, a few milliseconds: users leave it
-        return self._torch.compile(module, mode=mode)
 
 
 class _CallTimer:

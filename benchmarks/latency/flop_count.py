@@ -38,7 +38,8 @@ def count_ops(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> OpCount:
     Args:
         bundle: that has the graph.
         graph: its name.
-        sizes: of the free dimensions that the graph has: `batch`, `tokens`, `prompts`, `images`, `guidance`.
+        sizes: of the free dimensions that the graph has: `batch`, `tokens`, `prompts`, `images`, `guidance`,
+            `steps`.
 
     Raises:
         CnppError: a node's operations cannot be counted.
@@ -71,7 +72,7 @@ def request_op_counts(
     program = Program(cast(Backend, NullBackend()), bundle, shape, schedule)
     launched: dict[str, list[OpCount]] = {}
     known: dict[tuple[Any, ...], OpCount] = {}
-    for step in (program.text, *program.hints, *program.launches()):
+    for step in (program.text, *program.hoists.steps(), *program.hints, *program.launches()):
         if not step.graph:
             continue
         sizes = free_sizes(bundle, step)
@@ -115,6 +116,13 @@ class NullBackend:
     def bind(self, buffers: Mapping[str, Buffer]) -> Callable[[], None]:
         """A launch that does nothing."""
         return lambda: None
+
+    def beside(self, graph: str, buffers: Mapping[str, Buffer]) -> Callable[[], None]:
+        """A launch that does nothing."""
+        return lambda: None
+
+    def join(self) -> None:
+        """There is nothing to wait for."""
 
 
 def _load(bundle: Bundle, graph: str) -> Any:

@@ -58,6 +58,8 @@ class HostLoop:
     Args:
         hoist_hint: the control image is encoded once; else at every step for each row of the batch, as diffusers does
             in its ControlNet.
+        hoist_prompt: keys and values of the prompt are computed once; else at every step, as in diffusers' networks.
+        hoist_time: the time embeddings of all steps are computed at once; else each at its step.
         share_prefix: what all prompts of an image share is computed once; else for each row of the batch, as
             diffusers does.
         update_graph: guidance, sampler and the next model input are the graph `update`; else NumPy.
@@ -70,15 +72,17 @@ class HostLoop:
         tensors: RequestTensors,
         *,
         hoist_hint: bool = False,
+        hoist_prompt: bool = False,
+        hoist_time: bool = False,
         share_prefix: bool = False,
         update_graph: bool = False,
     ) -> None:
         self._run = run
         self._condition = condition
         self._tensors = tensors
-        self._hoist_hint = hoist_hint
+        self._hoist_hint, self._hoist_prompt, self._hoist_time = hoist_hint, hoist_prompt, hoist_time
         self._update = self._update_in_graph if update_graph else self._update_on_host
-        self._float = run.bundle.graph("unet").inputs[0].dtype
+        self._float = run.bundle.graph(f"controlnet_{condition}").inputs[0].dtype
         self._batch, self._images = len(tensors.prompts.input_ids), len(tensors.latents)
         # How many times each image is computed before the first cross-attention.
         self._copies = 1 if share_prefix else self._batch // self._images
@@ -93,21 +97,40 @@ class HostLoop:
         state = np.stack([x, *[np.zeros_like(x)] * 3])
         model_input = self._batched(x * np.float32(table.input_scale))
         hint: Array | None = None
-        for k in range(len(table.timesteps)):
-            step = {
-                "model_input": model_input,
-                "timestep": table.timesteps[k : k + 1],
-                "prompt_embeds": self._prompt_embeds,
-                "rows": self._rows,
-            }
+        before: list[dict[str, Array]] = []  # of each network: its keys and values, or the prompt itself
+        timesteps = table.timesteps.astype(np.float32)
+        times: list[list[dict[str, Array]]] = []  # of each network and step
+        networks = (f"_{self._condition}", "")
+        for k in range(len(timesteps)):
             if hint is None or not self._hoist_hint:
                 hint = self._hint()
+            if not before or not self._hoist_prompt:
+                before = [self._text(network) for network in networks]
+            if not self._hoist_time:
+                times = [[{}] * k + self._times(network, timesteps[k : k + 1]) for network in networks]
+            elif not times:
+                times = [self._times(network, timesteps) for network in networks]
+            common = {"model_input": model_input, "rows": self._rows}
+            control, unet = ({**common, **text, **time[k]} for text, time in zip(before, times, strict=True))
             scales = tensors.residual_scales[0].reshape(-1, self._batch)
-            residuals = self._run(f"controlnet_{self._condition}", {**step, "hint": hint, "scales": scales})
-            noise_pred = self._run("unet", {**step, **residuals})["noise_pred"]
+            residuals = self._run(f"controlnet_{self._condition}", {**control, "hint": hint, "scales": scales})
+            noise_pred = self._run("unet", {**unet, **residuals})["noise_pred"]
             state, model_input = self._update(k, state, noise_pred)
         images = self._run("vae_decoder", {"latents": state[0]})["image"]
         return HostLoopOutput(images, state[0])
+
+    def _text(self, network: str) -> dict[str, Array]:
+        """What a network reads of the prompt, by tensor name."""
+        prompt = {"prompt_embeds": self._prompt_embeds}
+        graph = f"text_kv{network}"
+        return self._run(graph, prompt) if graph in self._run.bundle.manifest.graphs else prompt
+
+    def _times(self, network: str, timesteps: Array) -> list[dict[str, Array]]:
+        """What a network reads of each of these time steps, by tensor name."""
+        graph = f"time_embeds{network}"
+        if graph not in self._run.bundle.manifest.graphs:
+            return [{"timestep": t[None]} for t in timesteps]
+        return [{"time_embeds": row} for row in self._run(graph, {"timesteps": timesteps})["time_embeds"]]
 
     def _hint(self) -> Array:
         feeds = {"control_image": self._tensors.control_image(0)}

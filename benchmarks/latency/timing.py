@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ...errors import BackendError, CnppError
 from ...runtime.output.metadata import image_from_base64, image_to_base64
 from ...runtime.settings.request import ResolvedRequest
-from ..environment import gpu_memory_used, memory_bytes
+from ..environment import gpu_memory, gpu_memory_used, memory_bytes
 from ..image_metrics import max_difference, psnr
 from ..records import Case, Cold, CompetitorResult, Timed, TimedCase
 from ..statistics import Summary, paired_ratio, summarize
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 # The index-th request of a case: every round has one of its own, so that no contender takes it from a cache.
 Requests = Callable[[Case, int], ResolvedRequest]
+
+# Bytes of the host's memory and of the device's.
+Pair = tuple[int, int]
 
 # Weights, activations and what the warm-up leaves: processes that together need more are not held at once.
 _MEMORY_SHARE = 0.85
@@ -155,7 +158,8 @@ def time_competitors(
         raise CnppError("no contender works here: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
 
     cases: list[TimedCase] = [TimedCase(case=case, runs={}) for case in plan.cases]
-    for group in groups(names, {name: cold[name]["host_bytes"] for name in names}, memory_bytes()):
+    peaks = {name: (cold[name]["host_bytes"], cold[name]["device_bytes"] or 0) for name in names}
+    for group in groups(names, peaks, (memory_bytes(), gpu_memory())):
         with _processes([able[name] for name in group]) as processes:
             for timed in cases:
                 taking_part = [p for p in processes if timed["case"]["base"] or specs[p.name].everywhere]
@@ -177,13 +181,19 @@ def time_competitors(
     return Timings(listed, cases, cold)
 
 
-def groups(names: Sequence[str], peaks: dict[str, int], memory: int) -> list[list[str]]:
-    """Who is measured together: the first, the baseline, in every group, and as many others as memory holds."""
+def groups(names: Sequence[str], peaks: Mapping[str, Pair], memory: Pair) -> list[list[str]]:
+    """Who is measured together: the first, the baseline, in every group, and as many others as memory holds.
+
+    Args:
+        names: of the contenders.
+        peaks: the most bytes of host and of device memory that each held in its cold starts.
+        memory: bytes of the host and of the device.
+    """
     baseline, *others = names
     found: list[list[str]] = [[baseline]]
     for name in others:
-        held = sum(peaks[n] for n in found[-1]) + peaks[name]
-        if len(found[-1]) > 1 and held > _MEMORY_SHARE * memory:
+        held = [sum(peaks[n][i] for n in (*found[-1], name)) for i in range(2)]
+        if len(found[-1]) > 1 and any(h > _MEMORY_SHARE * m for h, m in zip(held, memory, strict=True)):
             found.append([baseline])
         found[-1].append(name)
     return found
@@ -287,7 +297,9 @@ def _stages(process: Process, request: ResolvedRequest) -> dict[str, float]:
 
 
 def _summaries(rounds: Sequence[dict[str, float]]) -> dict[str, Summary]:
-    return {stage: summarize([found[stage] for found in rounds]) for stage in (rounds[0] if rounds else {})}
+    names = dict.fromkeys(stage for found in rounds for stage in found)
+    # What was computed for an earlier request, as time embeddings of the same schedule, takes no time.
+    return {stage: summarize([found.get(stage, 0.0) for found in rounds]) for stage in names}
 
 
 def cases(

@@ -58,24 +58,19 @@ class Optimization:
     half: bool = False
 
 
+# Techniques of the loop on the host, each with those before it.
+_ON_HOST = ("hint", "prompt", "time", "prefix", "update")
+
 OPTIMIZATIONS = (
-    Optimization("naive", "Loop on the host, ONNX Runtime as it comes", lambda b: b.host_loop(b.plain)),
-    Optimization("hint_hoisted", "Condition encoded once", lambda b: b.host_loop(b.plain, hoist_hint=True)),
+    Optimization("naive", "Loop on the host, ONNX Runtime as it comes", lambda b: b.host_loop(b.plain, "")),
+    Optimization("hint_hoisted", "Condition encoded once", lambda b: b.host_loop(b.plain, "hint")),
     Optimization(
-        "shared_prefix",
-        "What both prompts share computed once",
-        lambda b: b.host_loop(b.plain, hoist_hint=True, share_prefix=True),
+        "prompt_hoisted", "Keys and values of the prompt computed once", lambda b: b.host_loop(b.plain, "prompt")
     ),
-    Optimization(
-        "update_graph",
-        "Guidance and sampler in one graph",
-        lambda b: b.host_loop(b.plain, hoist_hint=True, share_prefix=True, update_graph=True),
-    ),
-    Optimization(
-        "session_options",
-        "The runtime's session options",
-        lambda b: b.host_loop(b.tuned, hoist_hint=True, share_prefix=True, update_graph=True),
-    ),
+    Optimization("time_hoisted", "Time embeddings of all steps at once", lambda b: b.host_loop(b.plain, "time")),
+    Optimization("shared_prefix", "What both prompts share computed once", lambda b: b.host_loop(b.plain, "prefix")),
+    Optimization("update_graph", "Guidance and sampler in one graph", lambda b: b.host_loop(b.plain, "update")),
+    Optimization("session_options", "The runtime's session options", lambda b: b.host_loop(b.tuned, "update")),
     Optimization("io_binding", "Inputs and outputs bound to buffers", lambda b: b.program(b.onnxruntime)),
     Optimization("plan", "TensorRT plans", lambda b: b.program("tensorrt"), "gpu"),
     Optimization(
@@ -207,17 +202,29 @@ class _Bench:
             )
         return self._pipelines[key]
 
-    def host_loop(
-        self, sessions: Sessions, *, hoist_hint: bool = False, share_prefix: bool = False, update_graph: bool = False
-    ) -> Generate:
+    def host_loop(self, sessions: Sessions, last: str) -> Generate:
+        """The loop on the host with the techniques of `_ON_HOST` up to the one that is called `last`.
+
+        Raises:
+            BackendError: the bundle's graphs are divided in another way.
+        """
+        graphs = self.bundle.manifest.graphs
+        if "unet" not in graphs:
+            raise BackendError("the bundle has its UNet in two graphs, which the loop on the host does not run")
+        needed = {"prompt": "text_kv", "time": "time_embeds"}.get(last)
+        if needed is not None and needed not in graphs:
+            raise BackendError(f"the bundle was exported without --hoist-{last}")
         values = self.pipeline(self.onnxruntime).prepare(self.request).tensors
+        techniques = _ON_HOST[: _ON_HOST.index(last) + 1] if last else ()
         return HostLoop(
             sessions,
             self._condition,
             values,
-            hoist_hint=hoist_hint,
-            share_prefix=share_prefix,
-            update_graph=update_graph,
+            hoist_hint="hint" in techniques,
+            hoist_prompt="prompt" in techniques,
+            hoist_time="time" in techniques,
+            share_prefix="prefix" in techniques,
+            update_graph="update" in techniques,
         )
 
     def program(self, name: str, precision: Precision | None = None, cuda_graphs: CudaGraphs = "off") -> Generate:

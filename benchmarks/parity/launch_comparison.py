@@ -139,7 +139,7 @@ def compare_graphs(
 
 def _launches(program: Program) -> Iterator[tuple[int | None, Step]]:
     """Every launch, with the step that it belongs to."""
-    for step in (program.text, *program.hints):
+    for step in (program.text, *program.hoists.steps(), *program.hints):
         yield None, step
     for k in range(program.schedule.steps):
         for step in program.step(k):

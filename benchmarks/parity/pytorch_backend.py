@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...bundles.bundle import Bundle, GraphSpec, TensorSpec
+from ...bundles.graph_names import condition_of
 from ...export.checkpoint import Checkpoint
 from ...export.graphs import GraphDims, base_graphs, condition_graphs
 from ...export.onnx_graph import ExportSpec
@@ -68,7 +69,7 @@ class TorchModules(HostMemory):
             if graph in self._sources:
                 module = self._shared[graph] = _Module(self._sources[graph](), self._device)
             else:
-                own = dict(condition_graphs(self._checkpoint, graph.partition("_")[2], self._geometry))
+                own = dict(condition_graphs(self._checkpoint, condition_of(graph), self._geometry))
                 module = _Module(own[graph](), self._device)
             self._loaded[graph] = module
         return module

@@ -120,6 +120,10 @@ def timings(result: BenchmarkResult) -> dict[tuple[str, str, str], list[float]]:
                 found[optimization["title"], speed.case_text(data["case"]), "whole"] = optimization["seconds"][
                     "samples"
                 ]
+    elif result.kind == "sweep":
+        for row in data["rows"]:
+            if "seconds" in row:
+                found[row["title"], speed.case_text(data["case"]), "whole"] = row["seconds"]["samples"]
     return found
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ..records import Bench, Consistency, Parity, Waterfall
+from ..records import Bench, Consistency, Parity, Sweep, Waterfall
 from ..statistics import Summary
 from . import building, fidelity, figures, numbers, speed, tables, tuning
 from .document import Answer, Bar, Bars, Block, Document, Figure, Picture, Pictures, Section, Text
@@ -16,6 +16,7 @@ SAME = 2
 TITLES = {
     "bench": "Speed",
     "waterfall": "Waterfall",
+    "sweep": "Builder settings",
     "parity": "Parity",
     "consistency": "Consistency",
     "plans": "Plans",
@@ -27,6 +28,7 @@ TITLES = {
 _LEADS = {
     "bench": "A whole request, from prompt and control image to pixels, warm; the contenders in turn.",
     "waterfall": "The same request with each optimization switched on in turn, denoising and decoding.",
+    "sweep": "TensorRT's plans with one builder setting changed at a time, in turn with those of the default ones.",
     "parity": "The deployed side against diffusers' own pipeline: graph by graph, step by step, and as pictures.",
     "consistency": "How well the condition found again in the image matches the one given, as the ControlNet++ paper "
     "measures it; 95 % bootstrap intervals over prompts.",
@@ -247,6 +249,10 @@ def _waterfall(result: Waterfall, anchor: str, colors: dict[str, int]) -> Iterat
     yield speed.waterfall(result)
 
 
+def _sweep(result: Sweep, anchor: str, colors: dict[str, int]) -> Iterator[Block]:
+    yield speed.sweep(result)
+
+
 def _parity(parity: Parity, anchor: str, colors: dict[str, int]) -> Iterator[Block]:
     verdict = "Every threshold is met." if parity["passed"] else f"Missed: {'; '.join(parity['missed'])}."
     yield Text(f"{parity['backend']}, {parity['precision']}, against {parity['reference']}. {verdict}")
@@ -298,6 +304,7 @@ def _consistency(result: Consistency, anchor: str, colors: dict[str, int]) -> It
 _SECTIONS: dict[str, Callable[[Any, str, dict[str, int]], Iterable[Block]]] = {
     "bench": _bench,
     "waterfall": _waterfall,
+    "sweep": _sweep,
     "parity": _parity,
     "consistency": _consistency,
     "tuning": lambda data, anchor, _: tuning.blocks(data, anchor),
@@ -324,6 +331,8 @@ def _reasons(kind: str, data: Any) -> Iterator[tuple[str, str]]:
         yield "roofline", data["roofline_reason"]
     elif kind == "waterfall":
         yield from ((t["title"], t["reason"]) for t in data["optimizations"])
+    elif kind == "sweep":
+        yield from ((row["title"], row["reason"]) for row in data["rows"])
     elif kind == "parity":
         yield from data["unavailable"].items()
     elif kind == "first_contact":

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 from .. import records
-from ..records import Bench, Case, CompetitorResult, OptimizationResult, Timed, TimedCase, Waterfall
+from ..records import Bench, Case, CompetitorResult, OptimizationResult, Sweep, SweepRow, Timed, TimedCase, Waterfall
 from . import numbers
 from .table import ABSENT, Column, Table, make_table
 
 STAGES = {
     "text_encoder": "text encoder",
+    "text_kv": "keys and values of the prompt",
+    "time_embeds": "time embeddings",
     "hint": "hint",
     "controlnet": "ControlNet",
     "unet": "UNet",
@@ -58,7 +60,7 @@ def titles(bench: Bench) -> dict[str, str]:
     return {c["name"]: contender_title(c) for c in bench["contenders"]}
 
 
-def ratio_text(timed: Timed | OptimizationResult) -> str:
+def ratio_text(timed: Timed | OptimizationResult | SweepRow) -> str:
     """A ratio with its interval, or a dash."""
     if "ratio" not in timed:
         return ABSENT
@@ -284,3 +286,31 @@ def waterfall(result: Waterfall) -> Table:
             )
         )
     return make_table(columns, rows, "Each optimization")
+
+
+def sweep(result: Sweep) -> Table:
+    """The table of builder settings, in their order."""
+    columns = (
+        Column(case_text(result["case"]), "text"),
+        Column("build"),
+        Column("median"),
+        Column("p10–p90"),
+        Column("faster than the default (range)"),
+        Column("image differs by"),
+        Column("not measured", "note"),
+    )
+    rows = []
+    for row in result["rows"]:
+        summary = row.get("seconds")
+        rows.append(
+            (
+                row["title"],
+                numbers.duration(row["build_seconds"]) if "build_seconds" in row else ABSENT,
+                numbers.duration(summary["median"]) if summary else ABSENT,
+                numbers.durations(summary["p10"], summary["p90"]) if summary else ABSENT,
+                ratio_text(row) if "ratio" in row else ABSENT,
+                f"{row['difference']} of 255" if "difference" in row else ABSENT,
+                row["reason"],
+            )
+        )
+    return make_table(columns, rows)

@@ -19,6 +19,7 @@ TABLES: dict[str, dict[str, Callable[[Any], Table]]] = {
         "cold": speed.cold,
     },
     "waterfall": {"waterfall": speed.waterfall},
+    "sweep": {"sweep": speed.sweep},
     "parity": {
         "parity": fidelity.parity,
         "graphs": fidelity.graphs,

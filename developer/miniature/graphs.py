@@ -17,6 +17,7 @@ import onnx
 from safetensors.numpy import load_file
 
 from ...bundles.bundle import MANIFEST, Bundle
+from ...bundles.graph_names import OF_THE_UNET, condition_of
 from ...conditions import CONDITIONS
 from ...export.allocator import return_large_blocks
 from ...export.checkpoint import Checkpoint
@@ -64,7 +65,7 @@ def members_of(bundles: dict[str, Bundle]) -> dict[str, bytes]:
             if members.setdefault(f"graphs/{name}.onnx", content) != content:
                 members[f"{model}/{name}.onnx"] = content
             # A fused LoRA is added when a bundle is assembled: the layout is that of the weights without it.
-            plain = bundles["miniature"] if name == "unet" else bundle
+            plain = bundles["miniature"] if name in OF_THE_UNET else bundle
             layouts[name], literals = layout_of(plain.folder / spec.file, weights_of(name, model))
             for literal, content in literals.items():
                 add(literal, content)
@@ -77,13 +78,14 @@ def members_of(bundles: dict[str, Bundle]) -> dict[str, bytes]:
 
 def weights_of(graph: str, model: str) -> str:
     """The file of the checkpoint with the graph's weights, relative to it; empty where it has none."""
-    role, _, condition = graph.partition("_")
-    folder = {
-        "hint": f"{EMBEDDED[model].controlnets}/{condition}",
-        "controlnet": f"{EMBEDDED[model].controlnets}/{condition}",
-        "extractor": f"extractors/{condition}",
-        "text": "text_encoder",
-    }.get(role, role)
+    condition = condition_of(graph)
+    if condition:
+        controlnets = EMBEDDED[model].controlnets
+        folder = f"extractors/{condition}" if graph.startswith("extractor_") else f"{controlnets}/{condition}"
+    elif graph in OF_THE_UNET:
+        folder = "unet"
+    else:
+        folder = graph if graph == "text_encoder" else graph.partition("_")[0]
     files = [path.relative_to(MODEL_FOLDER).as_posix() for path in (MODEL_FOLDER / folder).glob("*.safetensors")]
     return files[0] if files else ""
 

@@ -7,7 +7,7 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,8 @@ from ..images.device_image import DeviceImage
 from ..settings.options import CudaGraphs
 from .cuda_memory import DeviceMemory, PinnedMemory, forget_recording, primary_context
 from .host_memory import view
-from .interface import Allocate, Buffer, Launch, aligned
+from .interface import Allocate, Buffer, Launch, LoadedGraph, aligned
+from .side_stream import SideStream
 
 # Pinned host memory that uploads and downloads go through. What a request uploads fits, so that nothing waits.
 _STAGING = 16 << 20
@@ -57,6 +58,7 @@ class Cuda:
     """
 
     cuda_graphs: CudaGraphs = "off"
+    load: Callable[[str], LoadedGraph]
     # One step runs while the next is queued: the GPU never waits for the host.
     ahead = 1
 
@@ -85,6 +87,7 @@ class Cuda:
         self._stream = self.call(self._device.create_stream)
         self.stream = int(self._stream.handle)
         self._most: dict[str, int] = {}
+        self._side: SideStream | None = None  # made when something first runs beside the stream
         self._staging = self._pinned(_STAGING)
         self._staged = 0
         self._snapshots: list[PinnedMemory] = []  # the next to be written to comes first
@@ -203,9 +206,24 @@ class Cuda:
 
         return allocate
 
+    @property
+    def side(self) -> "SideStream":
+        """The stream of launches that run beside the others."""
+        if self._side is None:
+            self._side = SideStream(self, self._device, self._stream)
+        return self._side
+
+    def beside(self, graph: str, buffers: Mapping[str, Buffer]) -> Launch:
+        return self.load(graph).bind(buffers)
+
+    def join(self) -> None:
+        if self._side is not None:
+            self._side.join()
+
     def upload(self, buffer: Buffer, array: NDArray[Any]) -> None:
         if not buffer.nbytes:
             return
+        self.join()  # a request that was cancelled may have left a launch that reads the buffer
         staged = self._stage(buffer)
         view(staged)[...] = array
         self.call(self.driver.cuMemcpyHtoDAsync, buffer.address, staged.address, buffer.nbytes, self.stream)
@@ -213,6 +231,7 @@ class Cuda:
     def download(self, buffer: Buffer) -> NDArray[Any]:
         if not buffer.nbytes:
             return np.zeros(buffer.shape, buffer.dtype)
+        self.join()
         staged = self._stage(buffer)
         self.call(self.driver.cuMemcpyDtoHAsync, staged.address, buffer.address, buffer.nbytes, self.stream)
         self.synchronize()
@@ -223,6 +242,7 @@ class Cuda:
         if memory is None or memory.nbytes < buffer.nbytes:
             memory = self._pinned(max(buffer.nbytes, 1))
         self._snapshots.append(memory)
+        self.join()
         copied = Buffer(memory.address, buffer.shape, buffer.dtype, memory)
         self.call(self.driver.cuMemcpyDtoHAsync, copied.address, buffer.address, buffer.nbytes, self.stream)
         event = self.call(self._stream.record)
@@ -234,6 +254,7 @@ class Cuda:
         return read
 
     def copy(self, source: Buffer, target: Buffer) -> None:
+        self.join()
         self.call(self.driver.cuMemcpyDtoDAsync, target.address, source.address, source.nbytes, self.stream)
 
     def read_image(self, image: DeviceImage, target: Buffer) -> None:
@@ -259,6 +280,7 @@ class Cuda:
             self.call(self.driver.cuEventDestroy, event)  # its resources go when it is no longer waited for
 
     def synchronize(self) -> None:
+        self.join()
         self.call(self._stream.sync)
         self._staged = 0  # nothing reads from the pinned memory any more
 
@@ -278,6 +300,7 @@ class Cuda:
         try:
             for launch in launches:
                 launch()
+            self.join()  # a capture ends where everything has come together
             self.call(builder.end_building)
             nodes = self._nodes(builder)
             self.require(nodes * _BYTES_PER_NODE, f"a recording of {nodes} launches")
@@ -311,6 +334,8 @@ class Cuda:
             self._most = held
 
     def _abandon(self, builder: Any) -> None:
+        if self._side is not None:
+            self._side.forget()
         with suppress(Exception):  # an invalidated capture says so when it ends; ending it is what frees the stream
             builder.end_building()
         with suppress(Exception):

@@ -1,7 +1,7 @@
 """Buffers in the host's own memory, for the backends that run on the CPU."""
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,21 @@ from numpy.typing import NDArray
 
 from ...errors import BackendError
 from ..settings.options import CudaGraphs
-from .interface import ALIGNMENT, Allocate, Buffer, Launch, WallClock
+from .interface import ALIGNMENT, Allocate, Buffer, Launch, LoadedGraph, WallClock
 
 
 class HostMemory:
     """The part of a backend that every CPU backend shares: buffers, copies, and a clock for launches that block."""
 
+    load: Callable[[str], LoadedGraph]
+
     cuda_graphs: CudaGraphs = "off"
     ahead = 0
+
+    def beside(self, graph: str, buffers: Mapping[str, Buffer]) -> Launch:
+        return self.load(graph).bind(buffers)
+
+    def join(self) -> None: ...
 
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
         return {}

@@ -40,6 +40,13 @@ class Buffer:
             raise ValueError(f"cannot see {self.shape} as {shape}")
         return Buffer(self.address, shape, self.dtype, self.owner)
 
+    def view(self, offset: int, shape: tuple[int, ...], dtype: str) -> "Buffer":
+        """A tensor that begins `offset` bytes after this one's start, inside it."""
+        found = Buffer(self.address + offset, shape, np.dtype(dtype), self.owner)
+        if offset + found.nbytes > self.nbytes:
+            raise ValueError(f"{dtype} {shape} at {offset} is outside {self.shape}")
+        return found
+
     def part(self, *index: int, shape: tuple[int, ...] | None = None) -> "Buffer":
         """The sub-tensor at `index` of the leading dimensions, or the first values of it in another shape."""
         own = self.shape[len(index) :]
@@ -130,6 +137,20 @@ class Backend(Protocol):
         Raises:
             BundleError, BackendError: the message says what is wrong and what to do.
         """
+        ...
+
+    def beside(self, graph: str, buffers: Mapping[str, Buffer]) -> Launch:
+        """A launch of a graph that may run while those after it do, until `join`; as `bind` where that cannot be.
+
+        It begins when what was launched before it has ended. What it writes must not be touched before `join`.
+
+        Raises:
+            BundleError, BackendError: as `load` and `bind`.
+        """
+        ...
+
+    def join(self) -> None:
+        """What is launched from now on begins when every launch `beside` has ended. Does not wait itself."""
         ...
 
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...bundles.bundle import Bundle
+from ...bundles.graph_names import BESIDE, always_needed
 from ...engines.flavor import Flavor, installed_flavors, load_flavor
 from ...engines.plan import Plan
 from ...engines.store import PlanStore
@@ -20,12 +21,10 @@ from ...install import install_command
 from ..settings.options import CudaGraphs
 from .cuda import Cuda
 from .cuda_memory import free_with
-from .interface import Buffer, Launch, aligned
+from .interface import Buffer, Launch, LoadedGraph, aligned
+from .tensorrt_launch import Context, TensorRtLaunch
 
 logger = logging.getLogger(__name__)
-
-# What every request needs, whatever its condition.
-_CORE = ("text_encoder", "unet", "update", "vae_decoder")
 
 
 class TensorRt(Cuda):
@@ -56,12 +55,16 @@ class TensorRt(Cuda):
         self._graphs: dict[str, _Graph] = {}
         self._engines: dict[Path, _Engine] = {}
         self._weights = 0  # of engines that live, wherever they are held
-        self._scratch: weakref.ref[Buffer] | None = None  # contexts hold it
-        self._scratch_bytes = 0
+        # Contexts hold them; True is that of the launches beside the stream.
+        self._scratch: dict[bool, weakref.ref[Buffer]] = {}
+        self._scratch_bytes = {False: 0, True: 0}
         self._choose()
 
-    def load(self, graph: str) -> "_Graph":
+    def load(self, graph: str) -> LoadedGraph:
         """The plan itself is loaded when it is first bound, because sizes decide which one it is."""
+        return self._load(graph)
+
+    def _load(self, graph: str) -> "_Graph":
         if graph not in self._graphs:
             self._graphs[graph] = _Graph(self, graph, self._plans(graph))
         return self._graphs[graph]
@@ -69,14 +72,15 @@ class TensorRt(Cuda):
     def needed(self, graphs: Sequence[str], nbytes: int) -> dict[str, int]:
         plans = self._newest(graphs)
         weights = sum(plan.weights for plan in plans if plan.folder not in self._engines)
-        scratch = self._activations(plans)
+        sizes = {side: self._activations(own) for side, own in self._sides(plans).items()}
         # A larger one is made beside the one that is held.
-        activations = scratch if scratch > self._scratch_held() else 0
+        activations = sum(size for side, size in sizes.items() if size > self._scratch_held(side))
         return {"weights": weights, "activations": activations, **super().needed(graphs, nbytes)}
 
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None:
         super().reserve(graphs, nbytes)
-        self._scratch_bytes = self._activations(self._newest(graphs))
+        sides = self._sides(self._newest(graphs))
+        self._scratch_bytes = {side: self._activations(plans) for side, plans in sides.items()}
 
     def release(self, graph: str | None = None) -> None:
         self.synchronize()  # nothing that is given back may be in use
@@ -89,30 +93,33 @@ class TensorRt(Cuda):
             for engine in self._engines.values():
                 engine.forget_idle_contexts()
 
+    def beside(self, graph: str, buffers: Mapping[str, Buffer]) -> Launch:
+        return self._load(graph).bind(buffers, beside=True)
+
     def record(self, launches: Sequence[Launch]) -> Launch:
         with self.active():
             for engine in self._engines.values():
                 engine.save_runtime_cache()
             for launch in launches:
-                if isinstance(launch, _Launch) and self._flavor.rtx:
+                if isinstance(launch, TensorRtLaunch) and self._flavor.rtx:
                     launch.require_capturable()
             return super().record(launches)
 
     def held(self) -> dict[str, int]:
-        scratch = self._scratch_held()
+        scratch = self._scratch_held(False) + self._scratch_held(True)
         own = {"weights": self._weights, "activations": scratch}
         return own | super().held() | {"buffers": self.allocated - scratch}
 
-    def scratch(self, nbytes: int) -> Buffer:
-        """Memory for activations, shared by all contexts.
+    def scratch(self, nbytes: int, beside: bool) -> Buffer:
+        """Memory for activations, shared by all contexts of one stream.
 
         A larger one replaces it for launches that are bound from now on; those that hold the old one keep it.
         """
-        scratch = self._scratch() if self._scratch else None
+        scratch = self._scratch[beside]() if beside in self._scratch else None
         if scratch is None or scratch.nbytes < nbytes:
-            nbytes = aligned(max(nbytes, self._scratch_bytes))
+            nbytes = aligned(max(nbytes, self._scratch_bytes[beside]))
             scratch = self.arena(nbytes)((nbytes,), "uint8")
-            self._scratch = weakref.ref(scratch)
+            self._scratch[beside] = weakref.ref(scratch)
             self.took()
         return scratch
 
@@ -129,9 +136,13 @@ class TensorRt(Cuda):
         error = DeviceMemoryError if full else BackendError
         return error(f"{self.name} {self._flavor.version} {what}: {reasons or 'it gave no reason'}")
 
-    def _scratch_held(self) -> int:
-        scratch = self._scratch() if self._scratch else None
+    def _scratch_held(self, beside: bool) -> int:
+        scratch = self._scratch[beside]() if beside in self._scratch else None
         return scratch.nbytes if scratch else 0
+
+    def _sides(self, plans: Sequence[Plan]) -> dict[bool, list[Plan]]:
+        """What may run on the stream, and what may run beside it (and does not where no control applies)."""
+        return {False: list(plans), True: [plan for plan in plans if plan.key.graph in BESIDE]}
 
     def _choose(self) -> None:
         """Opens the first flavor that is installed and has plans that run here."""
@@ -163,7 +174,7 @@ class TensorRt(Cuda):
         self._flavor, self.name = flavor, flavor.name
         self._log = flavor.logger()
         self._runtime = flavor.start_runtime(self._log)
-        plans = {graph: self._runnable(flavor, graph) for graph in _CORE}
+        plans = {graph: self._runnable(flavor, graph) for graph in always_needed(self._bundle.manifest.graphs)}
         for graph, runnable in plans.items():
             if not runnable:
                 raise BackendError(self._why_not(flavor, graph))
@@ -175,7 +186,7 @@ class TensorRt(Cuda):
 
     def _newest(self, graphs: Sequence[str]) -> list[Plan]:
         """The newest plan of each graph."""
-        return [self.load(graph).plans[0] for graph in dict.fromkeys(graphs)]
+        return [self._load(graph).plans[0] for graph in dict.fromkeys(graphs)]
 
     def _plans(self, graph: str) -> list[Plan]:
         return self._runnable(self._flavor, graph)
@@ -210,7 +221,7 @@ class TensorRt(Cuda):
     def _activations(self, plans: Sequence[Plan]) -> int:
         """The scratch that plans share, which never run together: what each recorded, or its engine says now."""
         engines = [self._engines.get(plan.folder) for plan in plans]
-        recorded = max(plan.activations for plan in plans)
+        recorded = max((plan.activations for plan in plans), default=0)
         return aligned(max(recorded, *(engine.activations for engine in engines if engine), 0))
 
 
@@ -228,14 +239,14 @@ class _Graph:
         if not plans:
             raise BackendError(backend._why_not(backend._flavor, name))
 
-    def bind(self, buffers: Mapping[str, Buffer]) -> "_Launch":
+    def bind(self, buffers: Mapping[str, Buffer], beside: bool = False) -> TensorRtLaunch:
         bundle = self._backend._bundle
         shapes = {t.name: buffers[t.name].shape for t in bundle.graph(self._name).inputs}
         for plan in self.plans:
             profile = plan.profile_for(shapes)
             if profile is not None:
-                context = self._backend.engine(plan).context(profile, shapes)
-                return _Launch(self._backend, self._name, context, buffers)
+                context = self._backend.engine(plan).context(profile, shapes, beside)
+                return TensorRtLaunch(self._backend, self._name, context, buffers)
         sizes = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if shape)
         raise BackendError(
             f"no plan of {self._name} takes {sizes[:200]}: build one that does, as in "
@@ -259,7 +270,7 @@ class _Engine:
         weakref.finalize(self, _forget_weights, weakref.ref(backend), plan.weights).atexit = False
         backend._weights += plan.weights
         backend.took()
-        self._contexts: dict[tuple[Any, ...], _Context] = {}
+        self._contexts: dict[tuple[Any, ...], Context] = {}
         self._cache: Any = None
         self._cached = b""
 
@@ -267,11 +278,11 @@ class _Engine:
     def _engine(self) -> Any:
         return self._held[0]
 
-    def context(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> "_Context":
-        key = (profile, *sorted(shapes.items()))
+    def context(self, profile: int, shapes: Mapping[str, tuple[int, ...]], beside: bool = False) -> Context:
+        key = (profile, beside, *sorted(shapes.items()))
         if key not in self._contexts:
             with self._backend.active():
-                self._contexts[key] = self._new_context(profile, shapes)
+                self._contexts[key] = self._new_context(profile, shapes, beside)
         return self._contexts[key]
 
     def forget_contexts(self) -> None:
@@ -310,7 +321,7 @@ class _Engine:
         gpu = self._backend.gpu
         return self.plan.folder / f"runtime-{gpu.sm}-cuda{gpu.cuda}.cache"
 
-    def _new_context(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> "_Context":
+    def _new_context(self, profile: int, shapes: Mapping[str, tuple[int, ...]], beside: bool) -> Context:
         backend, trt = self._backend, self._backend._flavor.trt
         config = self._engine.create_runtime_config()
         if config is None:
@@ -342,53 +353,7 @@ class _Engine:
             context.update_device_memory_size_for_shapes(),
             self._engine.get_device_memory_size_for_profile_v2(profile),
         )
-        return _Context(context, backend.scratch(nbytes), self)
-
-
-class _Context:
-    """An execution context and the scratch that was large enough for it when it was made."""
-
-    def __init__(self, context: Any, scratch: Buffer, engine: _Engine) -> None:
-        self._held = [context]
-        free_with(self, engine._backend, self._held)
-        self.scratch = scratch
-        self.engine = engine  # the engine must outlive its contexts
-        self.launches: weakref.WeakSet[_Launch] = weakref.WeakSet()
-        # Weakly: a context lives on, and must not keep a launch's buffers with it.
-        self.bound: weakref.ref[_Launch] | None = None
-        context.set_device_memory(scratch.address, scratch.nbytes)
-
-    @property
-    def context(self) -> Any:
-        return self._held[0]
-
-
-class _Launch:
-    def __init__(self, backend: TensorRt, name: str, context: _Context, buffers: Mapping[str, Buffer]) -> None:
-        self._backend = backend
-        self._name = name
-        self._context = context
-        self._buffers = dict(buffers)  # held so that no address dies before the launch
-        context.launches.add(self)
-
-    def require_capturable(self) -> None:
-        if not self._context.context.is_stream_capturable(self._backend.stream):
-            raise self._backend.refuse(f"cannot capture {self._name} on {self._backend.gpu.name}")
-
-    def __call__(self) -> None:
-        with self._backend.active():
-            self._enqueue()
-
-    def _enqueue(self) -> None:
-        context = self._context
-        if context.bound is None or context.bound() is not self:
-            for name, buffer in self._buffers.items():
-                if not context.context.set_tensor_address(name, buffer.address):
-                    raise self._backend.refuse(f"refuses the buffer of {name} in {self._name}")
-            context.bound = weakref.ref(self)
-        if not context.context.execute_async_v3(self._backend.stream):
-            context.bound = None
-            raise self._backend.refuse(f"failed in {self._name}")
+        return Context(context, backend.scratch(nbytes, beside), self, beside)
 
 
 def _forget_weights(backend: "weakref.ref[TensorRt]", nbytes: int) -> None:

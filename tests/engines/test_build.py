@@ -9,7 +9,7 @@ from cnpp_trt.bundles.bundle import Bundle, GraphSpec, TensorSpec
 from cnpp_trt.engines import build as module
 from cnpp_trt.engines.build import MAX_IMAGES, Engines, Sizes, build_engines, required_graphs
 from cnpp_trt.engines.flavor import Flavor
-from cnpp_trt.engines.plan import BuilderSettings, Profile, Range
+from cnpp_trt.engines.plan import BuilderSettings, PlanKey, Profile, Range
 from cnpp_trt.engines.store import PlanStore
 from cnpp_trt.errors import BackendError, BundleError, UserError
 
@@ -263,6 +263,56 @@ def test_timings_are_handed_on(
     monkeypatch.setattr(Flavor, "target", lambda self: "sm90")
     make(small, ["depth"], store, flavor=Flavor("tensorrt", None, "11.1"))
     assert [options["timing_cache"] for _, _, options in builds] == [b"", b"+", b"++", b"+++"]
+
+
+def test_timings_are_kept_for_the_next_build_on_such_a_gpu(
+    small: Bundle, store: PlanStore, builds: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt = Flavor("tensorrt", None, "11.1")
+
+    def given(target: str, flavor: Flavor = tensorrt) -> list[bytes]:
+        builds.clear()
+        monkeypatch.setattr(Flavor, "target", lambda self: target)
+        levels = {"sm90": 1, "sm89": 2}
+        make(small, [], store, flavor=flavor, settings=BuilderSettings(levels[target], timing_iterations=len(seen)))
+        return [options["timing_cache"] for _, _, options in builds]
+
+    seen: list[Any] = [1]
+    assert given("sm90") == [b"", b"+"]
+    seen.append(1)
+    assert given("sm90") == [b"++", b"+++"]
+    assert given("sm89") == [b"", b"+"]  # another GPU
+    seen.append(1)
+    assert given("sm90", Flavor("tensorrt", None, "11.2")) == [b"", b"+"]  # and another TensorRT
+    [file] = store.root.glob("timing-tensorrt-11.1-sm90.cache")
+    file.write_bytes(file.read_bytes()[:-1] + b"-")
+    seen.append(1)
+    assert given("sm90") == [b"", b"+"]  # what is damaged is measured again
+    assert store.plans() and store.remove_leftovers() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimization_level": 6}, "optimization level 6 cannot be used: 0 to 5"),
+        ({"aux_streams": -1}, "aux streams -1 cannot be used: 0 to 16"),
+        ({"tiling_level": 4}, "tiling level 4 cannot be used: 0 to 3"),
+        ({"timing_iterations": 0}, "timing iterations 0 cannot be used: 1 to 100"),
+    ],
+)
+def test_settings_have_bounds(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        BuilderSettings(**settings)
+
+
+def test_a_plan_without_further_settings_keeps_its_key(small: Bundle) -> None:
+    """That of the time when there was no other setting than the level."""
+
+    def key(settings: BuilderSettings) -> PlanKey:
+        return PlanKey.of(small, "unet", FAKE_RTX, Sizes().profiles(small.graph("unet")), settings)
+
+    assert key(BuilderSettings(4)).settings == {"optimization_level": 4}
+    assert key(BuilderSettings(aux_streams=2)).settings == {"optimization_level": None, "aux_streams": 2}
 
 
 # -------------------------------------------------------------------------------------------------------------- damage

@@ -236,6 +236,21 @@ def test_every_level_reaches_tensorrt(
     assert levels == [rtx.trt.Builder(rtx.trt.Logger()).create_builder_config().builder_optimization_level, 0, 5]
 
 
+def test_every_other_setting_reaches_tensorrt(rtx: Flavor) -> None:
+    log = rtx.logger()
+    maker = rtx.create("start its builder", rtx.trt.Builder, log, log=log)
+
+    def read(settings: BuilderSettings) -> tuple[int, str, int]:
+        config = builder._config(rtx, maker, settings, None, log)
+        return config.max_aux_streams, config.tiling_optimization_level.name, config.avg_timing_iterations
+
+    default = read(BuilderSettings())
+    for level, name in enumerate(("NONE", "FAST", "MODERATE", "FULL")):
+        assert read(BuilderSettings(tiling_level=level)) == (default[0], name, default[2])
+    assert read(BuilderSettings(aux_streams=3)) == (3, *default[1:])
+    assert read(BuilderSettings(timing_iterations=9)) == (*default[:2], 9)
+
+
 def test_a_range_knows_its_sizes() -> None:
     r = Range((1, 16), (2, 16), (8, 16))
     assert all((n, 16) in r for n in (1, 2, 5, 8))

@@ -244,6 +244,17 @@ def test_another_size_or_precision_is_refused(tiny, what, fields):
     assert state(tiny.bundle) == before
 
 
+def test_graphs_that_are_divided_otherwise_are_refused(tiny, command):
+    before = state(tiny.bundle)
+    arguments = ["export", "--model", tiny.checkpoint, "--cond", "seg", "--out", tiny.bundle]
+    for given in ("--no-hoist-prompt", "--no-hoist-time", "--split-unet"):
+        outcome = command(*arguments, given)
+        assert outcome.status == 2 and "has its graphs divided in another way: choose another --out" in outcome.err
+    for options in ([], ["--hoist-prompt", "--no-split-unet"]):
+        assert command(*arguments, *options).err.endswith("has seg already: nothing to export\n")
+    assert state(tiny.bundle) == before
+
+
 def test_another_base_model_is_refused(tiny, v_prediction):
     with pytest.raises(UserError, match="has another base model's weights"):
         export_bundle(Checkpoint(str(v_prediction.checkpoint)), ["seg"], tiny.bundle)

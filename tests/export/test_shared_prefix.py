@@ -4,42 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from cnpp_trt.bundles.manifest import GraphOptions
 from cnpp_trt.export import modules
 from cnpp_trt.export.shared_prefix import run_down_blocks
 from diffusers import ControlNetModel, UNet2DConditionModel
-from torch import Tensor, nn
+from small_networks import CONFIG, CONFIGS, ROWS, UP, close, inputs
+from torch import nn
 
-CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
-CONFIG: dict[str, Any] = {
-    "block_out_channels": (8, 16),
-    "down_block_types": (CROSS, PLAIN),
-    "layers_per_block": 2,
-    "cross_attention_dim": 12,
-    "attention_head_dim": 4,
-    "norm_num_groups": 4,
-}
-UP: dict[str, Any] = {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "as SD 1.5": {},
-    "no attention before the second level": {"down_block_types": (PLAIN, CROSS)},
-    "no attention on the way down": {"down_block_types": (PLAIN, PLAIN)},
-    "several layers in a transformer": {"transformer_layers_per_block": 2},
-    "projections as linear layers": {"use_linear_projection": True},
-    "cross-attention alone": {"only_cross_attention": True},
-    "scale and shift by time": {"resnet_time_scale_shift": "scale_shift"},
-}
-ROWS = torch.tensor([0, 1, 2, 0, 1, 2])
-
-
-def inputs(size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Three images with two prompts each."""
-    torch.manual_seed(1)
-    return torch.randn(3, 4, *size), torch.tensor([601.0]), torch.randn(6, 7, 12)
-
-
-def close(found: Any, expected: Any) -> None:
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+AS_ONE = GraphOptions(hoist_prompt=False, hoist_time=False)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (6, 10), (7, 9)])
@@ -57,27 +29,17 @@ def test_results_are_diffusers_own(name: str, size: tuple[int, int]) -> None:
     down, mid = net(x[ROWS], t, encoder_hidden_states=prompts, controlnet_cond=hint[ROWS], return_dict=False)
     scales = torch.rand(len(down) + 1, 6)
     expected = [r * s[:, None, None, None] for r, s in zip((*down, mid), scales, strict=True)]
-    found = modules.ControlNet(net)(x, t, prompts, ROWS, hint, scales)
+    given = {"model_input": x, "timestep": t, "prompt_embeds": prompts}
+    found = modules.ControlNet(net, AS_ONE)(rows=ROWS, hint=hint, scales=scales, **given)
     close(found, expected)
 
     unet: Any = UNet2DConditionModel(**config, **UP, center_input_sample=True).eval()
     fields = {"down_block_additional_residuals": expected[:-1], "mid_block_additional_residual": expected[-1]}
     want = unet(x[ROWS], t, encoder_hidden_states=prompts, **fields, return_dict=False)
-    close([modules.UNet(unet)(x, t, prompts, ROWS, tuple(expected))], want)
+    close([modules.UNet(unet, AS_ONE)(rows=ROWS, residuals=tuple(expected), **given)], want)
     # Rows that share nothing are the whole batch.
-    close([modules.UNet(unet)(x[ROWS], t, prompts, torch.arange(6), tuple(expected))], want)
-
-
-@torch.inference_mode()
-def test_a_unet_that_reads_its_guidance_scale() -> None:
-    torch.manual_seed(0)
-    unet: Any = UNet2DConditionModel(**CONFIG, **UP, time_cond_proj_dim=5).eval()
-    x, t, prompts = inputs((8, 8))
-    scale = torch.randn(3, 5)
-    residuals = [torch.zeros(1)] * 7
-    fields = {"down_block_additional_residuals": residuals[:-1], "mid_block_additional_residual": residuals[-1]}
-    want = unet(x, t, encoder_hidden_states=prompts[:3], timestep_cond=scale, **fields, return_dict=False)
-    close([modules.UNet(unet)(x, t, prompts[:3], torch.arange(3), tuple(residuals), scale)], want)
+    given["model_input"] = x[ROWS]
+    close([modules.UNet(unet, AS_ONE)(rows=torch.arange(6), residuals=tuple(expected), **given)], want)
 
 
 @torch.inference_mode()

@@ -114,7 +114,8 @@ def test_auto_takes_tensorrt_where_there_are_plans(open_tensorrt, ask):
 
 # --- starting and leaving
 
-USED = {"text_encoder", "hint_seg", "controlnet_seg", "unet", "update", "vae_decoder"}
+USED = {"text_encoder", "text_kv", "time_embeds", "unet", "update", "vae_decoder"}
+USED |= {"hint_seg", "text_kv_seg", "time_embeds_seg", "controlnet_seg"}
 
 
 def test_memory_by_part_and_no_pytorch(open_any, python, report):

@@ -19,7 +19,8 @@ fake_tensorrt.make_plans(bundle, plans)
 m = bundle.manifest
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, m.height, m.width, 3), np.uint8)
 MIB = 1 << 20  # what every engine takes
-CORE = 4 * MIB
+CORE = 6 * MIB
+OF_A_CONDITION = 4 * MIB
 loaded = fake_tensorrt.loaded
 
 
@@ -54,13 +55,14 @@ def a_swap_loads_and_records_nothing_again_on_a_gpu() -> None:
             gpu.clear()
         result = pipeline(ask(list(CONDITIONS)[i % 5]))
         assert i < 5 or "denoise" in result.timings
-    each = [f"{role}_{c}" for c in CONDITIONS for role in ("hint", "controlnet")]
-    assert before == sorted(loaded) == sorted(["text_encoder", "unet", "update", "vae_decoder", *each])
+    each = [f"{role}_{c}" for c in CONDITIONS for role in ("hint", "text_kv", "time_embeds", "controlnet")]
+    core = ["text_encoder", "text_kv", "time_embeds", "unet", "update", "vae_decoder"]
+    assert before == sorted(loaded) == sorted([*core, *each])
     assert not any("Instantiate" in call or "MemAlloc" in call for call in gpu.trace())
 
 
 def two_hundred_mixed_requests_within_a_budget() -> None:
-    LIMIT = 8 * MIB
+    LIMIT = CORE + OF_A_CONDITION + 2 * MIB
     pipeline = opened(vram_budget=LIMIT)
     rng = np.random.default_rng(1)
     names = list(CONDITIONS)
@@ -98,7 +100,7 @@ def scratch_that_nothing_needs_any_more_goes_too() -> None:
     fake.Context.update_device_memory_size_for_shapes = size
     pipeline = opened(vram_budget=1 << 40)
     wanted = {n: ask("seg", num_images_per_prompt=n) for n in (1, 2)}
-    LIMIT = CORE + 2 * MIB + pipeline.memory_needed(wanted[2])["buffers"] + (2 << 20) + (256 << 10)
+    LIMIT = CORE + OF_A_CONDITION + pipeline.memory_needed(wanted[2])["buffers"] + (2 << 20) + (256 << 10)
     pipeline.close()
     del pipeline
     gc.collect()
@@ -110,7 +112,7 @@ def scratch_that_nothing_needs_any_more_goes_too() -> None:
 
 
 def a_budget_that_one_request_exceeds() -> None:
-    pipeline = opened(vram_budget=CORE + 3 * MIB)
+    pipeline = opened(vram_budget=CORE + OF_A_CONDITION + MIB)
     expected = pipeline(ask("seg"))
     try:
         pipeline(ask("seg", "depth"))
@@ -135,23 +137,23 @@ def a_program_that_is_held_outside_keeps_its_engines() -> None:
     pipeline(ask("seg"))
     recordings = next(iter(pipeline._preparation.programs.programs.values()))
     held = gpu.live_bytes()
-    for graph in ("hint_seg", "controlnet_seg"):
+    for graph in ("hint_seg", "text_kv_seg", "time_embeds_seg", "controlnet_seg"):
         pipeline.backend.release(graph)
     pipeline._preparation.programs.programs.clear()
     assert gpu.live_bytes() == held
-    assert pipeline.backend.held()["weights"] == 6 * MIB
+    assert pipeline.backend.held()["weights"] == CORE + OF_A_CONDITION
     replay = [step.launch for step in recordings.launches()]
     for launch in replay:
         launch()
     assert np.isfinite(pipeline.backend.download(recordings.program.workspace.latents)).all()
     del recordings, replay, launch  # pyright: ignore[reportPossiblyUnboundVariable]
     assert pipeline.backend.held()["weights"] == CORE
-    assert gpu.live_bytes() <= held - 2 * MIB
-    assert loads(pipeline, "seg")[0] == ["hint_seg", "controlnet_seg"]
+    assert gpu.live_bytes() <= held - OF_A_CONDITION
+    assert loads(pipeline, "seg")[0] == ["hint_seg", "text_kv_seg", "time_embeds_seg", "controlnet_seg"]
 
 
 def extractors_are_loaded_on_demand_too() -> None:
-    LIMIT = CORE + 4 * MIB
+    LIMIT = CORE + OF_A_CONDITION + 2 * MIB
     pipeline = opened(vram_budget=LIMIT)
     photo = IMAGES[0]
     pipeline.extract("hed", photo)
@@ -174,14 +176,16 @@ def extractors_are_loaded_on_demand_too() -> None:
 
 
 def what_was_used_longest_ago_goes_first(limited: str) -> None:
-    LIMIT = 9 * MIB
+    LIMIT = CORE + 2 * OF_A_CONDITION + MIB
     pipeline = opened(vram_budget=LIMIT if limited == "by a budget" else None)
     first, expected = loads(pipeline, "seg")
-    assert first == ["text_encoder", "hint_seg", "controlnet_seg", "unet", "vae_decoder"]  # update was, when opening
+    own = ["hint_seg", "text_kv_seg", "time_embeds_seg", "controlnet_seg"]
+    rest = ["text_encoder", "text_kv", "time_embeds", "unet", "vae_decoder"]
+    assert sorted(first) == sorted([*own, *rest])  # update was, when opening
     assert same(expected, cpu(ask("seg")))
 
     def pair(condition):
-        return [f"hint_{condition}", f"controlnet_{condition}"]
+        return sorted(f"{role}_{condition}" for role in ("hint", "text_kv", "time_embeds", "controlnet"))
 
     for condition, new in [
         ("depth", True),
@@ -200,7 +204,7 @@ def what_was_used_longest_ago_goes_first(limited: str) -> None:
         ("seg", True),
     ]:
         found, result = loads(pipeline, condition)
-        assert found == (pair(condition) if new else []), (condition, found)
+        assert sorted(found) == (pair(condition) if new else []), (condition, found)
         assert same(result, cpu(ask(condition))), condition
         again = loads(pipeline, condition)[1]
         assert same(result, again) and "denoise" in again.timings, condition

@@ -94,7 +94,7 @@ def whole_build() -> None:
     log = flavor.logger()
     maker = flavor.create("start its builder", flavor.trt.Builder, log, log=log)
     # Not in `build`, which reads the cache that comes out of it: the stub has none.
-    config = builder._config(flavor, maker, BuilderSettings(0), b"", log)
+    config = builder._config(flavor, maker, BuilderSettings(0, 1, 2, 3), b"", log)
     assert isinstance(config.get_timing_cache(), flavor.trt.ITimingCache)
 
 

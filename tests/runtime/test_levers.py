@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.benchmarks.pytorch import PyTorch, ReferenceOutput
+from cnpp_trt.bundles.manifest import GraphOptions
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
@@ -158,7 +159,11 @@ def test_an_interval_of_guidance_means_nothing_without_guidance(tiny, request_of
 def cached(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """The tiny model in a bundle that was exported for caching."""
     bundle, checkpoint = tmp_path_factory.mktemp("bundles") / "cached", Checkpoint(str(tiny.checkpoint))
-    exported("tiny-cached", bundle, lambda out: export_bundle(checkpoint, ["seg", "depth"], out, deep_cache=True))
+    exported(
+        "tiny-cached",
+        bundle,
+        lambda out: export_bundle(checkpoint, ["seg", "depth"], out, options=GraphOptions(deep_cache=True)),
+    )
     return Pipeline.open(bundle, threads=1)
 
 
@@ -238,5 +243,5 @@ def test_bad_values_are_refused(fields, message):
 
 def test_a_bundle_that_is_there_gains_no_deep_feature(tiny):
     checkpoint = Checkpoint(str(tiny.checkpoint))
-    with pytest.raises(UserError, match=r"was exported without --deep-cache: choose another --out$"):
-        export_bundle(checkpoint, ["seg"], tiny.bundle, deep_cache=True)
+    with pytest.raises(UserError, match=r"has its graphs divided in another way: choose another --out$"):
+        export_bundle(checkpoint, ["seg"], tiny.bundle, options=GraphOptions(deep_cache=True))

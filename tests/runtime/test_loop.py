@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cnpp_trt import Control, Pipeline, Request
+from cnpp_trt.bundles.graph_names import STEPS_AT_ONCE
 from cnpp_trt.runtime.backends import interface
 from cnpp_trt.runtime.backends.interface import ALIGNMENT, Allocate, Buffer, Step, WallClock, aligned
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
@@ -41,6 +42,12 @@ class Recorder:
                 return lambda: launched.append((graph, dict(buffers)))
 
         return Loaded()
+
+    def beside(self, graph: str, buffers: Mapping[str, Buffer]) -> Any:
+        return self.load(graph).bind(buffers)
+
+    def join(self) -> None:
+        self.launched.append(("join", {}))
 
     def reserve(self, graphs: Sequence[str], nbytes: int) -> None: ...
 
@@ -140,9 +147,12 @@ def test_every_step_reads_the_state_that_the_last_one_wrote(tiny):
     unets = [buffers for name, buffers in backend.launched if name == "unet"]
     assert {u["model_input"].address for u in unets} == {updates[0]["model_input"].address}
     # One slot for what differs, which every step fills from its own row.
-    [slot] = {u["timestep"].address for u in unets}
-    rows = [source.address for source, target in backend.copied if target.address == slot]
-    assert len(set(rows)) == 3 == len(rows) and rows == sorted(rows)
+    [embeds], [coefficients] = (
+        {b[t].address for b in bound} for t, bound in (("time_embeds", unets), ("coefficients", updates))
+    )
+    for slot in (embeds, coefficients - ALIGNMENT):  # coefficients are the second part of theirs
+        rows = [source.address for source, target in backend.copied if target.address == slot]
+        assert len(set(rows)) == 3 == len(rows) and rows == sorted(rows)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
@@ -221,9 +231,10 @@ def test_buffers_have_the_graphs_own_shapes_and_types(tiny, images, guided, chun
     backend = Recorder()
     controls = (("seg", ALWAYS), ("depth", ALWAYS))
     program = program_of(backend, bundle, controls, images, guided, (True,) * 3, chunks)
-    run([program.text, *program.hints, *program.launches()], WallClock())
+    run([program.text, *program.hoists.steps(), *program.hints, *program.launches()], WallClock())
+    assert {name for name, _ in backend.launched} >= {"text_kv", "text_kv_depth", "time_embeds", "time_embeds_seg"}
     n = 2 if guided else 1
-    sizes = {"batch": n * images, "images": images, "guidance": n}
+    sizes = {"batch": n * images, "images": images, "guidance": n, "steps": STEPS_AT_ONCE}
     sizes |= {"tokens": 77 * chunks, "prompts": n * images * chunks}
     for graph, buffers in backend.launched:
         spec = bundle.graph(graph)

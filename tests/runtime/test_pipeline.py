@@ -41,7 +41,8 @@ def test_a_result_says_everything(model, control_image):
     assert result.seed == 3
     assert result.notes == ()
     np.testing.assert_array_equal(result.control_images[0], control)
-    stages = {"load", "fill", "text_encoder", "hint", "controlnet", "unet", "update", "vae_decoder"}
+    once = {"text_encoder", "text_kv", "time_embeds", "hint"}
+    stages = {"load", "fill", *once, "controlnet", "unet", "update", "vae_decoder"}
     assert set(result.timings) == stages | {"total"}
     assert all(seconds >= 0 for seconds in result.timings.values())
     assert math.isclose(sum(result.timings[s] for s in stages), result.timings["total"], rel_tol=0.2, abs_tol=0.05)
@@ -52,12 +53,13 @@ def test_prompts_and_conditions_are_encoded_once(tiny, request_):
     other = replace(request_, prompt="a tree")
     steps = replace(request_, num_inference_steps=2)
     first = pipeline(request_)
-    assert {"text_encoder", "hint"} <= first.timings.keys()
+    assert {"text_encoder", "text_kv", "time_embeds", "hint"} <= first.timings.keys()
     again = pipeline(request_)
-    assert not {"text_encoder", "hint"} & again.timings.keys()
-    assert not {"text_encoder", "hint"} & pipeline(steps).timings.keys()  # another program, the same encodings
+    assert not {"text_encoder", "text_kv", "time_embeds", "hint"} & again.timings.keys()
+    # Another schedule, the same encodings.
+    assert {"text_encoder", "text_kv", "time_embeds", "hint"} & pipeline(steps).timings.keys() == {"time_embeds"}
     changed = pipeline(other)
-    assert "text_encoder" in changed.timings
+    assert {"text_encoder", "text_kv"} <= changed.timings.keys()
     assert "hint" not in changed.timings
     assert not np.array_equal(changed.latents, first.latents)
     np.testing.assert_array_equal(pipeline(request_).latents, first.latents)

@@ -21,8 +21,9 @@ from cnpp_trt.errors import UserError
 
 pytestmark = pytest.mark.slow
 
-CORE = ["text_encoder", "unet", "update", "vae_decoder"]
-EACH = [f"{role}_{condition}" for condition in CONDITIONS for role in ("hint", "controlnet")]
+CORE = ["text_encoder", "text_kv", "time_embeds", "unet", "update", "vae_decoder"]
+ROLES = ("hint", "text_kv", "time_embeds", "controlnet")
+EACH = [f"{role}_{condition}" for condition in CONDITIONS for role in ROLES]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def five(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
             continue
         like = "depth" if condition == "hed" else "seg"
         manifest.conditions[condition] = manifest.conditions[like]
-        for role in ("hint", "controlnet"):
+        for role in ROLES:
             shutil.copy(folder / f"{role}_{like}.onnx", folder / f"{role}_{condition}.onnx")
             add(f"{role}_{condition}", manifest.graphs[f"{role}_{like}"])
     for channel, condition in enumerate(("hed", "depth")):
@@ -126,7 +127,7 @@ def test_a_swap_loads_and_records_nothing_again_on_a_gpu(simulate):
     simulate("a_swap_loads_and_records_nothing_again_on_a_gpu")
 
 
-@pytest.mark.parametrize(("limited", "options"), [("by a budget", {}), ("by the card", {"memory": 9 << 20})])
+@pytest.mark.parametrize(("limited", "options"), [("by a budget", {}), ("by the card", {"memory": 15 << 20})])
 def test_what_was_used_longest_ago_goes_first(simulate, limited, options):
     """Room for the core, two conditions, and their buffers."""
     simulate(

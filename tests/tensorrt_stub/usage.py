@@ -40,7 +40,9 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
             "self._runtime": "Runtime",
         },
         "_new_context": {"config": "IRuntimeConfig", "context": "IExecutionContext"},
-        "_Context.__init__": {"context": "IExecutionContext"},
+    },
+    "runtime/backends/tensorrt_launch.py": {
+        "Context.__init__": {"context": "IExecutionContext"},
         "require_capturable": {"self._context.context": "IExecutionContext"},
         "_enqueue": {"context.context": "IExecutionContext"},
     },

@@ -29,7 +29,7 @@ from requested import controls_of
 
 pytestmark = pytest.mark.slow
 
-STAGES = {"text_encoder", "hint", "controlnet", "unet", "update", "vae_decoder", "host"}
+STAGES = {"text_encoder", "text_kv", "hint", "controlnet", "unet", "update", "vae_decoder", "host"}
 
 
 @pytest.fixture
@@ -68,12 +68,35 @@ def test_cases_vary_one_thing_of_the_base():
 
 
 def test_memory_decides_who_is_measured_together():
-    peaks = {"a": 5, "b": 7, "c": 7, "d": 1}
-    assert latency.groups("abcd", peaks, 100) == [["a", "b", "c", "d"]]
-    assert latency.groups("abcd", peaks, 20) == [["a", "b"], ["a", "c", "d"]]
+    peaks = {"a": (5, 0), "b": (7, 0), "c": (7, 0), "d": (1, 0)}
+    assert latency.groups("abcd", peaks, (100, 0)) == [["a", "b", "c", "d"]]
+    assert latency.groups("abcd", peaks, (20, 0)) == [["a", "b"], ["a", "c", "d"]]
     # Two that do not fit are tried all the same: a lone baseline compares with nothing.
-    assert latency.groups("abcd", peaks, 1) == [["a", "b"], ["a", "c"], ["a", "d"]]
-    assert latency.groups("a", peaks, 100) == [["a"]]
+    assert latency.groups("abcd", peaks, (1, 0)) == [["a", "b"], ["a", "c"], ["a", "d"]]
+    assert latency.groups("a", peaks, (100, 0)) == [["a"]]
+    # And the GPU's: it is shared only by those that fit into it together.
+    on_gpu = {name: (host, host) for name, (host, _) in peaks.items()}
+    assert latency.groups("abcd", on_gpu, (100, 20)) == [["a", "b"], ["a", "c", "d"]]
+
+
+@pytest.mark.slow
+def test_the_condition_is_encoded_once_for_each_request(tiny: Any):
+    import torch
+    from cnpp_trt.benchmarks.latency.torch_settings import SETTINGS, Adapter
+    from cnpp_trt.benchmarks.pytorch import PyTorch
+
+    checkpoint = Checkpoint(str(tiny.checkpoint))
+    plain, hoisted = (PyTorch(checkpoint, adapt=Adapter(torch, SETTINGS[n])) for n in ("pytorch", "pytorch-hint"))
+    calls: list[int] = []
+    for request in make_requests(tiny.pipeline, "seg", [0, 1], num_inference_steps=3):
+        expected = plain.images(request)
+        if not calls:
+            hoisted.images(request)
+            embedding = hoisted.pipeline(request).controlnet.controlnet_cond_embedding.embedding
+            embedding.register_forward_hook(lambda *_: calls.append(1))
+            calls.append(0)
+        np.testing.assert_array_equal(hoisted.images(request), expected)
+    assert calls == [0, 1, 1]
 
 
 def test_contest(request_of: Any, config: Any, tiny: Any):

@@ -12,6 +12,7 @@ import torch
 from cnpp_trt.benchmarks.latency.flop_count import count_ops, request_op_counts
 from cnpp_trt.benchmarks.records import roofline_seconds
 from cnpp_trt.bundles.bundle import Bundle, GraphSpec, Manifest, TensorSpec
+from cnpp_trt.bundles.graph_names import STEPS_AT_ONCE
 from cnpp_trt.errors import CnppError
 from cnpp_trt.export import graphs
 from cnpp_trt.export.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ def tiny_fp16(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     """With the graphs whose operators differ from those of fp32."""
     everything = graphs.base_graphs
     with pytest.MonkeyPatch.context() as patch:
-        kept = ("text_encoder", "unet", "vae_decoder")
+        kept = ("text_encoder", "text_kv", "time_embeds", "unet", "vae_decoder")
         patch.setattr(graphs, "base_graphs", lambda *a: (g for g in everything(*a) if g[0] in kept))
         folder = tmp_path_factory.mktemp("fp16") / "tiny"
         return export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg"], folder, precision="fp16")
@@ -46,7 +47,7 @@ def sources(checkpoint: Path, bundle: Bundle) -> Iterator[ExportSpec]:
         yield from (make() for name, make in described if name in bundle.manifest.graphs)
 
 
-def resized(source: ExportSpec, sizes: Mapping[str, int]) -> list[Any]:
+def resized(source: ExportSpec, sizes: Mapping[str, int]) -> dict[str, Any]:
     """The example inputs with their free dimensions cut or repeated to these sizes."""
 
     def fit(name: str, tensor: Tensor) -> Tensor:
@@ -55,25 +56,25 @@ def resized(source: ExportSpec, sizes: Mapping[str, int]) -> list[Any]:
             tensor = tensor.index_select(dimension, index)
         return tensor
 
-    return [
-        tuple(fit(name, t) for name, t in zip(source.nested[argument], given, strict=True))
+    return {
+        argument: tuple(fit(name, t) for name, t in zip(source.nested[argument], given, strict=True))
         if isinstance(given, tuple)
         else fit(argument, given)
         for argument, given in source.inputs.items()
-    ]
+    }
 
 
 def counted_by_torch(source: ExportSpec, sizes: Mapping[str, int]) -> int:
     # Attention as plain products: the counter knows those on every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        source.module(*resized(source, sizes))
+        source.module(**resized(source, sizes))
     return counter.get_total_flops()
 
 
 # Guided, one image; unguided, three.
 SIZES = (
-    {"batch": 2, "images": 1, "guidance": 2, "prompts": 2, "tokens": 77},
-    {"batch": 3, "images": 3, "guidance": 1, "prompts": 3, "tokens": 77},
+    {"batch": 2, "images": 1, "guidance": 2, "prompts": 2, "tokens": 77, "steps": STEPS_AT_ONCE},
+    {"batch": 3, "images": 3, "guidance": 1, "prompts": 3, "tokens": 77, "steps": STEPS_AT_ONCE},
 )
 
 
@@ -115,7 +116,8 @@ def test_a_request_asks_for_what_its_program_launches(tiny):
     schedule = Schedule(((True, True, True, False), (False, True, False, False)), (False,) * 4)
     guided = LoopShape(images=1, guided=True, controls=("seg", "depth"))
     asked, launches = request_op_counts(bundle, guided, schedule)
-    assert launches == {"text_encoder": 1, "hint": 2, "controlnet": 5, "unet": 4, "update": 4, "vae_decoder": 1}
+    once = {"text_encoder": 1, "text_kv": 3, "time_embeds": 3, "hint": 2}
+    assert launches == {**once, "controlnet": 5, "unet": 4, "update": 4, "vae_decoder": 1}
     sizes = SIZES[0]
     for stage in ("text_encoder", "unet", "update", "vae_decoder"):
         assert asked[stage] == count_ops(bundle, stage, sizes)
@@ -126,8 +128,10 @@ def test_a_request_asks_for_what_its_program_launches(tiny):
 
     unguided = LoopShape(images=3, guided=False, controls=("seg",), uncontrolled=False)
     asked, launches = request_op_counts(bundle, unguided, Schedule(((True,),), (True,)))
-    assert set(launches.values()) == {1}
-    assert asked == {s: count_ops(bundle, f"{s}_seg" if s in ("hint", "controlnet") else s, SIZES[1]) for s in launches}
+    both = ("text_kv", "time_embeds")  # of the UNet and of the ControlNet
+    assert launches == {s: 2 if s in both else 1 for s in launches}
+    for s in set(launches) - set(both):
+        assert asked[s] == count_ops(bundle, f"{s}_seg" if s in ("hint", "controlnet") else s, SIZES[1])
 
 
 def test_the_floor_is_the_longer_of_computing_and_moving():

@@ -15,7 +15,10 @@ from cnpp_trt.gpu import find_gpu
 
 pytestmark = pytest.mark.slow
 
-ON_HOST = ("naive", "hint_hoisted", "update_graph", "session_options", "io_binding")
+ON_HOST = (
+    *("naive", "hint_hoisted", "prompt_hoisted", "time_hoisted", "shared_prefix", "update_graph", "session_options"),
+    "io_binding",
+)
 
 
 class Counting(Sessions):
@@ -44,18 +47,25 @@ def test_the_loop_on_the_host_draws_what_the_pipeline_draws(tiny, fields):
     expected = pipeline(request)
     values = pipeline.prepare(request).tensors
     n, batch = request.num_inference_steps, len(values.prompts.input_ids)
-    for hoist_hint, update_graph in ((False, False), (True, False), (True, True)):
+    techniques = ("hoist_hint", "hoist_prompt", "hoist_time", "update_graph")
+    for count in range(len(techniques) + 1):
+        used = techniques[:count]
         run = Counting(pipeline)
-        output = HostLoop(run, "seg", values, hoist_hint=hoist_hint, update_graph=update_graph)()
+        output = HostLoop(run, "seg", values, **dict.fromkeys(used, True))()
         np.testing.assert_allclose(output.latents, expected.latents, rtol=1e-4, atol=1e-5)
         assert np.abs(output.images.astype(int) - expected.images).max() <= 1
+        prompts, times = (1 if technique in used else n for technique in ("hoist_prompt", "hoist_time"))
         assert run.calls == Counter(
             text_encoder=1,
-            hint_seg=1 if hoist_hint else n * batch,
+            hint_seg=1 if "hoist_hint" in used else n * batch,
+            text_kv=prompts,
+            text_kv_seg=prompts,
+            time_embeds=times,
+            time_embeds_seg=times,
             controlnet_seg=n,
             unet=n,
             vae_decoder=1,
-            **({"update": n} if update_graph else {}),
+            **({"update": n} if "update_graph" in used else {}),
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundles.bundle import Bundle
+from cnpp_trt.bundles.graph_names import STEPS_AT_ONCE
 from cnpp_trt.errors import BackendError, BundleError
 from cnpp_trt.runtime.backends.interface import Buffer
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
@@ -43,7 +44,7 @@ def bound(bundle: Bundle, backend: Any, graph: str, sizes: Mapping[str, int], se
     """Buffers for every tensor of a graph, the floating inputs filled with noise."""
     spec, rng, buffers = bundle.graph(graph), np.random.default_rng(seed), {}
     for tensor in (*spec.inputs, *spec.outputs):
-        known: dict[str, Any] = {"tokens": 77, "prompts": sizes.get("batch"), **sizes}
+        known: dict[str, Any] = {"tokens": 77, "prompts": sizes.get("batch"), "steps": STEPS_AT_ONCE, **sizes}
         shape = tuple(known[d] if isinstance(d, str) else d for d in tensor.shape)
         buffers[tensor.name] = backend.arena(0)(shape, tensor.dtype)
         if tensor in spec.inputs and tensor.dtype.startswith("float"):
@@ -142,7 +143,7 @@ def test_bf16_is_near(miniature, opened, make, scheduler, guidance_scale, contro
 
 
 @needs_bf16
-@pytest.mark.parametrize("graph", ["update", "hint_seg", "text_encoder", "add_residuals"])
+@pytest.mark.parametrize("graph", ["update", "hint_seg", "text_encoder", "text_kv_seg", "time_embeds", "add_residuals"])
 def test_what_stays_f32_in_bf16(tiny, graph):
     bundle = tiny.pipeline.bundle
     found = []
@@ -164,13 +165,11 @@ def test_the_decoder_that_is_there_to_be_exact_stays_f32_in_bf16(tiny):
 
 @needs_bf16
 @pytest.mark.parametrize("graph", ["unet", "controlnet_seg"])
-def test_bf16_does_not_round_the_timestep(tiny, graph):
+def test_bf16_does_not_round_the_timestep(tiny_as_one, graph):
     """In bfloat16 999 is 1000."""
-    bundle = tiny.pipeline.bundle
+    bundle = tiny_as_one
     backend = OpenVino(bundle, 1, "bf16")
     buffers = bound(bundle, backend, graph, {"batch": 1, "images": 1})
-    if "scale" in buffers:
-        backend.upload(buffers["scale"], np.array(1, np.float32))
     launch = backend.load(graph).bind(buffers)
     found = []
     for timestep in (999, 1000, 999):

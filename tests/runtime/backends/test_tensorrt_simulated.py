@@ -72,7 +72,7 @@ def test_a_card_that_is_too_small_gets_one_line_before_anything_is_loaded(simula
         memory=3 << 20,
     )
     assert (
-        "weights 0.00 GiB + activations 0.00 GiB + buffers 0.00 GiB together: 0.00 GiB of device memory is needed"
+        "weights 0.01 GiB + activations 0.00 GiB + buffers 0.00 GiB together: 0.01 GiB of device memory is needed"
         in out
     )
     assert "is free on" in out
