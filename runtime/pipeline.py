@@ -281,9 +281,17 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    @property
+    def precision(self) -> str:
+        """What the large networks compute in, as `--precision` takes it, as in `fp32`, `bf16` or `int8-bf16`."""
+        number_format, quantized = self.bundle.manifest.number_format, self.bundle.manifest.quantization is not None
+        if not self.backend.name.endswith("-bf16"):
+            return number_format
+        return f"{number_format}-bf16" if quantized else "bf16"
+
     def __repr__(self) -> str:
         m = self.bundle.manifest
-        return f"<Pipeline: {m.model}, {m.precision}, {m.width}x{m.height}, on {self.backend.name}>"
+        return f"<Pipeline: {m.model}, {m.number_format}, {m.width}x{m.height}, on {self.backend.name}>"
 
     def _locked(self, work: Callable[[], T]) -> T:
         with self._lock:

@@ -25,6 +25,7 @@ LAYERS = [
     {"benchmarks.latency", "benchmarks.report"},
     {"benchmarks.parity"},
     {"benchmarks.consistency", "benchmarks.first_contact", "developer.miniature"},
+    {"quantization"},
     {"developer.random_models"},
     {"developer"},
     {"commands"},
