@@ -24,6 +24,8 @@ from ..schema import SchemaError, convert, decode, read_bounded
 from .manifest import FORMAT, MAX_BYTES, QuantizationRecord, RecipeRecord
 
 _WEIGHTS = re.compile(r"\.(safetensors|ckpt|bin|pth?)(?=$|:)")
+QUANTIZED = ("int8", "fp8")
+"""Precisions that `cnpp-trt quantize` makes of another bundle."""
 # Of a name in bytes: `-fp32-2048x2048` and what is hidden beside a bundle while it is written come on top.
 _MAX_NAME = 150
 _FOLDER = re.compile(
@@ -258,6 +260,12 @@ def _name_of(folder: Path) -> str:
 
 
 def _none(model: str, precision: str | None, size: tuple[int, int] | None, root: Path) -> UserError:
+    if precision in QUANTIZED:
+        words = ["cnpp-trt", "quantize", "--model", model, "--precision", str(precision)]
+        return UserError(
+            f"no bundle of {printable(repr(model))} in {precision} under {root}: "
+            f"make one with `{printable(shlex.join(words), 500)}`"
+        )
     words = ["cnpp-trt", "export", "--model", model]
     words += ["--precision", precision] if precision else []
     words += ["--size", f"{size[0]}x{size[1]}"] if size else []

@@ -205,11 +205,8 @@ def command_of(study: Study, data: Path | None) -> str:
     """
     m, p, (_, *others) = study.deployed.bundle.manifest, study.sampling, study.systems
     words = ["cnpp-trt consistency --model", shlex.quote(m.model), "--precision", study.deployed.precision]
-    words += [
-        "--backend",
-        study.deployed.backend.name.removesuffix("-bf16"),
-        *(f"--cond {condition}" for condition in study.conditions),
-    ]
+    words += ["--backend", study.deployed.backend.name.removesuffix("-bf16")]
+    words += [f"--cond {condition}" for condition in study.conditions]
     words += [f"--against {shlex.quote(system.name)}" for system in others]
     if data is not None:
         words += ["--data", shlex.quote(data.resolve().name)]
