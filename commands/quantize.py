@@ -13,7 +13,7 @@ from .options import BundleFolder, BundleSize, Json, Threads, add_command, read_
 
 _PANELS = {
     "Model": ("model", "bundle", "size", "base", "precision"),
-    "Measurement": ("data", "requests", "launches", "measure", "min_psnr"),
+    "Measurement": ("data", "requests", "launches", "steps", "measure", "min_psnr"),
     "Runtime": ("threads",),
     "Output": ("out", "as_json"),
 }
@@ -50,6 +50,12 @@ def quantize_command(
         int, typer.Option(min=1, max=1000, help="Requests of each condition that ranges are taken from.")
     ] = 4,
     launches: Annotated[int, typer.Option(min=1, max=1000, help="Time steps of each request that are looked at.")] = 5,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", "-s", "--num-inference-steps", min=1, max=1000, help="Denoising steps. Default: the model's."
+        ),
+    ] = None,
     measure: Annotated[
         int,
         typer.Option(
@@ -84,6 +90,7 @@ def quantize_command(
         measured=measure,
         min_psnr=min_psnr,
         threads=threads,
+        steps=steps,
     )
     made = quantize_bundle(opened, out, settings)
     if as_json:

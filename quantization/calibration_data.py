@@ -20,12 +20,16 @@ class CalibrationData:
         pipeline: whose requests they are.
         folder: of the user's own, as `cnpp-trt consistency --data` takes it; None for the others.
         conditions: of the requests.
+        steps: of each request; None for the model's own number.
 
     Raises:
         UserError: the folder cannot be used.
     """
 
-    def __init__(self, pipeline: Pipeline, folder: Path | None, conditions: Sequence[str]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, folder: Path | None, conditions: Sequence[str], steps: int | None = None
+    ) -> None:
+        self._fields = {} if steps is None else {"num_inference_steps": steps}
         self._pipeline = pipeline
         self._folder = None if folder is None else Folder(folder, pipeline, conditions)
         self.meaningful = folder is not None or pipeline.bundle.manifest.model in EMBEDDED
@@ -40,4 +44,5 @@ class CalibrationData:
             else:
                 k = i % len(self._folder.ids)
                 image, prompt = self._folder.control(k, condition), self._folder.prompt(k)
-            yield self._pipeline.resolve(Request(prompt, controls=(Control(condition, image),), seed=_FIRST + i))
+            controls = (Control(condition, image),)
+            yield self._pipeline.resolve(Request(prompt, controls=controls, seed=_FIRST + i, **self._fields))

@@ -49,6 +49,7 @@ class QuantizationSettings:
             default groups alone.
         min_psnr: in dB, of the images to those of the bundle: groups are kept, the worst first, until it is expected.
         threads: of ONNX Runtime; None for every physical core.
+        steps: of every request; None for the model's own number.
     """
 
     number_format: str = "int8"
@@ -58,6 +59,7 @@ class QuantizationSettings:
     measured: int = 1
     min_psnr: float = 40.0
     threads: int | None = None
+    steps: int | None = None
 
 
 def quantize_bundle(bundle: Bundle, out: Path | None, settings: QuantizationSettings) -> Bundle:
@@ -138,7 +140,7 @@ class _Quantization:
     ) -> tuple[Recording, dict[str, list[ResolvedRequest]], dict[str, list[NDArray[np.uint8]]], str]:
         """Inputs of the networks; requests that effects are measured on, with their images; what they are."""
         s, pipeline = self._settings, with_files(self._bundle, {}, self._settings.threads)
-        data = CalibrationData(pipeline, s.data, self._conditions)
+        data = CalibrationData(pipeline, s.data, self._conditions, s.steps)
         if not data.meaningful:
             logger.warning(
                 f"{self._bundle.manifest.model} is calibrated on random blocks: give prompts and control images of "
