@@ -3,7 +3,7 @@
     python -m cnpp_trt.developer.cpu_memory table BUNDLE [--steps 3] [--variant onnxruntime-cpu …]
 
 Random weights do (`random_models/checkpoint.py`, then `cnpp-trt export`). Prints a Markdown table: the peak of the
-whole process, what was resident after loading, in the loop and after the decoder, and the seconds of the second picture.
+whole process, what was resident after loading, in the loop and after the decoder, and seconds of the second picture.
 """
 
 import json
