@@ -24,7 +24,8 @@ class NumberFormat:
     def scale(self, largest: NDArray[Any] | float, dtype: np.dtype[Any]) -> NDArray[Any]:
         """What the numbers are multiplied with to be values as large as `largest`, in `dtype`, which is never 0."""
         least = np.finfo(dtype).tiny * self.largest
-        return np.asarray(np.maximum(np.asarray(largest, np.float64), least) / self.largest).astype(dtype)
+        found: NDArray[Any] = (np.maximum(np.asarray(largest, np.float64), least) / self.largest).astype(dtype)
+        return found
 
     def quantize(self, values: NDArray[Any], scale: NDArray[Any], axis: int) -> NDArray[Any]:
         """The numbers nearest to the values; `scale` has one value for each index of `axis`."""
@@ -32,11 +33,14 @@ class NumberFormat:
         along[axis] = -1
         divided = values.astype(np.float32) / scale.astype(np.float32).reshape(along)
         clipped = np.clip(divided, -self.largest, self.largest)
+        rounded: NDArray[Any]
         if self.name == "int8":
-            return np.rint(clipped).astype(np.int8)
-        from ml_dtypes import float8_e4m3fn
+            rounded = np.rint(clipped).astype(np.int8)
+        else:
+            from ml_dtypes import float8_e4m3fn
 
-        return clipped.astype(float8_e4m3fn)
+            rounded = clipped.astype(float8_e4m3fn)
+        return rounded
 
 
 # -128 is left out: TensorRT wants ranges that are the same on both sides.

@@ -98,19 +98,25 @@ class _Occasional:
     """A graph that is loaded while it is used."""
 
     def __init__(self, backend: OnnxRuntimeCpu, name: str) -> None:
-        self._open = lambda: backend.open(name)
-        self._session: Session | None = self._open()  # at once: what is wrong with it is known before anything runs
+        self._backend = backend
+        self._name = name
+        # At once: what is wrong with it is known before anything runs.
+        self._session: Session | None = backend.open(name)
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
         bound = dict(buffers)
-        return lambda: self._loaded().bind(bound)()
+
+        def launch() -> None:
+            self._loaded().bind(bound)()
+
+        return launch
 
     def unload(self) -> None:
         self._session = None
 
     def _loaded(self) -> Session:
         if self._session is None:
-            self._session = self._open()
+            self._session = self._backend.open(self._name)
         return self._session
 
 
