@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..benchmarks.consistency.dataset import Folder
 from ..benchmarks.requests import control
@@ -29,7 +30,7 @@ class CalibrationData:
     def __init__(
         self, pipeline: Pipeline, folder: Path | None, conditions: Sequence[str], steps: int | None = None
     ) -> None:
-        self._fields = {} if steps is None else {"num_inference_steps": steps}
+        self._fields: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
         self._pipeline = pipeline
         self._folder = None if folder is None else Folder(folder, pipeline, conditions)
         self.meaningful = folder is not None or pipeline.bundle.manifest.model in EMBEDDED

@@ -55,7 +55,7 @@ def test_numbers_are_those_of_onnxruntimes_quantizer(tiny, ask, tmp_path) -> Non
     ranges = largest_magnitudes(source, list({layer.activation for layer in layers}), inputs)
     write_quantized(source, tmp_path / "ours.onnx", layers, ranges, INT8)
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.left = iter(inputs)
 
