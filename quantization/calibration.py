@@ -35,5 +35,6 @@ def largest_magnitudes(file: Path, tensors: Sequence[str], inputs: Iterable[Inpu
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     found = np.zeros(len(names))
     for feeds in inputs:
-        found = np.maximum(found, [float(value) for value in session.run(list(names.values()), dict(feeds))])
+        values: Any = session.run(list(names.values()), dict(feeds))  # of each one number
+        found = np.maximum(found, [float(value) for value in values])
     return dict(zip(names, found.tolist(), strict=True))

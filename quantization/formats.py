@@ -14,12 +14,10 @@ class NumberFormat:
     Attributes:
         name: `int8` or `fp8`.
         largest: the largest number it has, on both sides of 0.
-        onnx_type: `TensorProto.DataType`.
     """
 
     name: str
     largest: float
-    onnx_type: int
 
     def scale(self, largest: NDArray[Any] | float, dtype: np.dtype[Any]) -> NDArray[Any]:
         """What the numbers are multiplied with to be values as large as `largest`, in `dtype`, which is never 0."""
@@ -44,6 +42,6 @@ class NumberFormat:
 
 
 # -128 is left out: TensorRT wants ranges that are the same on both sides.
-INT8 = NumberFormat("int8", 127.0, 3)
-FP8 = NumberFormat("fp8", 448.0, 17)
+INT8 = NumberFormat("int8", 127.0)
+FP8 = NumberFormat("fp8", 448.0)
 FORMATS = {f.name: f for f in (INT8, FP8)}

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Any
 
 # Kept by default.
@@ -25,7 +24,6 @@ class Layer:
         weight: the name of its weight.
         axis: of the weight's output channels.
         group: what it is in the network.
-        weights: values of the weight.
     """
 
     node: str
@@ -33,7 +31,6 @@ class Layer:
     weight: str
     axis: int
     group: str
-    weights: int
 
 
 class Network:
@@ -75,7 +72,7 @@ class Network:
             axis = 0 if node.op_type == "Conv" or flags.get("transB") else 1
             source = "" if node.input[0] in inputs else made_by[node.input[0]].op_type
             group = _group(node.op_type, shape, source, is_last=node.output[0] in outputs)
-            yield Layer(node.name, node.input[0], node.input[1], axis, group, prod(shape))
+            yield Layer(node.name, node.input[0], node.input[1], axis, group)
 
 
 def _group(op: str, shape: Sequence[int], source: str, *, is_last: bool) -> str:
