@@ -44,9 +44,7 @@ class System:
 
 def title_of(pipeline: Pipeline) -> str:
     """As in `miniature, fp32 on onnxruntime-cpu`."""
-    backend, bf16, _ = pipeline.backend.name.partition("-bf16")
-    m = pipeline.bundle.manifest
-    return f"{m.model}, {'bf16' if bf16 else m.precision} on {backend}"
+    return f"{pipeline.bundle.manifest.model}, {pipeline.precision} on {pipeline.backend.name.removesuffix('-bf16')}"
 
 
 def subject_system(pipeline: Pipeline) -> System:

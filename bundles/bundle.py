@@ -80,7 +80,7 @@ class Bundle:
 
         Args:
             model: as it was given to the export: `miniature`, `sd15`, a folder or a name on the hub.
-            precision: `fp32` or `fp16`; by default fp32 where there are both.
+            precision: `fp32`, `fp16`, `int8` or `fp8`; by default fp32 where there are several.
             size: (width, height) in pixels; by default the only one that there is.
 
         Raises:

@@ -21,12 +21,16 @@ from ..messages import printable
 from ..miniature import EMBEDDED, SIZE
 from ..places import MANIFEST, bundles
 from ..schema import SchemaError, convert, decode, read_bounded
-from .manifest import FORMAT, MAX_BYTES, RecipeRecord
+from .manifest import FORMAT, MAX_BYTES, QuantizationRecord, RecipeRecord
 
 _WEIGHTS = re.compile(r"\.(safetensors|ckpt|bin|pth?)(?=$|:)")
+QUANTIZED = ("int8", "fp8")
+"""Precisions that `cnpp-trt quantize` makes of another bundle."""
 # Of a name in bytes: `-fp32-2048x2048` and what is hidden beside a bundle while it is written come on top.
 _MAX_NAME = 150
-_FOLDER = re.compile(r"(?P<name>.+)-(?P<precision>fp32|fp16)-(?P<width>\d{2,4})x(?P<height>\d{2,4})", re.DOTALL)
+_FOLDER = re.compile(
+    r"(?P<name>.+)-(?P<precision>(?:int8|fp8)(?:-fp16)?|fp32|fp16)-(?P<width>\d{2,4})x(?P<height>\d{2,4})", re.DOTALL
+)
 
 
 def bundle_folder(model: str, precision: str, width: int, height: int) -> Path:
@@ -129,7 +133,8 @@ def find_bundle(
     is none without.
 
     Args:
-        precision: `fp32` or `fp16`; None takes the only one there is, or the first of `preferred`.
+        precision: `fp32`, `fp16`, `int8` or `fp8`; None takes the only one there is, or the first of `preferred`. Of
+            several in int8 it takes the one whose other graphs are in the first of `preferred`.
         size: (width, height) in pixels; None takes the only one there is.
 
     Raises:
@@ -149,9 +154,10 @@ def find_bundle(
             return folder
     if not found:
         raise _none(model, precision, size, root)
-    for first in preferred:
-        if len(found) > 1 and (best := [b for b in found if b.precision == first]):
-            found = best
+    for attribute in ("precision", "base"):
+        for first in preferred:
+            if len(found) > 1 and (best := [b for b in found if getattr(b, attribute) == first]):
+                found = best
     if len(found) > 1:
         raise UserError(
             f"several bundles of {printable(repr(model))}: {', '.join(b.folder.name for b in found)}; "
@@ -171,6 +177,7 @@ class _Head:
     height: int
     recipe: RecipeRecord
     identity: str = ""
+    quantization: QuantizationRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -179,11 +186,14 @@ class _Found:
 
     Attributes:
         head: None where the manifest cannot be read: then `Bundle.open` says why.
+        precision: what the large networks compute in.
+        base: what everything else computes in.
     """
 
     folder: Path
     head: _Head | None
     precision: str
+    base: str
     width: int
     height: int
 
@@ -198,10 +208,12 @@ def _bundles(root: Path) -> list[_Found]:
     for folder in folders:
         head = _head(folder)
         if head is not None:
-            found.append(_Found(folder, head, head.precision, head.width, head.height))
+            precision = head.quantization["format"] if head.quantization else head.precision
+            found.append(_Found(folder, head, precision, head.precision, head.width, head.height))
         elif named := _FOLDER.fullmatch(unicodedata.normalize("NFC", folder.name)):
             size = int(named["width"]), int(named["height"])
-            found.append(_Found(folder, None, named["precision"], *size))
+            precision, _, base = named["precision"].partition("-")
+            found.append(_Found(folder, None, precision, base, *size))
     return found
 
 
@@ -248,6 +260,12 @@ def _name_of(folder: Path) -> str:
 
 
 def _none(model: str, precision: str | None, size: tuple[int, int] | None, root: Path) -> UserError:
+    if precision in QUANTIZED:
+        words = ["cnpp-trt", "quantize", "--model", model, "--precision", str(precision)]
+        return UserError(
+            f"no bundle of {printable(repr(model))} in {precision} under {root}: "
+            f"make one with `{printable(shlex.join(words), 500)}`"
+        )
     words = ["cnpp-trt", "export", "--model", model]
     words += ["--precision", precision] if precision else []
     words += ["--size", f"{size[0]}x{size[1]}"] if size else []

@@ -131,6 +131,22 @@ class LoraRecord(TypedDict):
     unmatched: NotRequired[Annotated[list[Text], Meta(max_length=10_000)]]
 
 
+class QuantizationRecord(TypedDict):
+    """How the large networks were brought to fewer bits.
+
+    `data` says in words what the ranges were taken from, `data_sha256` is over all of it. `kept` has the groups of
+    layers of each graph that compute in the bundle's own precision, `effects` what each group costs by itself: the mean
+    squared error of the images, in levels of 255.
+    """
+
+    format: Annotated[str, Meta(pattern=r"\A(int8|fp8)\Z")]
+    method: Text
+    data: Text
+    data_sha256: Sha256
+    kept: Annotated[dict[GraphName, Annotated[list[Text], Meta(max_length=100)]], Meta(max_length=100)]
+    effects: Annotated[dict[Text, NonNegative], Meta(max_length=1000)]
+
+
 class RecipeRecord(TypedDict, total=False):
     """The arguments of `Recipe` that were given; a local file or folder by the last part of its path alone."""
 
@@ -170,6 +186,7 @@ class Manifest:
         conditions: by name, in the order in which they were exported: the first is the default of `run`.
         files: every file that is ever read.
         exported_with: versions of the packages that made it.
+        quantization: of the large networks, where there is one; `precision` is that of everything else then.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=255)]
@@ -196,6 +213,12 @@ class Manifest:
     conditions: Annotated[dict[ConditionName, ConditionRecord], Meta(max_length=256)] = field(default_factory=dict)
     files: Annotated[dict[FileName, FileRecord], Meta(max_length=5000)] = field(default_factory=dict)
     exported_with: Annotated[dict[Text, Text], Meta(max_length=64)] = field(default_factory=dict)
+    quantization: QuantizationRecord | None = None
+
+    @property
+    def number_format(self) -> str:
+        """What the large networks compute in: that of the quantization, else `precision`."""
+        return self.quantization["format"] if self.quantization else self.precision
 
     @property
     def digest(self) -> str:

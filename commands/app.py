@@ -8,7 +8,7 @@ import typer
 
 from ..bundles.bundle import Bundle
 from ..versions import __version__
-from . import batch, build, contact, demo, engines, measure, package, run, serve, tune
+from . import batch, build, contact, demo, engines, measure, package, quantize, run, serve, tune
 from .options import Json, add_command, show, user_path
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def doctor(as_json: Json = False) -> None:
     print(json.dumps(findings)) if as_json else show(describe(findings))
 
 
-for commands in (build, engines, run, batch, serve, demo, package, measure, tune, contact):
+for commands in (build, quantize, engines, run, batch, serve, demo, package, measure, tune, contact):
     commands.register(app)
 _OUTPUT = {"Output": ("as_json",)}
 add_command(app, "verify", verify, _OUTPUT, "Example:\n\ncnpp-trt verify ./bundle")

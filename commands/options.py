@@ -66,7 +66,9 @@ BundleSource = Annotated[
 BundleSize = Annotated[str | None, typer.Option(help="Which of the model's bundles: 512 or WxH.")]
 Precision = Annotated[
     str | None,
-    typer.Option(help="Which of the model's bundles: fp32 or fp16. With --backend openvino also bf16."),
+    typer.Option(
+        help="Which of the model's bundles: fp32, fp16, int8 or fp8. With --backend openvino also bf16 or int8-bf16."
+    ),
 ]
 BackendName = Annotated[str, typer.Option(help="auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu or openvino.")]
 Device = Annotated[
@@ -105,6 +107,7 @@ _PRECISIONS = {
     "fp32": "fp32", "f32": "fp32", "float32": "fp32", "float": "fp32",
     "fp16": "fp16", "f16": "fp16", "float16": "fp16", "half": "fp16",
     "bf16": "bf16", "bfloat16": "bf16",
+    "int8": "int8", "i8": "int8", "fp8": "fp8", "f8": "fp8", "int8-bf16": "int8-bf16",
 }  # fmt: skip
 
 
@@ -140,7 +143,9 @@ def require_choice(what: str, word: str, choices: Collection[str]) -> str:
     return word
 
 
-def read_precision(text: str | None, choices: Collection[str] = ("fp32", "fp16", "bf16")) -> str | None:
+def read_precision(
+    text: str | None, choices: Collection[str] = ("fp32", "fp16", "bf16", "int8", "fp8", "int8-bf16")
+) -> str | None:
     """One of `choices`, from any of the names that a precision goes by: `fp16`, `f16`, `float16`, `half`.
 
     Raises:
@@ -251,10 +256,14 @@ class CheckpointOptions:
 def split_precision(precision: str | None) -> tuple[str | None, str | None]:
     """(of the bundle, of OpenVINO): bf16 is no bundle's precision, OpenVINO computes any bundle in it.
 
+    `int8-bf16` is a bundle in int8, whose other operations OpenVINO computes in bf16.
+
     Raises:
         UserError: there is no such precision.
     """
     read = read_precision(precision)
+    if read == "int8-bf16":
+        return "int8", "bf16"
     return (None, read) if read == "bf16" else (read, None)
 
 
@@ -305,8 +314,9 @@ def resolve_bundle(
         folder = _find(model or "miniature", of_bundle, pixels, preferred_precisions(backend))
     else:
         folder = bundle
-        # OpenVINO computes in float32 whatever precision the graphs are stored in.
-        _check_precision_and_size(folder, None if backend == "openvino" else of_bundle, pixels)
+        # OpenVINO computes in float32 whether the graphs are stored in fp32 or fp16.
+        any_of_both = backend == "openvino" and of_bundle in ("fp32", "fp16")
+        _check_precision_and_size(folder, None if any_of_both else of_bundle, pixels)
     if presets:
         options = replace(options, presets=read_presets(presets, Bundle.open(folder)))
     return folder, lambda path: Pipeline.open(path, options)
@@ -357,8 +367,10 @@ def _check_precision_and_size(folder: Path, precision: str | None, size: tuple[i
     if precision is None and size is None:
         return
     m = Bundle.open(folder).manifest
-    if precision not in (None, m.precision):
-        raise UserError(f"{folder} is {m.precision}, not {precision}: leave --precision out, or give another --bundle")
+    if precision not in (None, m.number_format):
+        raise UserError(
+            f"{folder} is {m.number_format}, not {precision}: leave --precision out, or give another --bundle"
+        )
     if size not in (None, (m.width, m.height)):
         raise UserError(f"{folder} is for {m.width}x{m.height}: leave --size out, or give another --bundle")
 

@@ -330,7 +330,7 @@ def picture_records(pipeline: "Pipeline", result: "Result") -> list[PictureRecor
     # As it was used: a photo may be larger than a record.
     init_image = None if begin is None else fit_init_image(pipeline.bundle, begin)[0]
     recorded = metadata.request_record(result.request, result.control_images, init_image)
-    fields = {"model": m.model, "digest": pipeline.bundle.digest, "precision": m.precision}
+    fields = {"model": m.model, "digest": pipeline.bundle.digest, "precision": m.number_format}
     bundle = convert({**fields, "width": m.width, "height": m.height}, BundleRecord)
     versions = _versions()
     return [

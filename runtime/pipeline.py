@@ -33,7 +33,7 @@ from .settings.request import (
     ControlImage,
     Request,
     ResolvedRequest,
-    request_of_prompt,
+    to_request,
     whole_number,
 )
 from .submission import Submission, Submissions
@@ -132,11 +132,7 @@ class Pipeline:
             BackendError: a graph failed.
             DeviceMemoryError: it does not fit into device memory although everything that can be unloaded was.
         """
-        if isinstance(request, str):
-            request = request_of_prompt(request, controls, fields)
-        elif controls or fields:
-            raise UserError("a Request has its own controls and settings: give them there")
-        plan = self._plan(self.resolve(request))
+        plan = self._plan(self.resolve(to_request(request, controls, fields)))
         [result] = self._locked(lambda: self._generate([plan], callback_on_step_end, on_progress, cancel))
         return result
 
@@ -306,9 +302,17 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    @property
+    def precision(self) -> str:
+        """What the large networks compute in, as `--precision` takes it, as in `fp32`, `bf16` or `int8-bf16`."""
+        m = self.bundle.manifest
+        if not self.backend.name.endswith("-bf16"):
+            return m.number_format
+        return "bf16" if m.quantization is None else f"{m.number_format}-bf16"
+
     def __repr__(self) -> str:
         m = self.bundle.manifest
-        return f"<Pipeline: {m.model}, {m.precision}, {m.width}x{m.height}, on {self.backend.name}>"
+        return f"<Pipeline: {m.model}, {m.number_format}, {m.width}x{m.height}, on {self.backend.name}>"
 
     def _locked(self, work: Callable[[], T]) -> T:
         with self._lock:

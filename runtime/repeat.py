@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..bundles.bundle import Bundle, bundle_folder
+from ..bundles.library import QUANTIZED
 from ..errors import UserError
 from ..messages import printable
 from .generate import GenerateResult, generate
@@ -82,6 +83,11 @@ def find_recorded(made_with: BundleRecord, name: str) -> Path:
             return folder
     # What follows was written by whoever made the picture: it is quoted for the shell that it may be pasted into.
     model = shlex.quote(printable(made_with.model))
+    if made_with.precision in QUANTIZED:
+        raise UserError(
+            f"no bundle {printable(repr(wanted))}, which drew {name}, under {root}: make one with "
+            f"`cnpp-trt quantize --model {model} --precision {made_with.precision}`, or give another with --bundle"
+        )
     command = f"cnpp-trt export --model {model} --precision {made_with.precision} --size {size[0]}x{size[1]} --cond all"
     raise UserError(
         f"no bundle {printable(repr(wanted))}, which drew {name}, under {root}: make one with `{command}`, "

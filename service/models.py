@@ -79,7 +79,7 @@ class ServedModel:
             "created": self.created,
             "owned_by": "cnpp-trt",
             "size": f"{m.width}x{m.height}",
-            "precision": m.precision,
+            "precision": self.pipelines[0].precision,
             "digest": self.digest,
             "conditions": conditions,
             "extractors": [c for c in conditions if can_extract(self.bundle, c)],
@@ -136,7 +136,7 @@ def names_of(folders: Sequence[Path], manifests: Sequence[Any]) -> list[str]:
     """
     plain = [m.model for m in manifests]
     names = [
-        name if plain.count(name) == 1 else f"{name}-{m.precision}-{m.width}x{m.height}"
+        name if plain.count(name) == 1 else f"{name}-{m.number_format}-{m.width}x{m.height}"
         for name, m in zip(plain, manifests, strict=True)
     ]
     for name, folder in zip(names, folders, strict=True):

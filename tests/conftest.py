@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from cnpp_trt import Pipeline, cli
 from cnpp_trt.bundles.bundle import Bundle
@@ -28,6 +27,7 @@ from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.miniature import MODEL_FOLDER as MINIATURE
+from cnpp_trt.runtime.backends import onnxruntime_cpu, onnxruntime_cuda, onnxruntime_session
 from fixture_cache import exported
 from PIL import Image
 
@@ -131,12 +131,13 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The graphs that ONNX Runtime loads from now on, in their order."""
     loaded: list[str] = []
 
-    class Counted(onnxruntime.InferenceSession):
-        def __init__(self, path: Any, *arguments: Any, **options: Any) -> None:
-            loaded.append(Path(path).stem)
-            super().__init__(path, *arguments, **options)
+    class Counted(onnxruntime_session.Session):
+        def __init__(self, ort: Any, bundle: Any, graph: str, *arguments: Any, **options: Any) -> None:
+            loaded.append(graph)
+            super().__init__(ort, bundle, graph, *arguments, **options)
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Counted)
+    for backend in (onnxruntime_cpu, onnxruntime_cuda):
+        monkeypatch.setattr(backend, "Session", Counted)
     return loaded
 
 

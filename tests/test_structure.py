@@ -26,6 +26,7 @@ LAYERS = [
     {"benchmarks.parity"},
     {"benchmarks.consistency", "benchmarks.first_contact", "developer.miniature"},
     {"tuning"},
+    {"quantization"},
     {"developer.random_models"},
     {"developer"},
     {"commands"},

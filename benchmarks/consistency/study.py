@@ -192,9 +192,9 @@ def command_of(study: Study, data: Path | None) -> str:
         data: the user's own folder.
     """
     m, p, (_, *others) = study.deployed.bundle.manifest, study.sampling, study.systems
-    backend, bf16, _ = study.deployed.backend.name.partition("-bf16")
-    words = ["cnpp-trt consistency --model", shlex.quote(m.model), "--precision", "bf16" if bf16 else m.precision]
-    words += ["--backend", backend, *(f"--cond {condition}" for condition in study.conditions)]
+    words = ["cnpp-trt consistency --model", shlex.quote(m.model), "--precision", study.deployed.precision]
+    words += ["--backend", study.deployed.backend.name.removesuffix("-bf16")]
+    words += [f"--cond {condition}" for condition in study.conditions]
     words += [f"--against {shlex.quote(system.name)}" for system in others]
     if data is not None:
         words += ["--data", shlex.quote(data.resolve().name)]

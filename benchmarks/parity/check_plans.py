@@ -49,7 +49,7 @@ def check_plans(
         deployed, wanted = Pipeline.open(bundle, "onnxruntime-cpu"), wanted[:1]
         logger.info(note)
     graphs = check_graphs(deployed, checkpoint, conditions, wanted, device_of(deployed))
-    failures = violations(read_thresholds(bundle.manifest.precision), graphs)
+    failures = violations(read_thresholds(bundle.manifest.number_format), graphs)
     return Check(backend=deployed.backend.name, note=note, graphs=graphs, missed=failures, passed=not failures)
 
 

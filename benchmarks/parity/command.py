@@ -12,7 +12,7 @@ from ...files import require_writable, require_writable_file
 from ...places import results
 from ...runtime.pipeline import Pipeline
 from ..result import BenchmarkResult, default_path
-from .measure import compare_with_pytorch, precision_of
+from .measure import compare_with_pytorch
 from .thresholds import read_thresholds
 
 
@@ -64,7 +64,7 @@ def measure_parity(deployed: Pipeline, settings: ParitySettings) -> tuple[Benchm
     m, backend = deployed.bundle.manifest, deployed.backend.name
     conditions = list(settings.conditions or m.conditions)
     checkpoint = find_source_checkpoint(deployed.bundle, settings.model, settings.controlnets)
-    thresholds = read_thresholds(precision_of(deployed), settings.thresholds)
+    thresholds = read_thresholds(deployed.precision, settings.thresholds)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     data = compare_with_pytorch(
@@ -82,7 +82,7 @@ def measure_parity(deployed: Pipeline, settings: ParitySettings) -> tuple[Benchm
 def _command(deployed: Pipeline, conditions: Sequence[str], images: int) -> str:
     """The command that measures it again; without paths, which would describe the machine it was measured on."""
     m, backend = deployed.bundle.manifest, deployed.backend.name.removesuffix("-bf16")
-    words = [f"cnpp-trt parity --model {shlex.quote(m.model)} --precision {precision_of(deployed)} --backend {backend}"]
+    words = [f"cnpp-trt parity --model {shlex.quote(m.model)} --precision {deployed.precision} --backend {backend}"]
     if list(conditions) != list(m.conditions):
         words += [f"--cond {condition}" for condition in conditions]
     return " ".join([*words, f"--images {images}"])

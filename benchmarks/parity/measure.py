@@ -92,7 +92,7 @@ def compare_with_pytorch(
     return Parity(
         model=deployed.bundle.manifest.model,
         backend=deployed.backend.name,
-        precision=precision_of(deployed),
+        precision=deployed.precision,
         reference=reference_title(device),
         graphs=graphs,
         steps=step_parities,
@@ -141,11 +141,6 @@ def heatmap(
         difference=png(difference),
         scale=scale,
     )
-
-
-def precision_of(pipeline: Pipeline) -> str:
-    """What the large networks compute in: `fp32`, `fp16` or `bf16`."""
-    return "bf16" if pipeline.backend.name.endswith("bf16") else pipeline.bundle.manifest.precision
 
 
 def reference_title(device: str) -> str:

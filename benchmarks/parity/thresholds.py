@@ -14,7 +14,7 @@ from ..records import GraphParity, ImageParity, StepParity
 DEFAULTS = Path(__file__).with_name("thresholds.toml")
 MAX_BYTES = 1 << 20
 MAX_THRESHOLD = 1e9
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 # Every threshold there is, and whether values must be at least it or at most.
 _AT_LEAST = {
     "graph_relative_l2": False,
@@ -35,8 +35,9 @@ def read_thresholds(precision: str, file: Path | None = None) -> dict[str, float
     Raises:
         UserError: the file cannot be read or holds what is no threshold.
     """
-    thresholds = _table(DEFAULTS, precision)
-    return thresholds if file is None else thresholds | _table(file, precision)
+    table = precision.partition("-")[0]  # `int8-bf16` is held to what int8 is
+    thresholds = _table(DEFAULTS, table)
+    return thresholds if file is None else thresholds | _table(file, table)
 
 
 def violations(

@@ -26,6 +26,7 @@ class Session:
         run_options: of every run.
         device_id: the index of the GPU.
         active: a context manager that every run is within: a GPU backend makes its CUDA context current there.
+        rewrite: changes the ONNX file's bytes before they are loaded.
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph.
@@ -43,10 +44,18 @@ class Session:
         run_options: Any = None,
         device_id: int = 0,
         active: Callable[[], AbstractContextManager[None]] = nullcontext,
+        rewrite: Callable[[bytes], bytes] | None = None,
     ) -> None:
         path: Path = bundle.graph_file(graph)
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=providers)
+            source: str | bytes = str(path)
+            if rewrite is not None:
+                source = rewrite(path.read_bytes())
+                # Where the weights are that the bytes name.
+                options.add_session_config_entry(
+                    "session.model_external_initializers_file_folder_path", str(path.parent)
+                )
+            self.session = ort.InferenceSession(source, options, providers=providers)
         except Exception as e:  # ONNX Runtime's exceptions share no base class
             if re.search(r"official support for domain \S+ is till opset", str(e)):
                 raise BackendError(

@@ -15,6 +15,9 @@ from .interface import Buffer
 
 PRECISIONS = ("f32", "bf16")
 
+# What a step launches, twenty times for a picture. The others give back what they computed with: SD 1.5's decoder takes
+# more than a step.
+_OF_A_STEP = ("unet", "update", "controlnet_", "add_residuals")
 # Nearly all of a request's time. The other graphs stay float32 in every precision: the sampler's state is float32 by
 # design (`update`), extractors score images, and text encoder and hints run once, for all steps to inherit their error.
 # `vae_decoder_fp32` is there to be exact.
@@ -54,17 +57,23 @@ class OpenVino(HostMemory):
 
     def load(self, graph: str) -> "_Graph":
         if graph not in self._graphs:
-            spec = self._bundle.graph(graph)
-            path = self._bundle.graph_file(graph)
-            try:
-                model = self._core.read_model(path)
-            except Exception as e:  # OpenVINO's exceptions share no base class
-                raise BundleError(
-                    f"OpenVINO cannot load {path} ({_line(e)[:200]}): "
-                    f"check the bundle with `cnpp-trt verify {shlex.quote(str(self._bundle.folder))}`"
-                ) from e
-            self._graphs[graph] = _Graph(self, graph, spec, model)
+            self._graphs[graph] = _Graph(self, graph, self._bundle.graph(graph))
         return self._graphs[graph]
+
+    def read(self, graph: str) -> Any:
+        """The graph as OpenVINO's model, with its weights mapped from the bundle's file.
+
+        Raises:
+            BundleError: OpenVINO cannot read it.
+        """
+        path = self._bundle.graph_file(graph)
+        try:
+            return self._core.read_model(path)
+        except Exception as e:  # OpenVINO's exceptions share no base class
+            raise BundleError(
+                f"OpenVINO cannot load {path} ({_line(e)[:200]}): "
+                f"check the bundle with `cnpp-trt verify {shlex.quote(str(self._bundle.folder))}`"
+            ) from e
 
     def precision_of(self, graph: str) -> str:
         """What the graph is computed in: `f32` or `bf16`."""
@@ -114,14 +123,17 @@ class _Graph:
     miniature (1.02 to 1.06 times on SD 1.5, whose UNet's copy is 3.5 GiB in f32). The launches of one size share a
     request, and each sets all its tensors before it runs: what an earlier one was bound to may be gone. Sizes that no
     launch is bound to any more are forgotten, but for the last two: an extraction binds anew for every image.
+
+    The model itself goes as soon as it is compiled, and is read again for other sizes: what is compiled has weights of
+    its own, and those of the file would stay mapped beside them.
     """
 
-    def __init__(self, backend: OpenVino, name: str, spec: GraphSpec, model: Any) -> None:
+    def __init__(self, backend: OpenVino, name: str, spec: GraphSpec) -> None:
         self._backend = backend
         self._name = name
         self._inputs = [tensor.name for tensor in spec.inputs]
         self._outputs = [tensor.name for tensor in spec.outputs]
-        self._model = model
+        self._model: Any = backend.read(name)  # at once: what is wrong with the file is known before anything runs
         self._compiled: WeakValueDictionary[tuple[tuple[int, ...], ...], _Compiled] = WeakValueDictionary()
         self._recent: deque[_Compiled] = deque(maxlen=2)
 
@@ -130,9 +142,10 @@ class _Graph:
         key = tuple(sizes.values())
         compiled = self._compiled.get(key)
         if compiled is None:
+            model, self._model = self._model or self._backend.read(self._name), None
             try:
-                self._model.reshape({name: list(shape) for name, shape in sizes.items()})
-                compiled = _Compiled(self._backend.compile(self._name, self._model))
+                model.reshape({name: list(shape) for name, shape in sizes.items()})
+                compiled = _Compiled(self._backend.compile(self._name, model))
             except Exception as e:
                 raise BackendError(f"OpenVINO cannot compile {self._name}: {_line(e)[:300]}") from e
             self._compiled[key] = compiled
@@ -141,7 +154,7 @@ class _Graph:
             name: self._backend._ov.Tensor(view(buffers[name]), shared_memory=True)
             for name in (*self._inputs, *self._outputs)
         }
-        return _Launch(self._name, compiled, tensors, tuple(buffers.values()))
+        return _Launch(self._name, compiled, tensors, tuple(buffers.values()), self._name.startswith(_OF_A_STEP))
 
 
 class _Compiled:
@@ -152,11 +165,14 @@ class _Compiled:
 
 
 class _Launch:
-    def __init__(self, name: str, compiled: _Compiled, tensors: dict[str, Any], buffers: tuple[Buffer, ...]) -> None:
+    def __init__(
+        self, name: str, compiled: _Compiled, tensors: dict[str, Any], buffers: tuple[Buffer, ...], keeps: bool
+    ) -> None:
         self._name = name
         self._compiled = compiled  # lives as long as a launch of it
         *self._heads, self._request = compiled.requests
         self._tensors = tensors
+        self._keeps = keeps  # what it computed with, for the next launch
         self._buffers = buffers  # held so that no address dies before the launch
 
     def __call__(self) -> None:
@@ -167,6 +183,8 @@ class _Launch:
             for name, tensor in self._tensors.items():
                 self._request.set_tensor(name, tensor)
             self._request.infer()
+            if not self._keeps:
+                self._request.get_compiled_model().release_memory()
         except Exception as e:
             raise BackendError(f"OpenVINO failed in {self._name}: {_line(e)[:300]}") from e
 

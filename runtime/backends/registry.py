@@ -25,6 +25,8 @@ def open_backend(bundle: Bundle, options: RuntimeOptions) -> tuple[Backend, str]
     name, precision, own = options.backend, options.precision, bundle.manifest.precision
     if precision not in (None, own) and name != "openvino":
         raise UserError(f"{bundle.folder} is {own} and is computed in that, not in {precision}: give another bundle")
+    if bundle.manifest.number_format == "fp8" and name == "openvino" and precision == "bf16":
+        raise UserError("openvino computes an fp8 bundle in fp32 alone: leave the precision out")
     if precision == "fp16" and name == "openvino":
         raise UserError("openvino computes in fp32 or bf16, not in fp16")
 

@@ -124,11 +124,11 @@ class RequestRecord(Record):
 
 
 class BundleRecord(Record):
-    """Which bundle drew it."""
+    """Which bundle drew it; `precision` is that of its large networks."""
 
     model: Annotated[str, Meta(min_length=1, max_length=4096)]
     digest: _Sha256
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "int8", "fp8"]
     width: _Side
     height: _Side
 

@@ -258,14 +258,18 @@ def steps_within(start: float, end: float, steps: int) -> tuple[bool, ...]:
     return tuple(not (k / steps < start or (k + 1) / steps > end) for k in range(steps))
 
 
-def request_of_prompt(prompt: str, controls: Control | Sequence[Control], fields: dict[str, Any]) -> Request:
-    """The request of a prompt with other fields as arguments.
+def to_request(request: Request | str, controls: Control | Sequence[Control], fields: dict[str, Any]) -> Request:
+    """A request, or that of a prompt with other fields as arguments.
 
     Raises:
         UserError: a request has no such field, or it cannot be used.
     """
+    if not isinstance(request, str):
+        if controls or fields:
+            raise UserError("a Request has its own controls and settings: give them there")
+        return request
     try:
-        return Request(prompt, controls=controls, **fields)
+        return Request(request, controls=controls, **fields)
     except TypeError as e:
         raise UserError(f"a request has no such field ({e}): its fields are those of cnpp_trt.Request") from None
 

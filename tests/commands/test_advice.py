@@ -30,7 +30,18 @@ from cnpp_trt.runtime.settings.options import BACKENDS
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("batch", "benchmarks", "bundles", "commands", "demo", "engines", "export", "runtime", "service")
+PACKAGES = (
+    "batch",
+    "benchmarks",
+    "bundles",
+    "commands",
+    "demo",
+    "engines",
+    "export",
+    "quantization",
+    "runtime",
+    "service",
+)
 SOURCES = [
     *sorted(ROOT.glob("*.py")),
     *(file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))),
@@ -44,7 +55,8 @@ VALUES = {
     "made_with.model": "my model",
     "made_with.precision": "fp16",
     "m.model": "my model",
-    "precision_of(deployed)": "fp16",
+    "deployed.precision": "fp16",
+    "precision": "int8",
     "backend": "onnxruntime-cpu",
     "size[0]": "512",
     "size[1]": "768",
