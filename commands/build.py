@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 _MODEL = ("model", "controlnet", "vae", "lora", "embedding", "extractor", "variant", "config")
 _EXPORT_PANELS = {
-    "Model": (*_MODEL, "precision", "size", "deep_cache"),
+    "Model": (*_MODEL, "precision", "size"),
     "Control": ("cond",),
-    "Graphs": ("hoist_prompt", "hoist_time", "split_unet"),
+    "Graphs": ("hoist_prompt", "hoist_time", "split_unet", "deep_cache"),
     "Output": ("out", "as_json"),
 }
 _EXPORT_EXAMPLES = """Examples:

@@ -10,6 +10,7 @@ from ..bundles.bundle import Bundle
 from ..bundles.graph_names import STEPS_AT_ONCE
 from .backends.interface import Backend, Buffer, Step, Stopwatch
 from .encoding_cache import EncodingCache
+from .profiling import profiled
 from .text.prompts import Prompts
 from .workspace import StepTable, Workspace
 
@@ -75,7 +76,8 @@ class Hoists:
             padded[: len(chunk)] = chunk
             self._backend.upload(self._workspace.timesteps, padded)
             for suffix, step in self.times.items():
-                step.launch()
+                with profiled(step.stage):
+                    step.launch()
                 computed, rows = self._workspace.networks[suffix].times, table.time_embeds[suffix]
                 assert computed is not None
                 of_chunk = (len(chunk), *rows.shape[1:])

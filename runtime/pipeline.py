@@ -306,9 +306,8 @@ class Pipeline:
     def precision(self) -> str:
         """What the large networks compute in, as `--precision` takes it, as in `fp32`, `bf16` or `int8-bf16`."""
         m = self.bundle.manifest
-        if not self.backend.name.endswith("-bf16"):
-            return m.number_format
-        return "bf16" if m.quantization is None else f"{m.number_format}-bf16"
+        bf16 = "bf16" if m.quantization is None else f"{m.number_format}-bf16"
+        return bf16 if self.backend.name.endswith("-bf16") else m.number_format
 
     def __repr__(self) -> str:
         m = self.bundle.manifest

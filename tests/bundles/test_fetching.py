@@ -86,10 +86,10 @@ def change(memory: Any, name: str, content: bytes | None) -> None:
         (
             "unet.onnx.data",
             lambda old: bytes([old[0] ^ 1]) + old[1:],
-            "unet.onnx.data is not what its manifest.json says",
+            "unet.onnx.data is not what its manifest says",
         ),
-        ("unet.onnx.data", lambda old: old + b"x" * (3 << 20), "unet.onnx.data is not what its manifest.json says"),
-        ("unet.onnx.data", lambda old: old[:-1], "unet.onnx.data is not what its manifest.json says"),
+        ("unet.onnx.data", lambda old: old + b"x" * (3 << 20), "unet.onnx.data is not what its manifest says"),
+        ("unet.onnx.data", lambda old: old[:-1], "unet.onnx.data is not what its manifest says"),
         ("unet.onnx", lambda old: None, "it has no unet.onnx"),
         ("manifest.json", lambda old: None, "it has no manifest.json"),
         ("manifest.json", lambda old: b"{", "has a manifest.json that cannot be read"),

@@ -14,7 +14,8 @@ from cnpp_trt.commands.options import read_bytes
 from cnpp_trt.errors import UserError
 
 PANELS = (
-    "Model", "Prompt", "Control", "Sampling", "Network", "Scheduling", "Search", "Limits", "Runtime", "Measurement",
+    "Model", "Prompt", "Control", "Sampling", "Network", "Scheduling", "Search", "Graphs", "Limits", "Runtime",
+    "Measurement",
     "Output",
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ SEED = 1
 COUNTS = {
     "manifest": 400, "recipe": 400, "tokenizer": 800, "plan": 800, "scheduler": 1_200, "config": 500, "weights": 500,
     "adapter": 500, "metadata": 900, "image": 1_500, "prompt": 1_000, "result": 900, "records": 800, "dataset": 800,
-    "thresholds": 900, "arguments": 700, "rows": 900, "service": 5_000,
+    "thresholds": 900, "arguments": 700, "rows": 900, "preset": 500, "service": 5_000,
 }  # fmt: skip
 # Bytes a request may add to the memory of a process that draws one after the other: the allocator's own noise.
 GROWTH = 16 * 1024

@@ -49,7 +49,8 @@ def test_stages_are_ranges(tool: Path, tiny: Any) -> None:
             open_.pop()
     assert open_ == []
     steps = [f"step {k}{part}" for k in (1, 2) for part in ("", "/update", "/unet", "/update")]
-    assert found == ["prepare", "prepare/text_encoder", *steps, "vae_decoder"]
+    before = [f"prepare/{graph}" for graph in ("text_encoder", "text_kv", "time_embeds")]
+    assert found == ["prepare", *before, *steps, "vae_decoder"]
 
 
 def test_nothing_is_told_unless_asked_for(tool: Path, tiny: Any) -> None:

@@ -51,7 +51,8 @@ def test_what_is_not_finite_or_equal_or_unknown():
 def test_the_defaults_judge_every_kind_of_value():
     assert set(tomllib.loads(DEFAULTS.read_text("utf-8"))) == set(PRECISIONS)
     for precision in PRECISIONS:
-        assert {"graph_relative_l2", "forced_relative_l2", "image_psnr"} <= read_thresholds(precision).keys()
+        assert {"graph_relative_l2", "image_psnr"} <= read_thresholds(precision).keys()
+        assert ("forced_relative_l2" in read_thresholds(precision)) == (precision in ("fp32", "fp16", "bf16"))
     assert read_thresholds("fp32")["image_max_difference"] == 1
     assert read_thresholds("fp16")["image_psnr"] == 35
 

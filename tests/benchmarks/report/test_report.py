@@ -257,7 +257,7 @@ def test_every_reason_is_gathered(written: Path) -> None:
     )
     assert [row[0] for row in gathered[1:]] == [
         "cnpp-trt, TensorRT plans, fp16", "CUDA graph per engine", "whole loop as one CUDA graph", "TensorRT plans",
-        "lpips", "libraries", "SIGKILL",
+        "tiling level 3", "lpips", "libraries", "SIGKILL",
     ]  # fmt: skip
 
 

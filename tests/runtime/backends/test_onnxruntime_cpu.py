@@ -102,7 +102,7 @@ def test_graphs_are_unloaded_while_the_loop_runs_and_loaded_again(
     assert Counter(sessions) == once
     pipeline(Request("a tree", controls=request.controls, num_inference_steps=2, seed=3))
     again = Counter(sessions) - once
-    assert again == {"text_encoder": 1}
+    assert again == {"text_encoder": 1, "text_kv": 1, "text_kv_seg": 1}
 
 
 def test_sessions_of_several_pipelines_share_an_arena(model, control_image: Any) -> None:

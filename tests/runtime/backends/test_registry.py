@@ -411,7 +411,7 @@ def test_warm_with_a_request_the_first_one_loads_nothing(tiny, sessions, request
     sessions.clear()
     # A loop shape that it was not warmed for is still drawn.
     pipeline(request_("seg"))
-    assert sorted(sessions) == ["controlnet_seg", "hint_seg"]
+    assert sorted(sessions) == ["controlnet_seg", "hint_seg", "text_kv_seg", "time_embeds_seg"]
 
 
 def test_warm_takes_the_bundles_first_condition_and_defaults(v_prediction, control_image, sessions):
