@@ -23,6 +23,7 @@ from cnpp_trt.benchmarks.records import (
     EndToEnd,
     GraphParity,
     ImageParity,
+    Interval,
     OptimizationResult,
     PairedDifference,
     Parity,
@@ -36,6 +37,7 @@ from cnpp_trt.benchmarks.records import (
 )
 from cnpp_trt.benchmarks.result import BenchmarkResult
 from cnpp_trt.benchmarks.statistics import Ratio, Summary, paired_ratio, summarize
+from cnpp_trt.benchmarks.tuning_records import Confirmed, Tried, Tuning
 from PIL import Image
 
 CONDITIONS = {"seg": "mIoU", "canny": "F1", "hed": "SSIM", "lineart": "SSIM", "depth": "RMSE"}
@@ -380,6 +382,35 @@ def make_reliability() -> Reliability:
     return Reliability(parts=[part])
 
 
+def make_tuning() -> Tuning:
+    rng = np.random.default_rng(4)
+
+    def tried(setting: str, speedup: float, prompts: int) -> Tried:
+        value = float(rng.normal(0.1 * speedup**2 - 0.2, 0.3))
+        loss = Interval(value=value, low=value - 0.5, high=value + 0.5)
+        return Tried(setting=setting, seconds=0.9 / speedup, speedup=speedup, loss=loss, psnr=30.0, prompts=prompts)
+
+    fast = tried("6 steps of dpmpp_2m ays, guidance 0-0.5", 3.1, 96)
+    trials = [
+        tried(f"{steps} steps of unipc", 20 / steps, 8 if steps > 8 else 32) for steps in (4, 5, 6, 8, 10, 12, 15)
+    ]
+    ratio = Ratio(median=3.0, low=2.8, high=3.2)
+    return Tuning(
+        model="miniature",
+        condition="seg",
+        metric="mIoU",
+        higher_is_better=True,
+        budget=1.0,
+        exact="20 steps of unipc",
+        exact_seconds=0.9,
+        exact_score=91.4,
+        trials=[*trials, fast],
+        attempts=[Confirmed(**fast, measured=ratio)],
+        ablation=trials[:2],
+        against={"PyTorch, fp32": Ratio(median=10.5, low=10.0, high=11.0)},
+    )
+
+
 def make_all() -> list[BenchmarkResult]:
     return [
         make_result("bench", make_bench(), "full-size, seg, cpu"),
@@ -390,4 +421,5 @@ def make_all() -> list[BenchmarkResult]:
         make_result("end_to_end", make_end_to_end(), "sd15, every condition"),
         make_result("first_contact", make_first_contact(), "NVIDIA L4"),
         make_result("reliability", make_reliability(), "tiny"),
+        make_result("tuning", make_tuning(), "miniature, onnxruntime-cpu, seg"),
     ]

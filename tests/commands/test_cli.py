@@ -180,7 +180,8 @@ def test_options_reach_the_request(command: Any, run: list[Any], seg: Path, tmp_
     outcome = command(
         *run, "--cond", "depth", "--image", tmp_path / "depth.png", "--negative-prompt", "rain", "--scheduler", "lcm",
         "--guidance-scale", "1.5", "--control-scale", "0.5", "--control-start", "0", "--control-start", "0.4",
-        "--control-end", "0.9", "--images", "2", "--threads", "1", "--json",
+        "--control-end", "0.9", "--images", "2", "--threads", "1", "--guidance-start", "0.1", "--guidance-end", "0.5",
+        "--controlnet-interval", "2", "--json",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     request = json.loads(outcome.out)["request"]
@@ -200,6 +201,11 @@ def test_options_reach_the_request(command: Any, run: list[Any], seg: Path, tmp_
         "clip_skip_negative": False,
         "long_prompt": False,
         "prompt_weights": False,
+        "timestep_spacing": None,
+        "guidance_start": 0.1,
+        "guidance_end": 0.5,
+        "controlnet_interval": 2,
+        "cache_interval": 1,
     }
     keys = ("condition", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     assert [tuple(c[k] for k in keys) for c in controls] == [("seg", 0.5, 0.0, 0.9), ("depth", 0.5, 0.4, 0.9)]
