@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cnpp_trt import Control, Pipeline, Request
+from cnpp_trt import Control, Pipeline, Request, RuntimeOptions
+from cnpp_trt.batch.rows import RowReader, request_of
 from cnpp_trt.errors import UserError
+from cnpp_trt.runtime.output.metadata import read_record
 from cnpp_trt.runtime.settings.preset import Evidence, Levers, Preset, Span, TunedModel, read_preset, read_presets
 from cnpp_trt.schema import to_json
 from msgspec.structs import replace
+from PIL import Image
 
 LEVERS = Levers(
     num_inference_steps=4,
@@ -152,3 +155,45 @@ def test_two_presets_for_one_condition_are_refused(file):
 def test_nothing_is_shipped_for_other_models(tiny):
     with pytest.raises(UserError, match=r"^no preset is shipped for "):
         read_presets(["shipped"], tiny.pipeline.bundle)
+
+
+def test_rows_of_a_job_are_decided_by_a_preset(tiny, drawing, tmp_path):
+    Image.fromarray(np.zeros((*tiny.size[::-1], 3), np.uint8)).save(tmp_path / "map.png")
+    reader = RowReader(tiny.pipeline.bundle, lambda _: tmp_path, (preset_of(tiny),))
+    job = reader.read({"prompt": "a", "condition": "seg", "image": "map.png", "seed": 1}, tmp_path)
+    wanted = drawing.resolve(Request("a", controls=control(tiny), seed=1))
+    assert job.settings["num_inference_steps"] == 4 and job.settings["guidance_end"] == 0.5
+    assert job.controls[0].settings["control_guidance_end"] == 0.75
+    drawn = tiny.pipeline.resolve(request_of(job, lambda _, pixels: pixels))  # a worker has no presets
+    same = ("num_inference_steps", "scheduler", "timestep_spacing", "guidance_end", "controlnet_interval", "seed")
+    assert [getattr(drawn, name) for name in same] == [getattr(wanted, name) for name in same]
+    exact = reader.read({"prompt": "a", "condition": "depth", "image": "map.png"}, tmp_path)
+    assert exact.settings["controlnet_interval"] == 1
+
+
+def test_a_server_gives_each_model_its_own_presets(tiny):
+    pytest.importorskip("fastapi")
+    from cnpp_trt.service.service import Service
+
+    preset = preset_of(tiny)
+    service = Service.open([tiny.bundle], [RuntimeOptions("onnxruntime-cpu", threads=1, presets=(preset,))])
+    plan = service.models.default.plan(Request("a", controls=control(tiny), seed=1))
+    assert plan.request.num_inference_steps == 4
+    foreign = replace(preset, model=replace(preset.model, base="0" * 64))
+    with pytest.raises(UserError, match="other weights"):
+        Service.open([tiny.bundle], [RuntimeOptions("onnxruntime-cpu", threads=1, presets=(foreign,))])
+
+
+@pytest.mark.slow
+def test_run_draws_with_a_preset_and_the_picture_says_so(script, tiny, file, tmp_path):
+    Image.fromarray(np.zeros((*tiny.size[::-1], 3), np.uint8)).save(tmp_path / "map.png")
+    options = ("--bundle", tiny.bundle, "--image", tmp_path / "map.png", "--preset", file, "--out", tmp_path / "out")
+    ended = script("run", "--cond", "seg", "--prompt", "a", *options)
+    assert ended.returncode == 0, ended.stderr
+    said = read_record(tmp_path / "out/run-0001/image-0.png").request
+    assert (said.num_inference_steps, said.timestep_spacing, said.controlnet_interval) == (4, "ays", 2)
+    repeated = script("run", "--repeat", tmp_path / "out/run-0001/image-0.png", *options[:2], "--out", tmp_path / "out")
+    assert "the pixels are the same" in repeated.stderr
+    refused = script("run", "--cond", "depth", *options)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().splitlines()[-1] == "error: --preset is for seg, not depth: give --cond seg"
