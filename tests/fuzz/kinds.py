@@ -1,6 +1,6 @@
 """Every kind of fuzzed input, by name."""
 
-from . import bundles, checkpoints, commands, jobs, measurements, pictures
+from . import bundles, checkpoints, commands, jobs, measurements, pictures, presets
 from .kind import Maker
 
 KINDS: dict[str, Maker] = {
@@ -21,6 +21,7 @@ KINDS: dict[str, Maker] = {
     "dataset": measurements.dataset,
     "thresholds": measurements.thresholds,
     "rows": jobs.rows,
+    "preset": presets.preset,
     "arguments": commands.arguments,
     "command": commands.command,
 }

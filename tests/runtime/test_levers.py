@@ -234,3 +234,9 @@ def test_requests_of_different_levers_do_not_run_together(tiny, request_of):
 def test_bad_values_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         Request("a", **fields)
+
+
+def test_a_bundle_that_is_there_gains_no_deep_feature(tiny):
+    checkpoint = Checkpoint(str(tiny.checkpoint))
+    with pytest.raises(UserError, match=r"was exported without --deep-cache: choose another --out$"):
+        export_bundle(checkpoint, ["seg"], tiny.bundle, deep_cache=True)
