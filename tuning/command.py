@@ -28,6 +28,8 @@ from .trials import Trials
 
 logger = logging.getLogger(__name__)
 
+_SECONDS = "seconds.json"  # of launches, as they were measured
+
 
 @dataclass(frozen=True)
 class TuneSettings:
@@ -86,8 +88,9 @@ def tune(pipeline: Pipeline, settings: TuneSettings) -> Tuned:
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", folder):
         if settings.fresh:
-            for each in folder.iterdir():
-                remove_folder(each) if each.is_dir() else each.unlink() if each.name == "seconds.json" else None
+            for each in filter(Path.is_dir, folder.iterdir()):
+                remove_folder(each)
+            (folder / _SECONDS).unlink(missing_ok=True)
         return _tune(pipeline, settings, folder, out, name)
 
 
@@ -102,7 +105,7 @@ def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, n
     others = other_systems(settings.against, pipeline, Pipeline.open)
     trials = Trials(pipeline, condition, data, folder, exact_levers(pipeline))
     try:
-        search = Search(trials, CostModel(pipeline, folder / "seconds.json"), s)
+        search = Search(trials, CostModel(pipeline, folder / _SECONDS), s)
         candidates = search.candidates()
         attempts = search.confirm(candidates)
         chosen = attempts[-1]

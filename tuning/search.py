@@ -61,7 +61,7 @@ class SearchSettings:
         return self.prompts << len(_SURVIVORS)
 
     def fresh(self, attempt: int) -> range:
-        """The prompts of an attempt to confirm; those of the last one but one are the ablation's."""
+        """The prompts of an attempt to confirm, counted from 0; those after the last attempt's are the ablation's."""
         first = self.searched + attempt * self.confirm
         return range(first, first + self.confirm)
 

@@ -9,6 +9,7 @@ import pytest
 from cnpp_trt import Control, Pipeline, Request, RuntimeOptions
 from cnpp_trt.batch.rows import RowReader, request_of
 from cnpp_trt.errors import UserError
+from cnpp_trt.miniature import PRESETS
 from cnpp_trt.runtime.output.metadata import read_record
 from cnpp_trt.runtime.settings.preset import Evidence, Levers, Preset, Span, TunedModel, read_preset, read_presets
 from cnpp_trt.schema import to_json
@@ -182,6 +183,16 @@ def test_a_server_gives_each_model_its_own_presets(tiny):
     foreign = replace(preset, model=replace(preset.model, base="0" * 64))
     with pytest.raises(UserError, match="other weights"):
         Service.open([tiny.bundle], [RuntimeOptions("onnxruntime-cpu", threads=1, presets=(foreign,))])
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_shipped_preset_is_of_an_embedded_model(miniature, path):
+    preset = read_preset(path)
+    assert path.stem == f"{preset.model.name}-{preset.condition}"
+    assert preset.evidence.loss.high <= preset.evidence.budget == 1.0
+    assert preset.model.name != "miniature" or not preset.model.difference(
+        miniature.pipeline.bundle.manifest, preset.condition
+    )
 
 
 @pytest.mark.slow
