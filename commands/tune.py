@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
     "Control": ("cond",),
-    "Search": ("budget", "trials", "prompts", "confirm", "attempts", "data", "ablation", "against", "fresh"),
+    "Measurement": ("budget", "trials", "prompts", "confirm", "attempts", "data", "ablation", "against", "fresh"),
     "Runtime": ("backend", "device", "plans", "threads"),
     "Output": ("out", "as_json"),
 }

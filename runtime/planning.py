@@ -53,7 +53,7 @@ def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest)
     if request.cache_interval > 1 and SHALLOW not in m.graphs:
         raise UserError(
             f"cache_interval needs the graph {SHALLOW}, which {printable(bundle.folder)} lacks: export it with "
-            "`cnpp-trt export --cond seg --deep-cache`, or leave cache_interval at 1"
+            "`cnpp-trt export --cond all --deep-cache`, or leave cache_interval at 1"
         )
     if request.clip_skip >= m.text_encoder_layers:
         raise UserError(f"clip_skip must be from 0 to {m.text_encoder_layers - 1}, not {request.clip_skip}")

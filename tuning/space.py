@@ -70,8 +70,10 @@ def first_guesses(bundle: Bundle) -> Iterator[Mapping[str, Any]]:
     for sampler in ("dpmpp_2m ays", "unipc", "dpmpp_2m karras", "ddim trailing"):
         for steps in (10, 6):
             yield {**plain, "steps": steps, "sampler": sampler}
-    for guidance in ((0.0, 0.5), (0.5, 1.0)):
-        yield {**plain, "steps": 8, "sampler": "dpmpp_2m ays", "guidance": _text(guidance), "controlnet_interval": 2}
+    for steps in (8, 6, 5):
+        for guidance in ((0.0, 0.5), (0.5, 1.0)):
+            levers = {"guidance": _text(guidance), "controlnet_interval": 2}
+            yield {**plain, "steps": steps, "sampler": "dpmpp_2m ays", **levers}
     if SHALLOW in bundle.manifest.graphs:
         for interval in (2, 3):
             yield {**plain, "steps": 10, "sampler": "dpmpp_2m ays", "cache_interval": interval}
