@@ -41,7 +41,7 @@ class TritonPythonModel:
             given["backend"],
             device=int(args["model_instance_device_id"]) if on_gpu else 0,
             threads=int(given["threads"]) if given.get("threads") else None,
-            plans=given.get("plans"),
+            plans=given.get("plans") or None,
         )
         self._most = max(1, int(config["max_batch_size"]))
         folder = Path(args["model_repository"]) / args["model_version"] / BUNDLE

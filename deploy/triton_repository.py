@@ -3,7 +3,7 @@
 DIR/NAME/config.pbtxt          the model around `Pipeline.batch`: tensors, batching, instances, warm-up
 DIR/NAME/warmup/condition      the condition of the warm-up's requests
 DIR/NAME/1/model.py            imports this package, which must be installed where Triton's Python models run
-DIR/NAME/1/bundle/             the bundle; hard links where the disk is the same
+DIR/NAME/1/bundle/             the bundle, copied
 DIR/NAME_unet/1/…              with graphs: each graph of the bundle as a model of its own
 """
 
@@ -123,7 +123,7 @@ def _plans(bundle: Bundle, graph: str, store: PlanStore) -> dict[str, Plan]:
     if not found:
         raise UserError(
             f"{store.root} has no TensorRT plan of {graph} that Triton could load: make the plans with "
-            "`cnpp-trt build --flavor tensorrt`, or choose --graphs onnx"
+            "`cnpp-trt build --cond all --flavor tensorrt`, or choose --graphs onnx"
         )
     if error := next((e for plan in found.values() if (e := plan.integrity_error())), None):
         raise UserError(f"{error}: run `cnpp-trt build` again")

@@ -100,6 +100,8 @@ def read_rows(arrays: Arrays) -> list[Row]:
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
         raise UserError(f"tensors have different numbers of rows: {_shown(counts)}")
+    if not counts["prompt"]:
+        raise UserError("the request has no rows: give a prompt for each image")
     return [_row({name: array[i] for name, array in arrays.items()}) for i in range(len(arrays["prompt"]))]
 
 
