@@ -155,9 +155,7 @@ def count(network: Network) -> None:
         # As much of a checkpoint as the graphs ask for.
         shapes = SimpleNamespace(
             unet=lambda dtype: deepcopy(unet),
-            controlnet=lambda condition, dtype: ControlNetModel.from_unet(unet, load_weights_from_unet=False).to(
-                "meta"
-            ),
+            controlnet=lambda condition, dtype: _controlnet(unet),
             setting=lambda component, key: unet.config[key],
             config=lambda component: {},
             resolved=SimpleNamespace(extractor=lambda condition: None),
@@ -171,6 +169,12 @@ def count(network: Network) -> None:
                 print(
                     f"{name}{note}: {graph}: {_flop(spec, sizes) / 1e9:.2f} GFLOP, {_weights(spec) / 1e6:.1f} M weights"
                 )
+
+
+def _controlnet(unet: Any) -> Any:
+    """That of a UNet on the device `meta`: shapes alone."""
+    network: Any = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    return network.to("meta")
 
 
 def _flop(spec: ExportSpec, sizes: Mapping[str, int]) -> int:

@@ -7,6 +7,9 @@ request's progress and what can be drawn together are known in one place. The de
 draws one batch at a time; Ray starts its replicas where there are GPUs, and again where one dies.
 """
 
+# Packages of extras that a checkout need not have.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
+
 import asyncio
 import os
 import threading

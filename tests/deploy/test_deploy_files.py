@@ -1,5 +1,8 @@
 """Files for containers and clusters: valid by the schemas of those that read them, and true of this package."""
 
+# Packages of extras that a checkout need not have.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
+
 import json
 import re
 import shutil

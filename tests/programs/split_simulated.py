@@ -27,7 +27,7 @@ def _noted(context: Any, stream: int) -> bool:
     return _execute(context, stream)
 
 
-fake_tensorrt.Context.execute_async_v3 = _noted
+fake_tensorrt.Context.execute_async_v3 = _noted  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def request(*conditions: str, end: float = 1.0, **fields: Any) -> Request:

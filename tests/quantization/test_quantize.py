@@ -100,6 +100,7 @@ def test_fp8_is_rounded_as_onnx_says(tmp_path) -> None:
         write_quantized(tmp_path / "a.onnx", tmp_path / "b.onnx", [layer], {"x": float(np.abs(x).max())}, number)
         model = onnx.load(tmp_path / "b.onnx")
         onnx.checker.check_model(model, full_check=True)
+        found: Any
         [found] = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})
         difference = np.linalg.norm(found - x @ weight, axis=0) / np.linalg.norm(x @ weight, axis=0)
         assert 0 < difference.mean() < error

@@ -1,5 +1,8 @@
 """The server on Ray Serve: the same interfaces and pixels on replicas in other processes, and replicas that die."""
 
+# Packages of extras that a checkout need not have.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
+
 import base64
 import io
 import os
