@@ -56,10 +56,15 @@ INPUTS = (
     Tensor("long_prompt", "TYPE_BOOL", (1,), help="prompts of more than 77 tokens are read in chunks"),
     Tensor("prompt_weights", "TYPE_BOOL", (1,), help="emphasis in the prompts is read"),
     Tensor("guess_mode", "TYPE_BOOL", (1,), help="as in diffusers"),
+    Tensor("timestep_spacing", "TYPE_STRING", (1,), help="where the time steps lie: `ays`, `karras` or `trailing`"),
+    Tensor("guidance_start", "TYPE_FP32", (1,), help="the share of steps where guidance begins"),
+    Tensor("guidance_end", "TYPE_FP32", (1,), help="where it ends"),
+    Tensor("controlnet_interval", "TYPE_INT32", (1,), help="the ControlNets run at every so many-th step"),
+    Tensor("cache_interval", "TYPE_INT32", (1,), help="the whole UNet runs at every so many-th step"),
 )
 """Names are those of `Request` and of `Control`, which say more of each."""
 
-_OF_CONTROLS = tuple(t.name for t in INPUTS if t.name.startswith("control"))[1:]
+_OF_CONTROLS = tuple(t.name for t in INPUTS if t.name.startswith(("controlnet_conditioning_", "control_guidance_")))
 _OF_REQUEST = tuple(t.name for t in INPUTS if t.dims == (1,))
 
 

@@ -84,11 +84,12 @@ class Preparation:
         self.bundle = bundle
         self.backend = backend
         self.encodings = EncodingCache(backend)
-        self.programs = ProgramCache(backend, bundle, lambda: self.encodings.clear())
+        # Bound to the cache, not to this object: a cycle would keep a dropped pipeline's memory until it is collected.
+        self.programs = ProgramCache(backend, bundle, self.encodings.clear)
 
     def forget_encodings(self) -> None:
         """Drops the cached encodings: one of them may hold what is not finite."""
-        self.encodings = EncodingCache(self.backend)
+        self.encodings.clear()
 
     def prepare(self, plans: Sequence[Plan]) -> Prepared:
         """Everything before the first step of requests that run in one launch list."""

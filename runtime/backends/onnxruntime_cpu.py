@@ -1,5 +1,6 @@
 """The backend `onnxruntime-cpu`: graphs in ONNX Runtime, buffers in NumPy arrays, bound by address."""
 
+import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -51,7 +52,8 @@ class OnnxRuntimeCpu(HostMemory):
             files = self._bundle.graph_files(graph).values()
             large = sum(file["size"] for file in files) > _UNLOADED_ABOVE
             occasional = large and not graph.startswith((*_OF_A_STEP, "vae_decoder"))
-            self._graphs[graph] = _Occasional(self, graph) if occasional else self.open(graph)
+            # Sessions refer to this object weakly: in a cycle, a dropped pipeline's would stay until they are collected.
+            self._graphs[graph] = _Occasional(weakref.proxy(self), graph) if occasional else self.open(graph)
         return self._graphs[graph]
 
     def release(self, graph: str | None = None) -> None:
@@ -75,6 +77,7 @@ class OnnxRuntimeCpu(HostMemory):
         # from shrinking.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         stays = graph.startswith(_OF_A_STEP)
+        unload_idle = weakref.WeakMethod(self._unload_idle)
         return Session(
             self._ort,
             self._bundle,
@@ -83,7 +86,7 @@ class OnnxRuntimeCpu(HostMemory):
             ["CPUExecutionProvider"],
             options,
             None if stays else self._shrinking,
-            active=self._unload_idle if stays else nullcontext,
+            active=(lambda: (unload_idle() or nullcontext)()) if stays else nullcontext,
             rewrite=tile_attention,
         )
 

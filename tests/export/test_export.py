@@ -149,8 +149,9 @@ def test_differences():
 
 def test_what_a_bundle_holds(tiny):
     m = tiny.pipeline.bundle.manifest
-    base = {"update", "add_residuals", "text_encoder", "vae_decoder", "vae_encoder", "unet"}
-    own = {f"{graph}_{c}" for graph in ("hint", "controlnet") for c in ("seg", "depth")}
+    base = {"update", "add_residuals", "text_encoder", "vae_decoder", "vae_encoder", "text_kv", "time_embeds", "unet"}
+    roles = ("hint", "text_kv", "time_embeds", "controlnet")
+    own = {f"{graph}_{c}" for graph in roles for c in ("seg", "depth")}
     assert m.graphs.keys() == base | own
     assert list(m.conditions) == ["seg", "depth"]
     assert m.scheduler_config == json.loads((tiny.checkpoint / "scheduler" / "scheduler_config.json").read_text())
@@ -184,7 +185,7 @@ def test_every_graph_was_compared_and_is_what_the_manifest_says(tiny):
                 assert shape == tensor.shape, f"{name}.{tensor.name}"
                 assert value.type.tensor_type.elem_type == kinds[tensor.dtype]
         free = {d for t in (*spec.inputs, *spec.outputs) for d in t.shape if isinstance(d, str)}
-        assert free <= {"batch", "images", "guidance", "tokens", "prompts"}
+        assert free <= {"batch", "images", "guidance", "tokens", "prompts", "steps"}
         locations = {e.value for i in graph.graph.initializer for e in i.external_data if e.key == "location"}
         assert locations <= {f"{spec.file}.data"}
 
@@ -212,11 +213,12 @@ def test_adding_a_condition_exports_only_its_own_graphs(tiny, checkpoint_copy, t
     assert (outcome.status, outcome.out) == (0, f"{bundle}\n"), outcome.err
     told = outcome.err.splitlines()
     after = state(bundle)
-    assert [line.split(":")[0] for line in compared(told)] == ["hint_lineart", "controlnet_lineart"]
+    graphs_of_it = [f"{role}_lineart" for role in ("hint", "text_kv", "time_embeds", "controlnet")]
+    assert [line.split(":")[0] for line in compared(told)] == graphs_of_it
     assert {k: v for k, v in after.items() if k in before and k != "manifest.json"} == {
         k: v for k, v in before.items() if k != "manifest.json"
     }
-    new = {f"{graph}_lineart.onnx{end}" for graph in ("hint", "controlnet") for end in ("", ".data")}
+    new = {f"{graph}.onnx{end}" for graph in graphs_of_it for end in ("", ".data")}
     assert after.keys() - before.keys() <= new
     opened = Bundle.open(bundle)
     opened.verify()
@@ -474,6 +476,8 @@ def test_progress_is_told(tiny_checkpoint, tmp_path, monkeypatch, caplog):
         "update",
         "add_residuals",
         "hint_seg",
+        "text_kv_seg",
+        "time_embeds_seg",
         "controlnet_seg",
     ]
     assert all(re.search(r": \d+\.\d s, .*allowed 2e-05", line) for line in compared(caplog.messages))
