@@ -52,7 +52,7 @@ class OnnxRuntimeCpu(HostMemory):
             files = self._bundle.graph_files(graph).values()
             large = sum(file["size"] for file in files) > _UNLOADED_ABOVE
             occasional = large and not graph.startswith((*_OF_A_STEP, "vae_decoder"))
-            # Sessions refer to this object weakly: in a cycle, a dropped pipeline's would stay until they are collected.
+            # Sessions refer to this object weakly: in a cycle, a dropped pipeline's would stay until collected.
             self._graphs[graph] = _Occasional(weakref.proxy(self), graph) if occasional else self.open(graph)
         return self._graphs[graph]
 
