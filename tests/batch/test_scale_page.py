@@ -1,13 +1,9 @@
 """The commands of docs/scale.md, as they stand, in an empty folder."""
 
-import os
-import re
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from page_commands import commands_of, run_commands
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "scale.md"
 NEEDED = {"--ray": "ray", "--parquet": "pyarrow"}
@@ -15,20 +11,7 @@ NEEDED = {"--ray": "ray", "--parquet": "pyarrow"}
 
 @pytest.mark.slow
 def test_commands_run_as_they_stand(tmp_path: Path) -> None:
-    blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = commands_of(PAGE)
     assert len(lines) >= 8
-    env = {**os.environ, "CNPP_TRT_HOME": str(tmp_path / "home")}
-    env["PATH"] = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), env["PATH"]])
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "cnpp-trt").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cnpp_trt "$@"\n')
-    (tmp_path / "bin" / "cnpp-trt").chmod(0o755)
-    (tmp_path / "here").mkdir()
-    for line in lines:
-        if any(option in line and find_spec(module) is None for option, module in NEEDED.items()):
-            continue
-        ended = subprocess.run(
-            ["bash", "-c", line], cwd=tmp_path / "here", env=env, capture_output=True, text=True, timeout=300
-        )
-        assert ended.returncode == 0, f"{line}\n{ended.stderr}"
-    assert len(list((tmp_path / "here" / "pictures" / "images").rglob("*.png"))) == 4
+    here = run_commands(lines, tmp_path, NEEDED)
+    assert len(list((here / "pictures" / "images").rglob("*.png"))) == 4
