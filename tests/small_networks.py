@@ -1,9 +1,11 @@
 """Configs of diffusers' UNet and ControlNet that export takes, at sizes that PyTorch runs in milliseconds."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers import ControlNetModel
+from torch import Tensor, nn
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 CONFIG: dict[str, Any] = {
@@ -25,6 +27,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "scale and shift by time": {"resnet_time_scale_shift": "scale_shift"},
 }
 ROWS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def small_controlnet(config: Mapping[str, Any]) -> Any:
+    """A ControlNet with random weights whose hint comes in ready."""
+    net: Any = ControlNetModel(**config).eval()
+    for parameter in net.parameters():  # its last convolutions begin as zeros
+        nn.init.normal_(parameter, std=0.2)
+    net.controlnet_cond_embedding = nn.Identity()
+    return net
 
 
 def inputs(size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -56,32 +56,24 @@ def against(result: Tuning) -> Table:
 
 def front(result: Tuning) -> Table:
     """What nothing that was tried beats in both speed and loss, on the prompts of the search."""
-    columns = (
-        Column(f"{result['condition']}: tried, and beaten in both by none", "text"),
-        Column("faster, by the cost model"),
-        Column(f"points of {result['metric']} lost"),
-        Column("prompts"),
-        Column("PSNR, dB"),
-    )
-    rows = [
-        (t["setting"], f"{t['speedup']:.2f}x", interval(t["loss"]), str(t["prompts"]), _psnr(t)) for t in best(result)
-    ]
-    return make_table(columns, rows)
+    return _settings(result, f"{result['condition']}: tried, and beaten in both by none", "prompts", best(result))
 
 
 def ablation(result: Tuning) -> Table:
     """Levers one by one, on prompts of their own."""
+    what = f"{result['condition']}, against {result['exact']}"
+    return _settings(result, what, "fresh prompts", result["ablation"])
+
+
+def _settings(result: Tuning, what: str, prompts: str, settings: Iterable[Tried]) -> Table:
     columns = (
-        Column(f"{result['condition']}, against {result['exact']}", "text"),
+        Column(what, "text"),
         Column("faster, by the cost model"),
         Column(f"points of {result['metric']} lost"),
-        Column("fresh prompts"),
+        Column(prompts),
         Column("PSNR, dB"),
     )
-    rows = [
-        (t["setting"], f"{t['speedup']:.2f}x", interval(t["loss"]), str(t["prompts"]), _psnr(t))
-        for t in result["ablation"]
-    ]
+    rows = [(t["setting"], f"{t['speedup']:.2f}x", interval(t["loss"]), str(t["prompts"]), _psnr(t)) for t in settings]
     return make_table(columns, rows)
 
 

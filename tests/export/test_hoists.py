@@ -8,9 +8,9 @@ import torch
 from cnpp_trt.bundles.manifest import GraphOptions
 from cnpp_trt.export import modules
 from cnpp_trt.export.hoists import TextKv, TimeEmbeds, count_up, cross_attentions
-from diffusers import ControlNetModel, UNet2DConditionModel
-from small_networks import CONFIG, CONFIGS, ROWS, UP, close, inputs
-from torch import Tensor, nn
+from diffusers import UNet2DConditionModel
+from small_networks import CONFIG, CONFIGS, ROWS, UP, close, inputs, small_controlnet
+from torch import Tensor
 
 BOTH = GraphOptions(hoist_prompt=True, hoist_time=True)
 OPTIONS = [BOTH, GraphOptions(True, False), GraphOptions(False, True), GraphOptions(False, False)]
@@ -37,10 +37,7 @@ def test_results_are_diffusers_own(name: str, options: GraphOptions) -> None:
     config = {**CONFIG, **CONFIGS[name]}
     size = (6, 10)
     x, t, prompts = inputs(size)
-    net: Any = ControlNetModel(**config).eval()
-    for parameter in net.parameters():  # its last convolutions begin as zeros
-        nn.init.normal_(parameter, std=0.2)
-    net.controlnet_cond_embedding = nn.Identity()
+    net = small_controlnet(config)
     hint = torch.randn(3, 8, *size)
     down, mid = net(x[ROWS], t, encoder_hidden_states=prompts, controlnet_cond=hint[ROWS], return_dict=False)
     scales = torch.rand(len(down) + 1, 6)

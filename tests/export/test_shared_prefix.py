@@ -7,9 +7,8 @@ import torch
 from cnpp_trt.bundles.manifest import GraphOptions
 from cnpp_trt.export import modules
 from cnpp_trt.export.shared_prefix import run_down_blocks
-from diffusers import ControlNetModel, UNet2DConditionModel
-from small_networks import CONFIG, CONFIGS, ROWS, UP, close, inputs
-from torch import nn
+from diffusers import UNet2DConditionModel
+from small_networks import CONFIG, CONFIGS, ROWS, UP, close, inputs, small_controlnet
 
 AS_ONE = GraphOptions(hoist_prompt=False, hoist_time=False)
 
@@ -21,10 +20,7 @@ def test_results_are_diffusers_own(name: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     config = {**CONFIG, **CONFIGS[name]}
     x, t, prompts = inputs(size)
-    net: Any = ControlNetModel(**config).eval()
-    for parameter in net.parameters():  # its last convolutions begin as zeros
-        nn.init.normal_(parameter, std=0.2)
-    net.controlnet_cond_embedding = nn.Identity()
+    net = small_controlnet(config)
     hint = torch.randn(3, 8, *size)
     down, mid = net(x[ROWS], t, encoder_hidden_states=prompts, controlnet_cond=hint[ROWS], return_dict=False)
     scales = torch.rand(len(down) + 1, 6)
