@@ -17,6 +17,8 @@ from cnpp_trt.runtime.sampling.scheduler_names import read_scheduler
 from fixture_cache import exported
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
 # The PNG files that each writes.
@@ -117,7 +119,6 @@ def test_the_picture_of_miniature_on_cpu(ran: Any, miniature: Any) -> None:
     assert np.abs(here.astype(int) - pixels(out / "image-0.png")).max() <= 1
 
 
-@pytest.mark.slow
 def test_the_variation_of_image_to_image_is_at_night(ran: Any, miniature: Any) -> None:
     _, out = ran("image_to_image")
     for name in ("first", "variation"):
@@ -128,7 +129,6 @@ def test_the_variation_of_image_to_image_is_at_night(ran: Any, miniature: Any) -
     assert np.corrcoef(day.mean(2).ravel(), night.mean(2).ravel())[0, 1] > 0.4
 
 
-@pytest.mark.slow
 def test_two_controls_are_both_followed(ran: Any, miniature: Any) -> None:
     said, out = ran("two_controls")
     assert seg_score(miniature.pipeline, out / "image-0.png") >= low(miniature.pipeline)
@@ -136,7 +136,6 @@ def test_two_controls_are_both_followed(ran: Any, miniature: Any) -> None:
     assert float(depth.partition("RMSE ")[2].partition(",")[0]) <= low(miniature.pipeline, "depth")
 
 
-@pytest.mark.slow
 def test_lora_and_lcm_takes_four_unguided_steps(ran: Any, lcm: Path) -> None:
     said, out = ran("lora_and_lcm")
     assert said.startswith("lcm, 4 steps, guidance 1\n")
@@ -145,7 +144,6 @@ def test_lora_and_lcm_takes_four_unguided_steps(ran: Any, lcm: Path) -> None:
     assert (pixels(out / "image-0.png") != pixels(out / "image-1.png")).any()
 
 
-@pytest.mark.slow
 def test_a_request_of_the_batch_is_the_one_it_is_alone(ran: Any, miniature: Any) -> None:
     said, out = ran("batch_of_requests")
     assert "step 20 of 20\n" in said
@@ -157,7 +155,6 @@ def test_a_request_of_the_batch_is_the_one_it_is_alone(ran: Any, miniature: Any)
         assert seg_score(miniature.pipeline, out / time / "image-0.png") > 88
 
 
-@pytest.mark.slow
 def test_the_drawn_map_is_followed_with_each_scheduler(ran: Any, miniature: Any) -> None:
     said, out = ran("own_condition_and_scheduler")
     for name in ("dpmpp_2m", "euler"):
@@ -167,7 +164,6 @@ def test_the_drawn_map_is_followed_with_each_scheduler(ran: Any, miniature: Any)
         assert read_scheduler(in_diffusers) == name
 
 
-@pytest.mark.slow
 def test_an_example_draws_the_same_picture_again(ran: Any) -> None:
     _, out = ran("miniature_on_cpu")
     first = pixels(out / "image-0.png")

@@ -24,6 +24,8 @@ from cnpp_trt.errors import BackendError
 from cnpp_trt.runtime.output.metadata import read_record, request_from_record
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
@@ -232,7 +234,6 @@ def kill(
     return running
 
 
-@pytest.mark.slow
 def test_killed_and_started_again_it_gives_the_same_bytes(
     batch: Any, written: Any, mixed: Any, lcm: Pipeline, here: Path, tree: Any
 ) -> None:
@@ -405,7 +406,6 @@ def test_shards_have_what_passed_alone(batch: Any, written: Any, mixed: Any, her
     assert not [name for name in names if "seg" in name]
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(lcm: Pipeline, tmp_path: Path) -> None:
     """Ten times as many rows; what SQLite keeps of its pages is bounded."""
     shutil.copytree(lcm.bundle.folder, tmp_path / "bundles" / "miniature-lcm-fp32-128x128")

@@ -75,6 +75,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5
     NAMES,
     DIFFERENCES,
 )
+@pytest.mark.slow
 def test_a_manifest_round_trips(tensors: dict[str, tuple[TensorSpec, ...]], model: str, difference: float) -> None:
     graphs = {
         file.removesuffix(".onnx"): GraphSpec(file, inputs, inputs[::-1], difference, difference, "relative L2", 1e-5)

@@ -22,6 +22,8 @@ from cnpp_trt.export.onnx_graph import OPSET, export_graph
 from cnpp_trt.miniature import EMBEDDED
 from fixture_cache import exported
 
+pytestmark = pytest.mark.slow
+
 AGAIN = "run `python -m cnpp_trt.developer.miniature.graphs`"
 
 
@@ -33,7 +35,6 @@ def described(bundle: Bundle) -> dict[str, Any]:
     return {key: value for key, value in told.items() if key not in ("digest", "exported_with", "files")}
 
 
-@pytest.mark.slow
 def test_it_is_what_the_exporter_writes(tmp_path: Path) -> None:
     conditions = ["seg", "depth"]
     export = exported(
@@ -50,7 +51,6 @@ def test_it_is_what_the_exporter_writes(tmp_path: Path) -> None:
     assert told == described(one), AGAIN
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "names"), [("miniature-lcm", {"unet"}), ("miniature-controlnet", {"hint_depth", "controlnet_depth"})]
 )

@@ -174,6 +174,7 @@ def _targets() -> set[str]:
 
 
 @pytest.mark.parametrize(("where", "line", "whole"), [*_of_messages(), *_of_documents()])
+@pytest.mark.slow
 def test_a_command_that_is_advised_can_be_typed(where: str, line: str, whole: bool) -> None:
     line = line.replace("list|inspect|capability|prune", "list")  # a table of a changelog
     program, *words = shlex.split(line)

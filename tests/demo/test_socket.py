@@ -15,6 +15,8 @@ from cnpp_trt.demo.messages import Draw, pack, read_message, unpack
 from cnpp_trt.errors import CnppError
 from cnpp_trt.schema import SchemaError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'cnpp-trt[demo]'")
 PAGE = Path(messages.__file__).parent / "page"
 sync = pytest.importorskip("websockets.sync.client", reason="websockets is not installed: pip install 'cnpp-trt[demo]'")

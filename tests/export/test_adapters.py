@@ -16,6 +16,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 UNET = ["to_q", "to_v", "conv1", "proj_in"]
 TEXT = ["q_proj", "fc1"]
 

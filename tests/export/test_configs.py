@@ -19,6 +19,8 @@ from cnpp_trt.export.configs import checked
 from cnpp_trt.export.extractors import open_extractor
 from cnpp_trt.export.sources import Finder
 
+pytestmark = pytest.mark.slow
+
 COMPONENTS = ("unet", "vae", "text_encoder", "controlnet_seg")
 
 
@@ -146,7 +148,6 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT, CONTROLNET, "tokenizer/tokenizer_config.json"])
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line(model, file):
     """A sample, the same in every run."""

@@ -12,6 +12,8 @@ from diffusers import UNet2DConditionModel
 from small_networks import CONFIG, CONFIGS, ROWS, UP, close, inputs, small_controlnet
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 BOTH = GraphOptions(hoist_prompt=True, hoist_time=True)
 OPTIONS = [BOTH, GraphOptions(True, False), GraphOptions(False, True), GraphOptions(False, False)]
 TIMES = torch.tensor([981.0, 601.0, 1.0])

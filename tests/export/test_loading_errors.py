@@ -17,6 +17,8 @@ from cnpp_trt.developer.random_models.lora import make_embedding, make_lora
 from cnpp_trt.developer.random_models.original_layout import original_layout
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.slow
+
 Refuse = Callable[..., str]
 
 

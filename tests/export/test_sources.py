@@ -52,6 +52,7 @@ def folder(base: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "name", ["sd15", BASE, f"{BASE}@main", f"{BASE}@{{commit}}", f"{BASE}/", "{base}", "{base}/../{commit}"]
 )
+@pytest.mark.slow
 def test_names_of_one_folder(cached, base, published, name):
     checkpoint = Checkpoint(name.format(commit=base.name, base=base))
     assert_equal(states(checkpoint), published)
@@ -253,6 +254,7 @@ def test_a_concept_library_folder_of_several_files_wants_a_name(cached, tmp_path
 
 
 @pytest.mark.parametrize("condition", ["seg", "depth", "hed", "lineart"])
+@pytest.mark.slow
 def test_ways_to_name_an_extractor(cached, base, condition):
     """The named model brings its own; any other takes the same, by name, from the hub or from a folder."""
     named = Checkpoint("sd15").resolved.extractor(condition)

@@ -18,6 +18,8 @@ from cnpp_trt.export.sources import Finder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 STEMS = {
     "unet": "diffusion_pytorch_model",

@@ -25,6 +25,8 @@ from cnpp_trt.quantization.rewriting import open_network, write_quantized
 from cnpp_trt.runtime.output.metadata import read_record
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
+pytestmark = pytest.mark.slow
+
 FEW = QuantizationSettings(requests=1, launches=3, measured=0, threads=1)
 
 
@@ -243,7 +245,6 @@ def test_effects_are_measured_and_decide(tiny, tmp_path) -> None:
     assert set(groups) >= {"resnet", "after_norm"}
 
 
-@pytest.mark.slow
 def test_the_miniature_stays_near_in_every_condition(miniature, tmp_path) -> None:
     """Measured 39.9 to 48.8 dB on 12 images; `docs/precision.md` has consistency."""
     settings = QuantizationSettings(requests=1, launches=5, measured=0)

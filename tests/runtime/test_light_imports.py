@@ -13,6 +13,8 @@ import pytest
 from cnpp_trt import Control, Request
 from hints import hint
 
+pytestmark = pytest.mark.slow
+
 HEAVY = (
     "torch",
     "diffusers",

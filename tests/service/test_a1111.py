@@ -12,6 +12,8 @@ import pytest
 from cnpp_trt import Control, Pipeline
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'cnpp-trt[service]'")
 TINY = {"prompt": "a house", "steps": 2, "seed": 3}
 

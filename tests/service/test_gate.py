@@ -15,6 +15,8 @@ import pytest
 from cnpp_trt import Pipeline
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'cnpp-trt[service]'")
 DRAW = {"prompt": "a house", "num_inference_steps": 1}
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from cnpp_trt import CnppError, Control, Pipeline, Request
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'cnpp-trt[service]'")
 
 BODY = {"prompt": "a house", "num_inference_steps": 3, "seed": 1}
@@ -407,7 +409,6 @@ def test_what_waits_takes_no_more_memory_than_what_is_drawn(
         assert (image(second.result(), pixels) == expected).all()
 
 
-@pytest.mark.slow
 def test_nothing_is_kept_of_what_has_ended(serving: Any, mini: Pipeline) -> None:
     import gc
 

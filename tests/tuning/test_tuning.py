@@ -22,6 +22,8 @@ from cnpp_trt.tuning.search import Search, SearchSettings
 from cnpp_trt.tuning.space import describe, levers_of
 from cnpp_trt.tuning.trials import Trials
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("optuna")
 
 SMALL = SearchSettings(budget=60, trials=3, prompts=2, confirm=8, attempts=2, rounds=1)
@@ -54,7 +56,6 @@ def test_launches_are_those_that_a_hand_counts(miniature, tmp_path):
     assert by_graph(miniature, trials, levers) == {**fixed, **half}
 
 
-@pytest.mark.slow
 def test_costs_are_kept_and_grow_with_the_launches(miniature, tmp_path):
     trials, file = trials_of(miniature, tmp_path), tmp_path / "seconds.json"
     cost = CostModel(miniature.pipeline, file)
@@ -69,7 +70,6 @@ def test_costs_are_kept_and_grow_with_the_launches(miniature, tmp_path):
         CostModel(miniature.pipeline, file)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("condition", "points"), [("hed", -100.0), ("depth", 1.0)])
 def test_a_loss_is_the_difference_of_scores_in_points(miniature, tmp_path, condition, points):
     trials = trials_of(miniature, tmp_path, condition)
@@ -92,7 +92,6 @@ def test_a_loss_is_the_difference_of_scores_in_points(miniature, tmp_path, condi
     assert trials_of(miniature, tmp_path, condition).compare(FAST, range(3)) == found  # from the records
 
 
-@pytest.mark.slow
 def test_the_budget_catches_a_cache_that_ignores_the_controlnet(miniature, tmp_path):
     """cache-dit and others reuse what was computed before the ControlNet's residuals: the control is lost in silence.
 
@@ -114,7 +113,6 @@ def tuned(miniature: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tune(miniature.pipeline, TuneSettings("canny", SMALL, out=tmp_path_factory.mktemp("tuned")))
 
 
-@pytest.mark.slow
 def test_a_search_writes_a_preset_with_its_evidence(miniature, tuned):
     preset = read_preset(tuned.preset_file)
     assert preset == tuned.preset and preset.evidence.loss.high <= SMALL.budget
@@ -126,14 +124,12 @@ def test_a_search_writes_a_preset_with_its_evidence(miniature, tuned):
     assert SMALL.fresh(0).start == 8 and not set(SMALL.fresh(0)) & set(SMALL.fresh(1))
 
 
-@pytest.mark.slow
 def test_a_search_that_ended_draws_nothing_again(miniature, tuned):
     again = tune(miniature.pipeline, TuneSettings("canny", SMALL, out=tuned.preset_file.parent))
     assert again.preset.levers == tuned.preset.levers and again.preset.evidence.loss == tuned.preset.evidence.loss
     assert again.result.data["trials"] == tuned.result.data["trials"]
 
 
-@pytest.mark.slow
 def test_a_preset_decides_what_a_request_leaves_open(miniature, tuned):
     pipeline = Pipeline.open(miniature.bundle, presets=(tuned.preset,), threads=1)
     trials = Trials(pipeline, "canny", Scenes(pipeline, 64), tuned.preset_file.parent, EXACT)
@@ -144,7 +140,6 @@ def test_a_preset_decides_what_a_request_leaves_open(miniature, tuned):
     assert drawn.timestep_spacing == tuned.preset.levers.timestep_spacing
 
 
-@pytest.mark.slow
 def test_a_killed_search_goes_on(miniature, tmp_path, tuned):
     """Ends in one line, keeps what it drew, and comes to what the search that was not interrupted came to."""
     command = [
@@ -165,7 +160,6 @@ def test_a_killed_search_goes_on(miniature, tmp_path, tuned):
     assert preset.evidence.prompts == 8 and records() > kept
 
 
-@pytest.mark.slow
 def test_a_budget_that_nothing_meets_is_one_line(script, miniature, tmp_path):
     sizes: Sequence[str] = ("--trials", "1", "--prompts", "2", "--confirm", "8", "--attempts", "1")
     ended = script("tune", "--bundle", miniature.bundle, "--cond", "hed", "--budget=-50", *sizes, "--out", tmp_path)

@@ -30,6 +30,8 @@ from hints import hint
 from markdown_it import MarkdownIt
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 EVIL = "<script>alert(1)</script> | [x](javascript:y) `$x^2$` ../../up"
 KINDS = tuple(RECORDS)
 

@@ -12,6 +12,8 @@ from cnpp_trt.benchmarks.report.compare import LEAST_NOISE, changes, compare_sam
 from cnpp_trt.benchmarks.result import RECORDS
 from scipy import stats
 
+pytestmark = pytest.mark.slow
+
 OF = ("a contender", "a case", "whole")
 
 
@@ -74,7 +76,6 @@ def test_three_samples_tell_nothing() -> None:
     assert compare_samples(OF, [1.0, 1.01, 1.02, 1.03], [2.0, 2.01, 2.02, 2.03]).moved == "slower"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_every_timing_of_a_bench(seed: int) -> None:
     """Nothing moved between two runs; where one contender is a fifth slower, all of its timings and no other's."""
@@ -134,7 +135,6 @@ def test_the_command_says_what_moved(tmp_path: Path, command: Any) -> None:
     assert "These are different machines" in text and "Another processor" in text
 
 
-@pytest.mark.slow
 def test_which_pairs_are_compared(tmp_path: Path, command: Any, refused: Callable[..., str]) -> None:
     bench(0).write(tmp_path / "a.json")
     sample.make_result("bench", sample.make_bench(1), "another title").write(tmp_path / "b.json")

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def program(simulated_gpu: Any, tiny: Any, tmp_path: Path) -> Any:
@@ -94,7 +96,6 @@ def test_no_runtime_cache_to_save(program: Any) -> None:
     program("no_runtime_cache_to_save")
 
 
-@pytest.mark.slow
 def test_noise_of_an_odd_size_is_aligned(program: Any, v_prediction: Any) -> None:
     program("noise_of_an_odd_size", bundle=v_prediction.bundle)
 

@@ -20,6 +20,8 @@ from cnpp_trt.runtime.backends.openvino import OpenVino
 from hints import hint
 from manifests import edit
 
+pytestmark = pytest.mark.slow
+
 openvino = pytest.importorskip("openvino")
 
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -104,7 +106,6 @@ def test_f32_draws_the_images_of_onnx_runtime(request, opened, make, name, sched
     assert expected.images.std() > 1
 
 
-@pytest.mark.slow
 def test_the_same_request_gives_the_same_bytes(model, opened, make):
     request = make(model, 2, num_images_per_prompt=2)
     pipeline = opened(model)
@@ -131,7 +132,6 @@ def test_the_name_tells_the_precision(tiny, opened):
 
 
 @needs_bf16
-@pytest.mark.slow
 @pytest.mark.parametrize(("scheduler", "guidance_scale", "controls", "images"), CASES[:4])
 def test_bf16_is_near(miniature, opened, make, scheduler, guidance_scale, controls, images):
     asked = make(miniature, controls, scheduler=scheduler, guidance_scale=guidance_scale, num_images_per_prompt=images)

@@ -422,6 +422,7 @@ def test_a_record_that_no_reader_takes_is_left_out() -> None:
     assert list(pack(typed(record()))) == ["parameters", "cnpp_trt"]
 
 
+@pytest.mark.slow
 def test_fuzzed_pictures(tmp_path: Path) -> None:
     counts = fuzz_metadata(tmp_path, count=400, seed=0)
     assert sum(counts.values()) == 400 and counts["refused"] > 200

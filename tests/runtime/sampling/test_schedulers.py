@@ -112,6 +112,7 @@ def distinct(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name in SCHEDULERS for case in distinct(name)])
+@pytest.mark.slow
 def test_configs(name, case):
     config = {"clip_sample": False} | CONFIGS[case]
     # Rescaling takes square roots, whose last bit PyTorch leaves to the machine, and then divides their differences.
@@ -162,6 +163,7 @@ ENTERED = {
 
 @pytest.mark.parametrize("case", ENTERED)
 @pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.slow
 def test_image_to_image_of_unmodified_diffusers(name, case):
     """From every step on: noise added to latents as `StableDiffusionImg2ImgPipeline` adds it, then the whole loop."""
     config = ENTERED[case]
@@ -430,6 +432,7 @@ WRITERS = [
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.slow
 def test_the_config_of_every_class_that_sd_has_as_it_writes_it(name, kind):
     """Without `clip_sample` in it, diffusers' DDIM clips; nothing else keeps a named sampler from running."""
     try:
@@ -479,6 +482,7 @@ LEADING, LINSPACE, TRAILING = ({"timestep_spacing": spacing} for spacing in ("le
         ("euler", 20, {"beta_start": 0.0, "beta_end": 0.0}, "no finite coefficients"),
     ],
 )
+@pytest.mark.slow
 def test_numbers_of_steps_without_a_schedule(name, steps, change, message):
     """Refused, and rightly: diffusers raises, runs another number of steps, or makes NaN and infinity of it."""
     config = SD15 | change
