@@ -29,7 +29,6 @@ def jobs_routes(service: Service) -> APIRouter:
         fields = await call.json(JobFields)
         ignored, reply = ignored_of(fields), reply_of(fields)
         model = service.models.find(fields.model, size_of(fields.size))
-        service.require_room(model)
         if service.log_prompts:
             call.log(prompt=fields.prompt)
         job = Job(

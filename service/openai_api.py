@@ -66,7 +66,6 @@ async def _images(call: Call, fields: ImageFields, files: list[bytes] | None, ev
     ignored = ignored_of(fields)
     reply = reply_of(fields)
     model = service.models.find(fields.model, size_of(fields.size))
-    service.require_room(model)
     previews = fields.partial_images or 0 if fields.stream else 0
     if service.log_prompts:
         call.log(prompt=fields.prompt)

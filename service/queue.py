@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .errors import ServiceError, busy
 from .tasks import Task
@@ -19,6 +21,7 @@ class TaskQueue:
         self._limit = limit
         self._window = window
         self._waiting: list[Task] = []
+        self._kept = 0  # places
         self._changed = threading.Condition()
         self._closed = False
         self._seconds = 1.0  # for each image, as lately measured
@@ -34,16 +37,28 @@ class TaskQueue:
         with self._changed:
             return self._seconds * sum(task.order.images for task in self._waiting)
 
-    def require_room(self) -> None:
-        """Raises ServiceError (429) where a request would be refused: before its images are decoded."""
-        with self._changed:
-            self._forget_ended()
-            full = len(self._waiting) >= self._limit
-        if full:
-            raise busy(f"{self._limit} requests wait already: try again later", self.wait_seconds)
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Keeps a place for a request while its images are decoded: in this context it can be put.
 
-    def put(self, task: Task) -> None:
+        Raises:
+            ServiceError: the queue is full (429), with the places that are kept.
+        """
+        with self._changed:
+            self._require_room()
+            self._kept += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._kept -= 1
+
+    def put(self, task: Task, *, placed: bool = False) -> None:
         """Adds a task.
+
+        Args:
+            task: that waits from now on.
+            placed: whether a place was kept for it.
 
         Raises:
             ServiceError: the queue is full (429), or closed (503).
@@ -51,10 +66,8 @@ class TaskQueue:
         with self._changed:
             if self._closed:
                 raise ServiceError(503, "the server is stopping: try again later", code="stopping", retry_after=5)
-            self._forget_ended()
-            if len(self._waiting) >= self._limit:
-                full = self._seconds * sum(each.order.images for each in self._waiting)
-                raise busy(f"{self._limit} requests wait already: try again later", full)
+            if not placed:
+                self._require_room()
             self._waiting.append(task)
             self._changed.notify_all()
 
@@ -115,6 +128,12 @@ class TaskQueue:
         """Lets workers look again: a task that waited has ended."""
         with self._changed:
             self._changed.notify_all()
+
+    def _require_room(self) -> None:
+        self._forget_ended()
+        if len(self._waiting) + self._kept >= self._limit:
+            seconds = self._seconds * sum(task.order.images for task in self._waiting)
+            raise busy(f"{self._limit} requests wait already: try again later", seconds)
 
     def _forget_ended(self) -> None:
         for task in self._waiting:

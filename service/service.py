@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -112,17 +113,28 @@ class Service:
         """
         return await to_thread.run_sync(partial(function, *arguments), limiter=self._threads)
 
-    def require_room(self, model: ServedModel) -> None:
-        """Raises ServiceError where a request would be refused: before its images are decoded."""
+    @contextmanager
+    def place(self, model: ServedModel) -> Iterator[None]:
+        """Keeps a place in the queue while the images of a request are decoded.
+
+        Raises:
+            ServiceError: the queue is full (429), or the server is stopping (503): nothing needs to be decoded.
+        """
         if self.draining:
             raise stopping()
-        try:
-            model.queue.require_room()
-        except ServiceError as e:
-            self.metrics.rejected(e.code)
-            raise
+        with ExitStack() as stack:
+            with self._counted():
+                stack.enter_context(model.queue.place())
+            yield
 
-    def submit(self, model: ServedModel, order: Order, timeout: float | None, owner: tuple[str, str]) -> Task:
+    def require_room(self, model: ServedModel) -> None:
+        """Raises ServiceError where `place` would."""
+        with self.place(model):
+            pass
+
+    def submit(
+        self, model: ServedModel, order: Order, timeout: float | None, owner: tuple[str, str], *, placed: bool = False
+    ) -> Task:
         """Accepts a request.
 
         Args:
@@ -130,6 +142,7 @@ class Service:
             order: what is drawn.
             timeout: seconds; None, or more than the server allows, is the server's.
             owner: the interface and the address that it came from.
+            placed: whether `place` has kept a place for it.
 
         Raises:
             ServiceError: the queue is full (429), or the server is stopping (503).
@@ -140,13 +153,19 @@ class Service:
             raise refused_field("timeout", "must be a number of seconds above 0")
         seconds = min(timeout or self.limits.deadline, self.limits.deadline)
         task = Task(order, time.monotonic() + seconds, owner, model.id)
+        with self._counted():
+            model.queue.put(task, placed=placed)
+        self._active = {each for each in self._active if not each.ended} | {task}
+        return task
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """What is refused in it is in the figures."""
         try:
-            model.queue.put(task)
+            yield
         except ServiceError as e:
             self.metrics.rejected(e.code)
             raise
-        self._active = {each for each in self._active if not each.ended} | {task}
-        return task
 
     async def wait(self, task: Task) -> Outcome:
         """The outcome of a task, as soon as it is there or its deadline is over.

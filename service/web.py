@@ -93,7 +93,7 @@ class Call:
         return fields, files
 
     async def accept(self, model: ServedModel, read: Callable[[], Asked], timeout: float | None) -> Task:
-        """Checks a request and gives it to the scheduler; whoever calls this has asked for room already.
+        """Checks a request and gives it to the scheduler.
 
         Args:
             model: that draws it.
@@ -103,8 +103,9 @@ class Call:
         Raises:
             UserError, ServiceError: it is not accepted.
         """
-        order = await self.service.in_thread(lambda: make_order(model, read(), self.service.limits))
-        task = self.service.submit(model, order, timeout, self.owner)
+        with self.service.place(model):
+            order = await self.service.in_thread(lambda: make_order(model, read(), self.service.limits))
+            task = self.service.submit(model, order, timeout, self.owner, placed=True)
         self.log(model=model.id, images=order.images, steps=order.steps)
         return task
 

@@ -111,6 +111,39 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(serving: Any, 
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert theirs.status_code == 429 and "2 requests wait" in theirs.json()["detail"]
+
+
+def test_the_last_place_is_kept_while_images_are_decoded(
+    serving: Any, held: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes meanwhile is refused at once, and not when its own images are decoded; a bad request leaves it."""
+    from cnpp_trt.service import web
+
+    decode, begun, go_on = web.make_order, threading.Event(), threading.Event()
+
+    def slow(model: Any, asked: Any, limits: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return decode(model, asked, limits)
+
+    server = serving(held, queue=1)
+    with ThreadPoolExecutor(8) as pool:
+        first = later(pool, server)
+        held.wait_until_running()
+        for fields, status in (({"num_inference_steps": 0}, 400), ({}, 200)):
+            begun.clear()
+            go_on.clear()
+            monkeypatch.setattr(web, "make_order", slow)
+            second = later(pool, server, **fields)
+            assert begun.wait(60)
+            assert post(server).status_code == 429 and not second.done()
+            monkeypatch.setattr(web, "make_order", decode)
+            go_on.set()
+            if status == 200:
+                eventually(waiting(server, 1), "it waits")
+                held.go_on.set()
+            assert second.result().status_code == status
+        assert first.result().status_code == 200
     assert 'cnpp_trt_rejected_total{reason="queue_full"} 2.0' in server.client.get("/metrics").text
 
 
