@@ -40,7 +40,7 @@ MEASURED := $(addprefix --cond ,$(if $(filter file,$(origin COND)),all,$(COND)))
 TIMED := --cond $(if $(filter all,$(COND)),seg,$(firstword $(COND)))
 
 # A worker for each core, of which every one holds PyTorch: four at most. What a test file sets up is set up once.
-WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
+WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
 .PHONY: run demo bundle test test-fast fuzz reliability service-load first-contact test-gpu lint types package test-sdist test-wheel engines bench parity \
 	consistency tune report tables docs clean help

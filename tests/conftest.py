@@ -53,7 +53,12 @@ SCRIPT = Path(sys.executable).parent / "cnpp-trt"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the simulated GPU or a real one is marked by what it asks for, and by its folder."""
+    """What needs the simulated GPU or a real one is marked by what it asks for, and by its folder.
+
+    Files with slow tests come first: workers that share the files out then end together.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for item in items:
         if "simulated_gpu" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.simulated_gpu)
@@ -107,6 +112,13 @@ def tiny(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Mod
     bundle = tmp_path_factory.mktemp("bundles") / "tiny"
     exported("tiny", bundle, lambda out: export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg", "depth"], out))
     return Model("tiny", tiny_checkpoint, bundle, Pipeline.open(bundle, threads=1))
+
+
+@pytest.fixture(scope="session")
+def tiny_half(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp16 bundle of the tiny checkpoint, with `seg` alone. Read only."""
+    folder, checkpoint = tmp_path_factory.mktemp("half") / "bundle", Checkpoint(str(tiny_checkpoint))
+    return exported("tiny-fp16", folder, lambda out: export_bundle(checkpoint, ["seg"], out, precision="fp16"))
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,8 @@ import cnpp_trt
 import numpy as np
 import pytest
 from cnpp_trt import Control, Pipeline, Request
-from cnpp_trt.export.checkpoint import Checkpoint
-from cnpp_trt.export.exporter import export_bundle
+from cnpp_trt.bundles.embedded import assemble
 from cnpp_trt.runtime.sampling.scheduler_names import read_scheduler
-from fixture_cache import exported
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -37,7 +35,8 @@ WRITTEN = {
 @pytest.fixture(scope="session")
 def lcm(miniature: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "miniature-lcm"
-    return exported("miniature-lcm", out, lambda folder: export_bundle(Checkpoint("miniature-lcm"), ["seg"], folder))
+    assemble("miniature-lcm", out)
+    return out
 
 
 @pytest.fixture

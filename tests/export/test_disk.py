@@ -76,14 +76,14 @@ def test_what_does_not_fit_is_refused_before_it_begins(tiny_checkpoint, tmp_path
     assert [p.name for p in (tmp_path / "out").iterdir() if not p.name.endswith(".lock")] == []
 
 
-def test_weights_are_stored_once(tmp_path, tiny_checkpoint):
+def test_weights_are_stored_once(tiny):
     """No tensor of size is in two graphs of a bundle, but for those of a twin in another precision."""
     import hashlib
 
     import onnx
     from onnx.external_data_helper import load_external_data_for_model
 
-    bundle = export_bundle(Checkpoint(str(tiny_checkpoint)), ["seg", "depth"], tmp_path / "bundle")
+    bundle = Bundle.open(tiny.bundle)
     seen: dict[str, str] = {}
     for name, spec in bundle.manifest.graphs.items():
         model = onnx.load(bundle.folder / spec.file, load_external_data=False)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,10 @@ import pytest
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.errors import BackendError
-from cnpp_trt.export.checkpoint import Checkpoint
-from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.runtime.backends.host_memory import view
 from cnpp_trt.runtime.backends.interface import Buffer, Launch
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.loop import run
-from fixture_cache import exported
 
 pytestmark = pytest.mark.slow
 
@@ -85,12 +83,8 @@ class _Graph:
 
 
 @pytest.fixture(scope="module")
-def fp16(tiny_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("fp16") / "bundle"
-    checkpoint = Checkpoint(str(tiny_checkpoint))
-    return Bundle.open(
-        exported("tiny-fp16", folder, lambda out: export_bundle(checkpoint, ["seg"], out, precision="fp16"))
-    )
+def fp16(tiny_half: Path) -> Bundle:
+    return Bundle.open(tiny_half)
 
 
 Ask = Callable[..., Request]

@@ -26,13 +26,11 @@ from cnpp_trt.benchmarks.result import read_result
 from cnpp_trt.bundles.bundle import Bundle, Manifest
 from cnpp_trt.bundles.defaults import SamplingDefaults
 from cnpp_trt.export.checkpoint import Checkpoint
-from cnpp_trt.export.exporter import export_bundle
 from cnpp_trt.export.onnx_graph import compare as compare_as_exported
 from cnpp_trt.files import sha256_of
 from cnpp_trt.runtime.backends.host_memory import view
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.settings.request import ResolvedRequest
-from fixture_cache import exported
 from scipy.spatial.distance import cosine
 
 pytestmark = pytest.mark.slow
@@ -484,17 +482,10 @@ def test_the_gate_runs_from_python(tiny, tmp_path, logged):
 # --- build --check
 
 
-@pytest.fixture(scope="module")
-def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("half") / "bundle"
-    checkpoint = Checkpoint(str(tiny_checkpoint))
-    return exported("tiny-fp16", folder, lambda out: export_bundle(checkpoint, ["seg"], out, precision="fp16"))
-
-
-def test_build_checks_what_it_built(half_bundle, tiny_checkpoint, command, tmp_path):
+def test_build_checks_what_it_built(tiny_half, tiny_checkpoint, command, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'cnpp-trt[rtx]'")
     build = ["build", "--cond", "seg", "--flavor", "tensorrt-rtx", "--check", "--plans", tmp_path / "plans", "--json"]
-    outcome = command(*build, "--bundle", half_bundle, "--model", tiny_checkpoint)
+    outcome = command(*build, "--bundle", tiny_half, "--model", tiny_checkpoint)
     assert outcome.status == 0, outcome.err
     (found,) = json.loads(outcome.out)
     assert found["check"]["passed"]
@@ -506,7 +497,7 @@ def test_build_checks_what_it_built(half_bundle, tiny_checkpoint, command, tmp_p
     }
     assert 1e-5 < graphs["unet"] <= 2e-2, "fp16 differs, and not by much"
 
-    wrong = Path(shutil.copytree(half_bundle, tmp_path / "wrong"))
+    wrong = Path(shutil.copytree(tiny_half, tmp_path / "wrong"))
     sabotage(wrong, "controlnet_seg")
     outcome = command(*build, "--bundle", wrong, "--model", tiny_checkpoint)
     assert outcome.status == 1
@@ -516,8 +507,8 @@ def test_build_checks_what_it_built(half_bundle, tiny_checkpoint, command, tmp_p
     assert outcome.err.splitlines()[-1].startswith("missed: graph controlnet_seg, worst at controlnet_seg step ")
 
 
-def test_build_needs_the_checkpoint_to_check(half_bundle, refused, tmp_path):
+def test_build_needs_the_checkpoint_to_check(tiny_half, refused, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'cnpp-trt[rtx]'")
     build = ["build", "--cond", "seg", "--flavor", "tensorrt-rtx", "--check", "--plans", tmp_path]
-    assert "--model PATH" in refused(*build, "--bundle", half_bundle)
+    assert "--model PATH" in refused(*build, "--bundle", tiny_half)
     assert list(tmp_path.iterdir()) == []
