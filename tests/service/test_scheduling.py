@@ -117,9 +117,9 @@ def test_the_last_place_is_kept_while_images_are_decoded(
     serving: Any, held: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever comes meanwhile is refused at once, and not when its own images are decoded; a bad request leaves it."""
-    from cnpp_trt.service import web
+    from cnpp_trt.service import orders, web
 
-    decode, begun, go_on = web.make_order, threading.Event(), threading.Event()
+    decode, begun, go_on = orders.make_order, threading.Event(), threading.Event()
 
     def slow(model: Any, asked: Any, limits: Any) -> Any:
         begun.set()
