@@ -119,7 +119,7 @@ GOOD = {"prompt": "a", "condition": "colors.png"}
         ({**GOOD, "id": "1"}, "has the id '1' of line 1"),
         ({"prompt": "a", "condition": "nowhere.png"}, r"there is no .*nowhere.png \(No such file or directory\)"),
         ({"prompt": "a", "condition": "x" * 300}, r"there is no .*\(File name too long\)"),
-        ({"prompt": "a", "condition": "x\0y"}, r"there is no .*x\\x00y \(embedded null (byte|character)\b.*\)"),
+        ({"prompt": "a", "condition": "x\0y"}, r"there is no .*x\\x00y \((\w+: )?embedded null (byte|character)\b.*\)"),
         ({"prompt": "a", "condition": "."}, ".* is no file"),
         ({"prompt": "a", "condition": "/dev/zero"}, "/dev/zero is no file"),
         ({"prompt": "a", "image": "pipe"}, ".*pipe is no file"),
