@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -103,13 +103,14 @@ class Visitor:
         try:
             models = [self._service.models.find(name) for name in (message.model, message.compare) if name is not None]
             orders = []
-            for model in models:
-                self._service.require_room(model)
-                own = message if model is models[0] else _as_compared(message, models[0], model)
-                asked = await self._service.in_thread(asked_of, model, own, parts)
-                orders.append(await self._service.in_thread(make_order, model, asked, self._service.limits))
-            for model, order in zip(models, orders, strict=True):
-                drawn.append((model, self._service.submit(model, order, None, self._owner)))
+            with ExitStack() as places:
+                for model in models:
+                    places.enter_context(self._service.place(model))
+                    own = message if model is models[0] else _as_compared(message, models[0], model)
+                    asked = await self._service.in_thread(asked_of, model, own, parts)
+                    orders.append(await self._service.in_thread(make_order, model, asked, self._service.limits))
+                for model, order in zip(models, orders, strict=True):
+                    drawn.append((model, self._service.submit(model, order, None, self._owner, placed=True)))
             for model, task in drawn:
                 await self._follow(message.id, model, task)
             done = [(model, task, await self._service.wait(task)) for model, task in drawn]

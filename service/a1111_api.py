@@ -173,14 +173,18 @@ async def _images(call: Call, settings: Settings, fields: TextFields) -> Respons
     model, clip_skip = settings.changed(fields.override_settings or {}, "override_settings")
     size = (fields.width or model.size[0], fields.height or model.size[1])
     model = call.service.models.find(model.id if model.size == size else model.bundle.manifest.model, size)
-    call.service.require_room(model)
-    asked, more = await call.service.in_thread(_asked, fields, clip_skip)
     if call.service.log_prompts:
         call.log(prompt=fields.prompt)
-    task = await call.accept(model, lambda: asked, fields.timeout)
+
+    def read() -> Asked:
+        asked, more = _asked(fields, clip_skip)
+        ignored.extend(more)
+        return asked
+
+    task = await call.accept(model, read, fields.timeout)
     outcome = await call.outcome(task)
     content = await call.service.in_thread(_reply, model, fields, task, outcome)
-    return answer(content, tuple(sorted((*ignored, *more))))
+    return answer(content, tuple(sorted(ignored)))
 
 
 def _asked(fields: TextFields, clip_skip: int) -> tuple[Asked, list[str]]:

@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from .errors import ServiceError, busy
 from .tasks import Task
@@ -21,7 +19,7 @@ class TaskQueue:
         self._limit = limit
         self._window = window
         self._waiting: list[Task] = []
-        self._kept = 0  # places
+        self._kept = 0  # places of requests that do not wait yet
         self._changed = threading.Condition()
         self._closed = False
         self._seconds = 1.0  # for each image, as lately measured
@@ -31,27 +29,20 @@ class TaskQueue:
             self._forget_ended()
             return len(self._waiting)
 
-    @property
-    def wait_seconds(self) -> float:
-        """About how long what is added now will wait."""
-        with self._changed:
-            return self._seconds * sum(task.order.images for task in self._waiting)
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Keeps a place for a request while its images are decoded: in this context it can be put.
+    def keep_place(self) -> None:
+        """Keeps a place for a request whose images are still decoded, until `release_place`.
 
         Raises:
-            ServiceError: the queue is full (429), with the places that are kept.
+            ServiceError: the queue is full (429): with what waits, and the places that are kept.
         """
         with self._changed:
             self._require_room()
             self._kept += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._kept -= 1
+
+    def release_place(self) -> None:
+        """Whoever kept a place has put its request, or has none."""
+        with self._changed:
+            self._kept -= 1
 
     def put(self, task: Task, *, placed: bool = False) -> None:
         """Adds a task.

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -122,10 +122,12 @@ class Service:
         """
         if self.draining:
             raise stopping()
-        with ExitStack() as stack:
-            with self._counted():
-                stack.enter_context(model.queue.place())
+        with self._counted():
+            model.queue.keep_place()
+        try:
             yield
+        finally:
+            model.queue.release_place()
 
     def require_room(self, model: ServedModel) -> None:
         """Raises ServiceError where `place` would."""

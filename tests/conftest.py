@@ -40,9 +40,6 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 # A shell that starts the tests in the background has them ignore SIGINT, and every process would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Importing the test files makes a million objects, none of them garbage: looking for it took a third of that time.
-gc.disable()
-
 pytest_plugins = ["root_folder", "simulated_gpu.plugin"]
 
 EXAMPLES = {
@@ -66,11 +63,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
 
 
-def pytest_collection_finish() -> None:
-    """Test files are imported: what they hold lives until the end, and is not looked at again."""
-    gc.enable()
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Iterator[None]:
+    """Importing the test files makes a million objects that live until the end.
+
+    Looking for garbage among them took a third of that time; afterwards they are not looked at again.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,12 @@ DIFFERENCES = st.floats(0, 1)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50)
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.from_regex(r"[a-z_]{1,9}\.onnx", fullmatch=True), st.lists(TENSORS).map(tuple)),
     NAMES,
     DIFFERENCES,
 )
-@pytest.mark.slow
 def test_a_manifest_round_trips(tensors: dict[str, tuple[TensorSpec, ...]], model: str, difference: float) -> None:
     graphs = {
         file.removesuffix(".onnx"): GraphSpec(file, inputs, inputs[::-1], difference, difference, "relative L2", 1e-5)

@@ -173,8 +173,8 @@ def _targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.M))
 
 
-@pytest.mark.parametrize(("where", "line", "whole"), [*_of_messages(), *_of_documents()])
 @pytest.mark.slow
+@pytest.mark.parametrize(("where", "line", "whole"), [*_of_messages(), *_of_documents()])
 def test_a_command_that_is_advised_can_be_typed(where: str, line: str, whole: bool) -> None:
     line = line.replace("list|inspect|capability|prune", "list")  # a table of a changelog
     program, *words = shlex.split(line)

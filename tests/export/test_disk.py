@@ -83,7 +83,7 @@ def test_weights_are_stored_once(tiny):
     import onnx
     from onnx.external_data_helper import load_external_data_for_model
 
-    bundle = Bundle.open(tiny.bundle)
+    bundle = tiny.pipeline.bundle
     seen: dict[str, str] = {}
     for name, spec in bundle.manifest.graphs.items():
         model = onnx.load(bundle.folder / spec.file, load_external_data=False)

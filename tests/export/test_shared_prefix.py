@@ -13,10 +13,10 @@ from small_networks import CONFIG, CONFIGS, ROWS, UP, close, inputs, small_contr
 AS_ONE = GraphOptions(hoist_prompt=False, hoist_time=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 8), (6, 10), (7, 9)])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
-@pytest.mark.slow
 def test_results_are_diffusers_own(name: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     config = {**CONFIG, **CONFIGS[name]}

@@ -49,10 +49,10 @@ def folder(base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(base, tmp_path / "model"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["sd15", BASE, f"{BASE}@main", f"{BASE}@{{commit}}", f"{BASE}/", "{base}", "{base}/../{commit}"]
 )
-@pytest.mark.slow
 def test_names_of_one_folder(cached, base, published, name):
     checkpoint = Checkpoint(name.format(commit=base.name, base=base))
     assert_equal(states(checkpoint), published)
@@ -253,8 +253,8 @@ def test_a_concept_library_folder_of_several_files_wants_a_name(cached, tmp_path
 # Extractors
 
 
-@pytest.mark.parametrize("condition", ["seg", "depth", "hed", "lineart"])
 @pytest.mark.slow
+@pytest.mark.parametrize("condition", ["seg", "depth", "hed", "lineart"])
 def test_ways_to_name_an_extractor(cached, base, condition):
     """The named model brings its own; any other takes the same, by name, from the hub or from a folder."""
     named = Checkpoint("sd15").resolved.extractor(condition)

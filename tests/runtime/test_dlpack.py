@@ -31,10 +31,10 @@ class Producer:
         return dlpack.CPU, 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "float16", "float32", "float64"])
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4, 5), (2, 0, 3)])
 @pytest.mark.parametrize("read", [np.from_dlpack, torch.utils.dlpack.from_dlpack])
-@pytest.mark.slow
 def test_a_consumer_shares_the_memory(read, shape, dtype):
     memory = Memory(np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype))
     alive = weakref.ref(memory)

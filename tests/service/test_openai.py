@@ -196,6 +196,7 @@ def test_ignored_fields_are_listed(client: Any) -> None:
     assert "x-ignored-fields" not in raw.headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
@@ -224,7 +225,6 @@ def test_ignored_fields_are_listed(client: Any) -> None:
         ({"prompt": 3}, "prompt", "Expected `str`"),
     ],
 )
-@pytest.mark.slow
 def test_what_cannot_be_used_is_a_line_that_names_it(client: Any, body: Any, param: str | None, words: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(prompt="a house", extra_body=body)

@@ -111,6 +111,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(serving: Any, 
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert theirs.status_code == 429 and "2 requests wait" in theirs.json()["detail"]
+    assert 'cnpp_trt_rejected_total{reason="queue_full"} 2.0' in server.client.get("/metrics").text
 
 
 def test_the_last_place_is_kept_while_images_are_decoded(

@@ -442,6 +442,7 @@ def picture(tiny: Any, control_image: Any, tmp_path: Path) -> Path:
     return tmp_path / "control.png"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "name", "reason"),
     [
@@ -450,7 +451,6 @@ def picture(tiny: Any, control_image: Any, tmp_path: Path) -> Path:
         (["--backend", "openvino", "--precision", "f32"], "openvino", "asked for"),
     ],
 )
-@pytest.mark.slow
 def test_the_report_of_a_run_names_backend_reason_and_memory(
     tiny, no_gpu, command, picture, tmp_path, options, name, reason
 ):

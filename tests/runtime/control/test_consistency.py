@@ -102,6 +102,7 @@ def test_f1_corner_cases() -> None:
 # --- SSIM -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "scales"),
     [
@@ -117,7 +118,6 @@ def test_f1_corner_cases() -> None:
     ],
 )
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.5])
-@pytest.mark.slow
 def test_ms_ssim_is_torchmetrics(shape: tuple[int, int], scales: int, noise: float) -> None:
     y, x = np.mgrid[: shape[0], : shape[1]]
     given = 0.5 + 0.25 * np.sin(x / 9) + 0.25 * np.cos(y / 5)

@@ -111,8 +111,8 @@ def distinct(name: str) -> list[str]:
     return list(kept.values())
 
 
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name in SCHEDULERS for case in distinct(name)])
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in SCHEDULERS for case in distinct(name)])
 def test_configs(name, case):
     config = {"clip_sample": False} | CONFIGS[case]
     # Rescaling takes square roots, whose last bit PyTorch leaves to the machine, and then divides their differences.
@@ -161,9 +161,9 @@ ENTERED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ENTERED)
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.slow
 def test_image_to_image_of_unmodified_diffusers(name, case):
     """From every step on: noise added to latents as `StableDiffusionImg2ImgPipeline` adds it, then the whole loop."""
     config = ENTERED[case]
@@ -430,9 +430,9 @@ WRITERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.slow
 def test_the_config_of_every_class_that_sd_has_as_it_writes_it(name, kind):
     """Without `clip_sample` in it, diffusers' DDIM clips; nothing else keeps a named sampler from running."""
     try:
@@ -468,6 +468,7 @@ def test_numpy_integers_are_numbers_of_steps():
 LEADING, LINSPACE, TRAILING = ({"timestep_spacing": spacing} for spacing in ("leading", "linspace", "trailing"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, steps, change, message",
     [
@@ -482,7 +483,6 @@ LEADING, LINSPACE, TRAILING = ({"timestep_spacing": spacing} for spacing in ("le
         ("euler", 20, {"beta_start": 0.0, "beta_end": 0.0}, "no finite coefficients"),
     ],
 )
-@pytest.mark.slow
 def test_numbers_of_steps_without_a_schedule(name, steps, change, message):
     """Refused, and rightly: diffusers raises, runs another number of steps, or makes NaN and infinity of it."""
     config = SD15 | change

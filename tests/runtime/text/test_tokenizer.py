@@ -390,6 +390,7 @@ def test_samplers_noise_and_tokenizer_import_no_pytorch():
 # Prompts and files from outside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -407,7 +408,6 @@ def test_samplers_noise_and_tokenizer_import_no_pytorch():
     ids=range(10),
 )
 @pytest.mark.timeout(60)
-@pytest.mark.slow
 def test_long_and_strange_prompts(tokenizer_with, clip_with, text):
     """A quadratic rule would take minutes; the timeout ends the test then."""
     assert tokenizer_with.read(text, weighted=True).ids.shape == (1, 77)
