@@ -7,9 +7,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...bundles.bundle import Bundle
 from ...errors import BackendError
 from ..settings.options import CudaGraphs
 from .interface import ALIGNMENT, Allocate, Buffer, Launch, LoadedGraph, WallClock
+
+# What a step launches. The others run once for each prompt, control image or picture.
+OF_A_STEP = ("unet", "update", "controlnet_", "add_residuals")
+# Weights above this are unloaded while the loop runs; SD 1.5's text encoder has 470 MiB. Smaller ones are not worth
+# the time that loading them again takes.
+LARGE = 64 << 20
+
+
+def large_weights(bundle: Bundle, graph: str) -> bool:
+    """Whether a graph's weights are worth an effort."""
+    return sum(file["size"] for file in bundle.graph_files(graph).values()) > LARGE
+
+
+def unloaded_in_the_loop(bundle: Bundle, graph: str) -> bool:
+    """Text encoder, image encoder and extractors of a large model."""
+    return large_weights(bundle, graph) and not graph.startswith((*OF_A_STEP, "vae_decoder"))
 
 
 class HostMemory:

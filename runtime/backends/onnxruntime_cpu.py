@@ -9,16 +9,10 @@ from typing import Any
 from ...bundles.bundle import Bundle
 from ...errors import BackendError
 from ...install import cannot_import
-from .host_memory import HostMemory
+from .host_memory import OF_A_STEP, HostMemory, unloaded_in_the_loop
 from .interface import Buffer, Launch, LoadedGraph
 from .onnxruntime_attention import tile_attention
 from .onnxruntime_session import Session
-
-# What a step launches. The others run once for each prompt, control image or picture.
-_OF_A_STEP = ("unet", "update", "controlnet_", "add_residuals")
-# Weights above this are unloaded while the loop runs; SD 1.5's text encoder has 470 MiB. Smaller ones are not worth
-# the time that loading them again takes.
-_UNLOADED_ABOVE = 64 << 20
 
 
 class OnnxRuntimeCpu(HostMemory):
@@ -49,10 +43,8 @@ class OnnxRuntimeCpu(HostMemory):
 
     def load(self, graph: str) -> LoadedGraph:
         if graph not in self._graphs:
-            files = self._bundle.graph_files(graph).values()
-            large = sum(file["size"] for file in files) > _UNLOADED_ABOVE
-            occasional = large and not graph.startswith((*_OF_A_STEP, "vae_decoder"))
             # Sessions refer to this object weakly: in a cycle, a dropped pipeline's would stay until collected.
+            occasional = unloaded_in_the_loop(self._bundle, graph)
             self._graphs[graph] = _Occasional(weakref.proxy(self), graph) if occasional else self.open(graph)
         return self._graphs[graph]
 
@@ -76,7 +68,7 @@ class OnnxRuntimeCpu(HostMemory):
         # Weights that are brought into another layout live as long as the session: in the arena they would keep it
         # from shrinking.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        stays = graph.startswith(_OF_A_STEP)
+        stays = graph.startswith(OF_A_STEP)
         unload_idle = weakref.WeakMethod(self._unload_idle)
         return Session(
             self._ort,

@@ -1,8 +1,11 @@
 """The backend `openvino`: the bundle's ONNX graphs in OpenVINO on the CPU, on NumPy arrays that are shared with it."""
 
 import shlex
+import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -10,22 +13,27 @@ from ...bundles.bundle import Bundle, GraphSpec
 from ...errors import BackendError, BundleError
 from ...install import cannot_import
 from ...telemetry import import_openvino
-from .host_memory import HostMemory, view
-from .interface import Buffer
+from .host_memory import OF_A_STEP, HostMemory, large_weights, unloaded_in_the_loop, view
+from .interface import Buffer, Launch
+from .mapped_pages import dropping_pages
 
 PRECISIONS = ("f32", "bf16")
 
-# What a step launches, twenty times for a picture. The others give back what they computed with: SD 1.5's decoder takes
-# more than a step.
-_OF_A_STEP = ("unet", "update", "controlnet_", "add_residuals")
 # Nearly all of a request's time. The other graphs stay float32 in every precision: the sampler's state is float32 by
 # design (`update`), extractors score images, and text encoder and hints run once, for all steps to inherit their error.
 # `vae_decoder_fp32` is there to be exact.
 _BF16_GRAPHS = ("unet", "vae_decoder")
 
+_Sizes = tuple[tuple[int, ...], ...]
+
 
 class OpenVino(HostMemory):
     """A bundle's graphs in OpenVINO on the CPU.
+
+    Memory: what is compiled has weights of its own, and those of the bundle's files leave the process's memory as soon
+    as they were read. What is no part of a step gives back what it computed with: SD 1.5's decoder takes more than a
+    step. Text encoder, image encoder and extractors of a large model are unloaded as soon as the loop begins, and
+    compiled again when they are next needed.
 
     Args:
         threads: of OpenVINO; None leaves it to use every physical core, as it does for latency.
@@ -57,8 +65,15 @@ class OpenVino(HostMemory):
 
     def load(self, graph: str) -> "_Graph":
         if graph not in self._graphs:
-            self._graphs[graph] = _Graph(self, graph, self._bundle.graph(graph))
+            # Graphs refer to this object weakly: in a cycle, a dropped pipeline's would stay until collected.
+            self._graphs[graph] = _Graph(weakref.proxy(self), graph, self._bundle.graph(graph))
         return self._graphs[graph]
+
+    def unload_idle(self) -> None:
+        """What the loop does not need goes, where it is large."""
+        for graph in self._graphs.values():
+            if graph.occasional:
+                graph.unload()
 
     def read(self, graph: str) -> Any:
         """The graph as OpenVINO's model, with its weights mapped from the bundle's file.
@@ -96,6 +111,12 @@ class OpenVino(HostMemory):
         options = {**self._options, "INFERENCE_PRECISION_HINT": precision}
         return self._core.compile_model(model, "CPU", options).create_infer_request()
 
+    def weights_read_once(self, graph: str, model: Any) -> AbstractContextManager[None]:
+        """For as long as a model is compiled: what is compiled has its own weights, and keeps the file's mapped."""
+        if not large_weights(self._bundle, graph):
+            return nullcontext()
+        return dropping_pages([node.data for node in model.get_ops() if node.get_type_name() == "Constant"])
+
     def _cut(self, model: Any) -> tuple[Any, Any, list[str]]:
         """The model in two: up to the sines and cosines of the timestep, and from there on; and what joins them.
 
@@ -124,8 +145,7 @@ class _Graph:
     request, and each sets all its tensors before it runs: what an earlier one was bound to may be gone. Sizes that no
     launch is bound to any more are forgotten, but for the last two: an extraction binds anew for every image.
 
-    The model itself goes as soon as it is compiled, and is read again for other sizes: what is compiled has weights of
-    its own, and those of the file would stay mapped beside them.
+    The model itself goes as soon as it is compiled, and is read again for other sizes.
     """
 
     def __init__(self, backend: OpenVino, name: str, spec: GraphSpec) -> None:
@@ -134,27 +154,37 @@ class _Graph:
         self._inputs = [tensor.name for tensor in spec.inputs]
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._model: Any = backend.read(name)  # at once: what is wrong with the file is known before anything runs
-        self._compiled: WeakValueDictionary[tuple[tuple[int, ...], ...], _Compiled] = WeakValueDictionary()
+        self._compiled: WeakValueDictionary[_Sizes, _Compiled] = WeakValueDictionary()
         self._recent: deque[_Compiled] = deque(maxlen=2)
+        self.occasional = unloaded_in_the_loop(backend._bundle, name)
 
-    def bind(self, buffers: Mapping[str, Buffer]) -> "_Launch":
-        sizes = {name: buffers[name].shape for name in self._inputs}
-        key = tuple(sizes.values())
-        compiled = self._compiled.get(key)
-        if compiled is None:
-            model, self._model = self._model or self._backend.read(self._name), None
-            try:
-                model.reshape({name: list(shape) for name, shape in sizes.items()})
-                compiled = _Compiled(self._backend.compile(self._name, model))
-            except Exception as e:
-                raise BackendError(f"OpenVINO cannot compile {self._name}: {_line(e)[:300]}") from e
-            self._compiled[key] = compiled
-            self._recent.append(compiled)
+    def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
+        sizes = tuple(buffers[name].shape for name in self._inputs)
+        compiled = self._compile(sizes)
         tensors = {
             name: self._backend._ov.Tensor(view(buffers[name]), shared_memory=True)
             for name in (*self._inputs, *self._outputs)
         }
-        return _Launch(self._name, compiled, tensors, tuple(buffers.values()), self._name.startswith(_OF_A_STEP))
+        # The launch of a step keeps what is compiled for as long as it lives.
+        take = partial(self._compile, sizes) if self.occasional else lambda: compiled
+        return _Launch(self._backend, self._name, take, tensors, tuple(buffers.values()))
+
+    def unload(self) -> None:
+        self._recent.clear()
+
+    def _compile(self, sizes: _Sizes) -> "_Compiled":
+        compiled = self._compiled.get(sizes)
+        if compiled is None:
+            model, self._model = self._model or self._backend.read(self._name), None
+            try:
+                model.reshape({name: list(shape) for name, shape in zip(self._inputs, sizes, strict=True)})
+                with self._backend.weights_read_once(self._name, model):
+                    compiled = _Compiled(self._backend.compile(self._name, model))
+            except Exception as e:
+                raise BackendError(f"OpenVINO cannot compile {self._name}: {_line(e)[:300]}") from e
+            self._compiled[sizes] = compiled
+            self._recent.append(compiled)
+        return compiled
 
 
 class _Compiled:
@@ -165,26 +195,40 @@ class _Compiled:
 
 
 class _Launch:
+    """A graph with its buffers.
+
+    Args:
+        take: gives what is compiled, which is compiled again if it was unloaded.
+    """
+
     def __init__(
-        self, name: str, compiled: _Compiled, tensors: dict[str, Any], buffers: tuple[Buffer, ...], keeps: bool
+        self,
+        backend: OpenVino,
+        name: str,
+        take: Callable[[], _Compiled],
+        tensors: dict[str, Any],
+        buffers: tuple[Buffer, ...],
     ) -> None:
+        self._backend = backend
         self._name = name
-        self._compiled = compiled  # lives as long as a launch of it
-        *self._heads, self._request = compiled.requests
+        self._take = take
         self._tensors = tensors
-        self._keeps = keeps  # what it computed with, for the next launch
+        self._of_a_step = name.startswith(OF_A_STEP)
         self._buffers = buffers  # held so that no address dies before the launch
 
     def __call__(self) -> None:
+        if self._of_a_step:
+            self._backend.unload_idle()
+        *heads, request = self._take().requests
         try:
-            for head in self._heads:  # what it computes depends on nothing but the timestep
+            for head in heads:  # what it computes depends on nothing but the timestep
                 head.set_tensor("timestep", self._tensors["timestep"])
                 head.infer()
             for name, tensor in self._tensors.items():
-                self._request.set_tensor(name, tensor)
-            self._request.infer()
-            if not self._keeps:
-                self._request.get_compiled_model().release_memory()
+                request.set_tensor(name, tensor)
+            request.infer()
+            if not self._of_a_step:
+                request.get_compiled_model().release_memory()
         except Exception as e:
             raise BackendError(f"OpenVINO failed in {self._name}: {_line(e)[:300]}") from e
 

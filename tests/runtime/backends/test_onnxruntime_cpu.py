@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundles.bundle import Bundle
-from cnpp_trt.runtime.backends import onnxruntime_cpu
+from cnpp_trt.runtime.backends import host_memory
 from cnpp_trt.runtime.backends.onnxruntime_attention import tile_attention
 
 SIZES = {"batch": 2, "images": 1, "tokens": 77, "prompts": 2, "guidance": 2}
@@ -93,7 +93,7 @@ def test_graphs_are_unloaded_while_the_loop_runs_and_loaded_again(
 ) -> None:
     request = Request("a house", controls=Control("seg", control_image(*model.size)), num_inference_steps=2, seed=3)
     expected = model.pipeline(request).images
-    monkeypatch.setattr(onnxruntime_cpu, "_UNLOADED_ABOVE", 0)
+    monkeypatch.setattr(host_memory, "LARGE", 0)
     pipeline = Pipeline.open(model.bundle, "onnxruntime-cpu")
     del sessions[:]
     assert np.array_equal(pipeline(request).images, expected)

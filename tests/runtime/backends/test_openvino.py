@@ -3,8 +3,11 @@
 import builtins
 import gc
 import hashlib
+import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.bundles.graph_names import STEPS_AT_ONCE
 from cnpp_trt.errors import BackendError, BundleError
+from cnpp_trt.runtime.backends import host_memory
 from cnpp_trt.runtime.backends.interface import Buffer
 from cnpp_trt.runtime.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from cnpp_trt.runtime.backends.openvino import OpenVino
 from hints import hint
 from manifests import edit
+from mapped import resident
 
 pytestmark = pytest.mark.slow
 
@@ -231,6 +236,34 @@ def test_a_graph_is_compiled_once_for_each_size(tiny):
     for images in (1, 2, 1):
         backend.load("update").bind(bound(bundle, backend, "update", {"images": images, "guidance": 1}))
     assert len(backend.load("update")._compiled) == 2
+
+
+def test_what_the_loop_does_not_need_is_compiled_again_for_a_new_prompt(
+    tiny, make, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where weights are large; those of the files are not kept in memory once they are compiled."""
+    bundle, request = tiny.pipeline.bundle, make(tiny)
+    expected = Pipeline(bundle, OpenVino(bundle, 1))(request).images
+    monkeypatch.setattr(host_memory, "LARGE", 0)
+    bundle = Bundle.open(bundle_copy)  # which nothing else has mapped
+    backend = OpenVino(bundle, 1)
+    compiled, compile_ = list[str](), backend.compile
+
+    def counted(graph: str, model: Any) -> list[Any]:
+        compiled.append(graph)
+        return compile_(graph, model)
+
+    monkeypatch.setattr(backend, "compile", counted)
+    pipeline = Pipeline(bundle, backend)
+    np.testing.assert_array_equal(pipeline(request).images, expected)
+    once = Counter(compiled)
+    pipeline(request)  # its prompt and its condition are known
+    assert Counter(compiled) == once
+    pipeline(replace(request, prompt="a tree"))
+    assert Counter(compiled) - once == {"text_encoder": 1, "text_kv": 1, "text_kv_seg": 1}
+    if sys.platform == "linux":
+        weights = bundle.folder / "unet.onnx.data"
+        assert resident(weights) < weights.stat().st_size / 10
 
 
 def test_without_the_package(tiny, monkeypatch):
