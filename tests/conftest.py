@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import graph_cache
 import numpy as np
 import pytest
 from cnpp_trt import Pipeline, cli
@@ -39,6 +40,8 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 # A shell that starts the tests in the background has them ignore SIGINT, and every process would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+graph_cache.install()
 
 pytest_plugins = ["root_folder", "simulated_gpu.plugin"]
 

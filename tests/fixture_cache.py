@@ -44,7 +44,7 @@ def exported(name: str, out: Path, make: Callable[[Path], object]) -> Path:
         make: its own instructions are part of the key.
     """
     root = cache_folder()
-    entry = root / f"{name}-{_key(_instructions(make.__code__))}"
+    entry = root / f"{name}-{code_key(instructions(make.__code__))}"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         if not entry.is_dir():
@@ -63,14 +63,14 @@ def exported(name: str, out: Path, make: Callable[[Path], object]) -> Path:
     return Path(shutil.copytree(entry, out))
 
 
-def _instructions(code: CodeType) -> str:
+def instructions(code: CodeType) -> str:
     """What a function does, without where it is written: the same in every file and session."""
-    constants = [_instructions(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    constants = [instructions(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
     return repr((code.co_code, code.co_names, constants))
 
 
 @cache
-def _key(instructions: str) -> str:
+def code_key(instructions: str) -> str:
     digest = hashlib.sha256(f"{platform.python_version()}\n{instructions}\n".encode())
     for package in _PACKAGES:
         digest.update(f"{package} {version(package)}\n".encode())

@@ -188,8 +188,9 @@ def protected(demo: Demo) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/demo/"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    """A browser. Until it is closed, Playwright's event loop runs in this thread: no test of another file meets it."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")

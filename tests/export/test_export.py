@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cnpp_trt
+import graph_cache
 import numpy as np
 import onnx
 import pytest
@@ -413,7 +414,8 @@ def test_two_exports_into_one_folder(tiny, tmp_path, monkeypatch):
         shutil.copytree(checkpoint / "controlnet" / "seg", checkpoint / "controlnet" / condition)
     bundle = Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
     line = [SCRIPT, "export", "--model", checkpoint, "--cond", "lineart", "--out", bundle]
-    with subprocess.Popen([str(a) for a in line], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    pipe, env = subprocess.PIPE, {**os.environ, **graph_cache.environment()}
+    with subprocess.Popen([str(a) for a in line], stderr=pipe, stdout=pipe, text=True, env=env) as other:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".bundle.partial-*")) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -520,5 +522,5 @@ def process_state() -> dict[str, Any]:
 
 def test_exports_that_are_killed(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """What they leave is whole or goes on with the next one, and nothing of it is there when one finishes."""
-    found = kill_exports(tiny_checkpoint, 3, tmp_path)
+    found = kill_exports(tiny_checkpoint, 3, tmp_path, environment=graph_cache.environment())
     assert sum(found.values()) == 3 and not any(found[way] for way in WRONG), found
