@@ -64,6 +64,8 @@ def make_checkpoint(
 ) -> Path:
     """Writes `folder` with unet, vae, text_encoder, tokenizer, scheduler and `controlnet/<condition>`, in fp16.
 
+    UNet, VAE and text encoder follow from their sizes and the seed alone, whatever the conditions are.
+
     Returns:
         `folder`.
     """
@@ -74,7 +76,9 @@ def make_checkpoint(
     for condition in conditions:
         make_controlnet(unet, tiny).half().save_pretrained(folder / "controlnet" / condition)
     del unet
+    torch.manual_seed(seed)
     make_vae(tiny).half().save_pretrained(folder / "vae")
+    torch.manual_seed(seed)
     make_text_encoder(tiny, eos_token_id=513, bos_token_id=512).half().save_pretrained(folder / "text_encoder")
     write_byte_tokenizer(folder / "tokenizer")
     write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER_CONFIG, "prediction_type": prediction})

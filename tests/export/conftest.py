@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import graph_cache
 import hub_server
 import pytest
 from cnpp_trt.developer.random_models.hub import BASE, make_hub, snapshot_of
@@ -40,6 +41,6 @@ def online(hub: Any, script: Callable[..., Any], tmp_path: Path) -> Callable[...
 
     def call(*arguments: Any, **env: str) -> Any:
         known = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": ""}
-        return script(*arguments, env={**known, "NO_PROXY": "127.0.0.1", **env})
+        return script(*arguments, env={**known, "NO_PROXY": "127.0.0.1", **graph_cache.environment(), **env})
 
     return call
