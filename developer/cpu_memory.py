@@ -1,28 +1,39 @@
 """What a picture of SD 1.5's size takes of memory and time on a CPU, by backend: each in a process of its own.
 
-    python -m cnpp_trt.developer.cpu_memory table BUNDLE [--steps 3] [--variant onnxruntime-cpu …]
+    python -m cnpp_trt.developer.cpu_memory table BUNDLE … [--steps 3] [--variant openvino …] [--pytorch CHECKPOINT]
 
-Random weights do (`random_models/checkpoint.py`, then `cnpp-trt export`). Prints a Markdown table: the peak of the
-whole process, what was resident after loading, in the loop and after the decoder, and seconds of the second picture.
+Random weights do (`random_models/checkpoint.py`, then `cnpp-trt export` and `cnpp-trt quantize`). Prints a Markdown
+table: the peak of the whole process, what was resident after loading, in the loop and after the decoder; seconds of a
+guided step and of the decoder in the second picture; and after that the seconds of a picture as `cnpp-trt tune` found
+it for the miniature (5 steps, guidance on the first half, the ControlNet at every second step), whose first is not
+counted.
 """
 
 import json
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from ..benchmarks.requests import blocks
 from ..runtime.pipeline import Pipeline
-from ..runtime.settings.request import Control, Request
+from ..runtime.settings.request import Control, ResolvedRequest
 
 VARIANTS = {
     "onnxruntime-cpu": {"backend": "onnxruntime-cpu"},
     "openvino": {"backend": "openvino"},
     "openvino-bf16": {"backend": "openvino", "precision": "bf16"},
+}
+TUNED: dict[str, Any] = {
+    "num_inference_steps": 5,
+    "scheduler": "dpmpp_2m",
+    "timestep_spacing": "ays",
+    "guidance_end": 0.5,
+    "controlnet_interval": 2,
 }
 GIB = 2**20  # of KiB, as /proc counts
 
@@ -31,36 +42,34 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 @app.command()
 def table(
-    bundle: Path,
+    bundle: list[Path],
     steps: Annotated[int, typer.Option(help="Denoising steps of a picture.")] = 3,
     variant: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(VARIANTS)}; repeatable.")] = None,
+    pytorch: Annotated[Path | None, typer.Option(help="The bundle's checkpoint: diffusers too, in eager mode.")] = None,
 ) -> None:
     """Measures each variant and prints its row."""
-    print("| backend | peak, GiB | loaded | in the loop | after | ControlNet and UNet, s a step | decoder, s |")
-    print("|---|---|---|---|---|---|---|")
-    for name in variant or VARIANTS:
-        command = [sys.executable, "-m", "cnpp_trt.developer.cpu_memory", "one", str(bundle), name, str(steps)]
+    print("| backend | peak, GiB | loaded | in the loop | after | s a step | decoder, s | as tuned, s |")
+    print("|---|---|---|---|---|---|---|---|")
+    runs = [(f"{folder.name}, {name}", str(folder), name) for folder in bundle for name in variant or VARIANTS]
+    if pytorch:
+        runs.insert(0, ("diffusers, PyTorch eager", str(pytorch), "pytorch"))
+    for title, source, name in runs:
+        command = [sys.executable, "-m", "cnpp_trt.developer.cpu_memory", "one", source, name, str(steps)]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in row)} |", flush=True)
+        print(f"| {title} | {' | '.join('–' if value is None else f'{value:.2f}' for value in row)} |", flush=True)
 
 
 @app.command()
-def one(bundle: Path, variant: str, steps: int) -> None:
-    """Draws two pictures in this process; prints the numbers of its row as JSON."""
-    options: dict[str, Any] = VARIANTS[variant]
-    pipeline = Pipeline.open(bundle, **options)
-    m, loop = pipeline.bundle.manifest, 0.0
-    condition = next(iter(m.conditions))
-    requests = [
-        Request(
-            "a photo of colored blocks",
-            controls=[Control(condition, blocks(m.width, m.height, seed))],
-            num_inference_steps=steps,
-            guidance_scale=7.5,
-            seed=seed,
-        )
-        for seed in (1, 2)
-    ]
+def one(source: Path, variant: str, steps: int) -> None:
+    """Draws pictures in this process; prints the numbers of its row as JSON."""
+    row = _diffusers(source, steps) if variant == "pytorch" else _runtime(source, VARIANTS[variant], steps)
+    print(json.dumps([None if value is None else round(value, 3) for value in row]))
+
+
+def _runtime(bundle: Path, options: dict[str, Any], steps: int) -> list[float | None]:
+    pipeline, loop = Pipeline.open(bundle, **options), 0.0
+    m = pipeline.bundle.manifest
+    requests = [_request(next(iter(m.conditions)), m.width, m.height, steps, seed) for seed in (1, 2)]
     pipeline.prepare(requests[0])
     loaded = _resident("VmRSS")
 
@@ -69,8 +78,45 @@ def one(bundle: Path, variant: str, steps: int) -> None:
         loop = max(loop, _resident("VmRSS"))
 
     timings = [pipeline(request, callback_on_step_end=step_ended).timings for request in requests][-1]
-    seconds = [(timings["controlnet"] + timings["unet"]) / steps, timings["vae_decoder"]]
-    print(json.dumps([*np.round([_resident("VmHWM"), loaded, loop, _resident("VmRSS"), *seconds], 3)]))
+    memory = [_resident("VmHWM"), loaded, loop, _resident("VmRSS")]
+    tuned = replace(requests[0], **TUNED)
+    pipeline(tuned)
+    start = time.perf_counter()
+    pipeline(tuned)
+    seconds = time.perf_counter() - start
+    return [*memory, (timings["controlnet"] + timings["unet"]) / steps, timings["vae_decoder"], seconds]
+
+
+def _diffusers(checkpoint: Path, steps: int) -> list[float | None]:
+    import torch
+
+    from ..benchmarks.pytorch import PyTorch
+    from ..export.checkpoint import Checkpoint
+
+    reference = PyTorch(Checkpoint(str(checkpoint)))
+    width, height = reference.checkpoint.size(None)
+    loaded, loop, ends = _resident("VmRSS"), 0.0, list[float]()
+
+    def step_ended(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        nonlocal loop
+        loop = max(loop, _resident("VmRSS"))
+        ends.append(time.perf_counter())
+        return kwargs
+
+    with torch.inference_mode():
+        for seed in (1, 2):
+            ends.clear()
+            reference.images(_request("seg", width, height, steps, seed), step_ended)
+            decoded = time.perf_counter() - ends[-1]
+    memory = [_resident("VmHWM"), loaded, loop, _resident("VmRSS")]
+    return [*memory, (ends[-1] - ends[0]) / (steps - 1) if steps > 1 else None, decoded, None]
+
+
+def _request(condition: str, width: int, height: int, steps: int, seed: int) -> ResolvedRequest:
+    control = Control(condition, blocks(width, height, seed))
+    return ResolvedRequest(
+        "a photo of colored blocks", controls=(control,), num_inference_steps=steps, guidance_scale=7.5, seed=seed
+    )
 
 
 def _resident(field: str) -> float:
