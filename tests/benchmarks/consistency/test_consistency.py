@@ -31,6 +31,7 @@ from cnpp_trt.benchmarks.statistics import resampling_weights
 from cnpp_trt.benchmarks.systems import other_systems, subject_system
 from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.bundles.defaults import SamplingDefaults
+from cnpp_trt.developer.random_models.checkpoint import make_checkpoint
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.control.consistency import score
 from cnpp_trt.runtime.control.palette import colors_from_labels
@@ -273,8 +274,9 @@ def test_against_pytorch_and_a_bundle(study, canny, tmp_path):
     assert abs(pytorch["value"]) < 1
 
 
-def test_sides_that_cannot_be_had(canny, tiny, tmp_path, monkeypatch):
+def test_sides_that_cannot_be_had(canny, tmp_path, monkeypatch):
     checkpoint, pipeline = canny
+    other = make_checkpoint(tmp_path / "other", tiny=True, conditions=("canny",), seed=1)
 
     def systems(*names: str, model: str | None = str(checkpoint)) -> list[Any]:
         return other_systems(names, pipeline, lambda f: Pipeline.open(f, "onnxruntime-cpu", threads=1), model)
@@ -285,7 +287,7 @@ def test_sides_that_cannot_be_had(canny, tiny, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="say where it is with --model PATH"):
         systems("pytorch", model=None)
     with pytest.raises(UserError, match="its weights are others"):
-        systems("pytorch", model=str(tiny.checkpoint))
+        systems("pytorch", model=str(other))
     named = shutil.copytree(pipeline.bundle.folder, tmp_path / "deployed")
     with pytest.raises(UserError, match="two systems are called 'deployed': rename"):
         systems(str(named))
