@@ -152,8 +152,10 @@ class Visitor:
                 if task.ended:
                     return
                 await self._send(answer)
+            # Python 3.11's `wait_for` forgets a cancellation that comes together with what it waits for.
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), 0.5)
+                async with asyncio.timeout(0.5):
+                    await changed.wait()
             changed.clear()
             task.expire()
 

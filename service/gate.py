@@ -179,7 +179,8 @@ class _Body:
         if self._whole:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), max(self._until - time.monotonic(), 0.001))
+            async with asyncio.timeout(max(self._until - time.monotonic(), 0.001)):
+                message = await self._receive()
         except TimeoutError:
             raise ServiceError(408, "the request did not come whole in time", code="timeout") from None
         if message["type"] == "http.request":

@@ -103,7 +103,8 @@ async def _events(
         while not task.ended:
             left = min(_QUIET, task.deadline - time.monotonic() + 0.01)
             try:
-                await asyncio.wait_for(changed.wait(), max(left, 0.01))
+                async with asyncio.timeout(max(left, 0.01)):
+                    await changed.wait()
             except TimeoutError:
                 task.expire()
                 yield b": waiting\n\n"

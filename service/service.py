@@ -178,7 +178,8 @@ class Service:
         ended = asyncio.wrap_future(task.future)
         left = task.deadline - time.monotonic()
         try:
-            return await asyncio.wait_for(asyncio.shield(ended), max(left, 0) + 0.01)
+            async with asyncio.timeout(max(left, 0) + 0.01):
+                return await asyncio.shield(ended)
         except TimeoutError:
             task.expire()
             return await ended

@@ -1,11 +1,13 @@
 """The page's WebSocket and its files, without a browser: what is refused, and that a page leaves nothing behind."""
 
+import asyncio
 import json
 import random
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'cn
 PAGE = Path(messages.__file__).parent / "page"
 sync = pytest.importorskip("websockets.sync.client", reason="websockets is not installed: pip install 'cnpp-trt[demo]'")
 
-from cnpp_trt.demo.visitor import asked_of  # noqa: E402  # needs fastapi
+from cnpp_trt.demo.visitor import Visitor, asked_of  # noqa: E402  # needs fastapi
 from cnpp_trt.service.errors import Refusal  # noqa: E402
 from cnpp_trt.service.orders import make_order  # noqa: E402
 
@@ -135,6 +137,30 @@ def test_a_new_request_takes_the_place_of_the_one_under_way(demo: Any, connect: 
         answer, _ = ask(socket, drawing(id=99), b"\2" * 128 * 128)
         assert (answer["type"], answer["id"]) == ("done", 99)
     assert demo.service.idle
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_picture_is_given_up_even_as_it_makes_a_step(turns: int) -> None:
+    """The step is told so many turns of the event loop before the next request comes."""
+    listeners: list[Any] = []
+    task: Any = SimpleNamespace(ended=False, state="running", step=1, steps=9, order=SimpleNamespace(preview=False))
+    task.listen, task.expire = listeners.append, lambda: None
+    socket: Any = SimpleNamespace(client=None, send_bytes=lambda frame: asyncio.sleep(0))
+
+    any_: Any = None
+
+    async def given_up() -> bool:
+        following = asyncio.create_task(Visitor(socket, any_)._follow(1, any_, task))
+        await asyncio.sleep(0.05)
+        listeners[0](task)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        following.cancel()
+        await asyncio.wait([following], timeout=1)
+        task.ended = True
+        return following.cancelled()
+
+    assert asyncio.run(given_up())
 
 
 def test_a_page_that_is_closed_leaves_nothing_running(demo: Any, connect: Any) -> None:
