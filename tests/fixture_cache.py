@@ -57,10 +57,15 @@ def exported(name: str, out: Path, make: Callable[[Path], object]) -> Path:
             finally:
                 remove_folder(partial)
         entry.touch()
-    entries = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    for old in sorted(entries, key=lambda p: p.stat().st_mtime, reverse=True)[_KEPT:]:
-        remove_folder(old)
+    forget_old(root, _KEPT)
     return Path(shutil.copytree(entry, out))
+
+
+def forget_old(root: Path, kept: int) -> None:
+    """Deletes the entries of a folder but for those that were used last."""
+    entries = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    for old in sorted(entries, key=lambda p: p.stat().st_mtime, reverse=True)[kept:]:
+        remove_folder(old)
 
 
 def instructions(code: CodeType) -> str:
@@ -71,6 +76,7 @@ def instructions(code: CodeType) -> str:
 
 @cache
 def code_key(instructions: str) -> str:
+    """What an export of these instructions depends on besides its checkpoint: code and packages."""
     digest = hashlib.sha256(f"{platform.python_version()}\n{instructions}\n".encode())
     for package in _PACKAGES:
         digest.update(f"{package} {version(package)}\n".encode())

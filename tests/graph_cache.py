@@ -21,7 +21,7 @@ from typing import Any
 from cnpp_trt.export import exporter
 from cnpp_trt.files import new_partial_folder, remove_folder
 from filelock import FileLock
-from fixture_cache import cache_folder, code_key, instructions
+from fixture_cache import cache_folder, code_key, forget_old, instructions
 
 _KEPT = 1_000
 # Where a configuration was read from and by what, and a list in no order of what it does not say.
@@ -73,14 +73,7 @@ def _write(make: Callable[..., None], source: Any, path: Path, opset: int) -> No
     entry.touch()
     for file in entry.iterdir():
         shutil.copyfile(file, path.parent / file.name)
-    _forget_old(root)
-
-
-def _forget_old(root: Path) -> None:
-    entries = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    for old in sorted(entries, key=lambda p: p.stat().st_mtime, reverse=True)[_KEPT:]:
-        remove_folder(old)
-        (root / f".{old.name}.lock").unlink(missing_ok=True)
+    forget_old(root, _KEPT)
 
 
 class _UnknownContentError(Exception):
@@ -121,7 +114,7 @@ class _Content:
         import torch
 
         if isinstance(value, torch.Tensor):
-            if not value.is_contiguous() and value.layout is not torch.strided:
+            if value.layout is not torch.strided:
                 raise _UnknownContentError
             self._say(str(value.dtype), str(tuple(value.shape)), str(value.requires_grad))
             self.digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

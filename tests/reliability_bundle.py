@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cnpp_trt.bundles.bundle import Bundle
@@ -19,9 +19,7 @@ from cnpp_trt.errors import CnppError
 WRONG = ("left a damaged bundle or plan", "the next one failed", "left files behind")
 
 
-def kill_exports(
-    checkpoint: Path, moments: int, folder: Path, seed: int = 0, environment: Mapping[str, str] | None = None
-) -> Counter[str]:
+def kill_exports(checkpoint: Path, moments: int, folder: Path, seed: int = 0) -> Counter[str]:
     """SIGKILL at random moments of `cnpp-trt export` of one condition, and what became of each.
 
     After each, the bundle is whole or not there. Nothing is cleared in between: each export goes on from what the last
@@ -34,8 +32,7 @@ def kill_exports(
             Bundle.open(out).verify()
             shutil.rmtree(out)
 
-    line = ["export", "--model", checkpoint, "--cond", "seg", "--out", out]
-    return _kill(line, moments, out.parent, look, seed, environment or {})
+    return _kill(["export", "--model", checkpoint, "--cond", "seg", "--out", out], moments, out.parent, look, seed)
 
 
 def kill_builds(bundle: Path, moments: int, folder: Path, seed: int = 0) -> Counter[str]:
@@ -49,19 +46,12 @@ def kill_builds(bundle: Path, moments: int, folder: Path, seed: int = 0) -> Coun
             shutil.rmtree(plan.folder)
 
     line = ["build", "--bundle", bundle, "--cond", "seg", "--flavor", "tensorrt-rtx", "--plans", plans]
-    return _kill(line, moments, plans, look, seed, {})
+    return _kill(line, moments, plans, look, seed)
 
 
-def _kill(
-    arguments: Sequence[object],
-    moments: int,
-    store: Path,
-    look: Callable[[], None],
-    seed: int,
-    environment: Mapping[str, str],
-) -> Counter[str]:
+def _kill(arguments: Sequence[object], moments: int, store: Path, look: Callable[[], None], seed: int) -> Counter[str]:
     line = [sys.executable, "-m", "cnpp_trt", *map(str, arguments)]
-    env = {**os.environ, **environment, "CNPP_TRT_HOME": str(store.parent / "home")}
+    env = {**os.environ, "CNPP_TRT_HOME": str(store.parent / "home")}
     start = time.monotonic()
     subprocess.run(line, check=True, capture_output=True, env=env, timeout=900)
     whole, found, chosen = time.monotonic() - start, Counter[str](), random.Random(seed)

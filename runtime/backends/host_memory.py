@@ -14,13 +14,12 @@ from .interface import ALIGNMENT, Allocate, Buffer, Launch, LoadedGraph, WallClo
 
 # What a step launches. The others run once for each prompt, control image or picture.
 OF_A_STEP = ("unet", "update", "controlnet_", "add_residuals")
-# Weights above this are unloaded while the loop runs; SD 1.5's text encoder has 470 MiB. Smaller ones are not worth
-# the time that loading them again takes.
+# Above this, memory is saved at the price of time: SD 1.5's text encoder has 470 MiB, which is worth loading again.
 LARGE = 64 << 20
 
 
 def large_weights(bundle: Bundle, graph: str) -> bool:
-    """Whether a graph's weights are worth an effort."""
+    """Whether a graph's weights are worth the time that saving their memory takes."""
     return sum(file["size"] for file in bundle.graph_files(graph).values()) > LARGE
 
 

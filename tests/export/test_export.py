@@ -520,7 +520,9 @@ def process_state() -> dict[str, Any]:
     }
 
 
-def test_exports_that_are_killed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_exports_that_are_killed(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What they leave is whole or goes on with the next one, and nothing of it is there when one finishes."""
-    found = kill_exports(tiny_checkpoint, 3, tmp_path, environment=graph_cache.environment())
+    for name, value in graph_cache.environment().items():
+        monkeypatch.setenv(name, value)
+    found = kill_exports(tiny_checkpoint, 3, tmp_path)
     assert sum(found.values()) == 3 and not any(found[way] for way in WRONG), found
