@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.backends.onnxruntime_attention import tile_attention
+from ..runtime.backends.onnxruntime_attention import fuse_attention
 
 Inputs = Mapping[str, NDArray[Any]]
 
@@ -31,7 +31,7 @@ def largest_magnitudes(file: Path, tensors: Sequence[str], inputs: Iterable[Inpu
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
-    content = tile_attention(model.SerializeToString())
+    content = fuse_attention(model.SerializeToString())
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     found = np.zeros(len(names))
     for feeds in inputs:

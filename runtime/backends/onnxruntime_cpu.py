@@ -11,7 +11,7 @@ from ...errors import BackendError
 from ...install import cannot_import
 from .host_memory import OF_A_STEP, HostMemory, unloaded_in_the_loop
 from .interface import Buffer, Launch, LoadedGraph
-from .onnxruntime_attention import tile_attention
+from .onnxruntime_attention import fuse_attention
 from .onnxruntime_session import Session
 
 
@@ -79,7 +79,7 @@ class OnnxRuntimeCpu(HostMemory):
             options,
             None if stays else self._shrinking,
             active=(lambda: (unload_idle() or nullcontext)()) if stays else nullcontext,
-            rewrite=tile_attention,
+            rewrite=fuse_attention,
         )
 
     def _unload_idle(self) -> AbstractContextManager[None]:

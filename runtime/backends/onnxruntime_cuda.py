@@ -13,6 +13,7 @@ from ...install import install_command
 from .cuda import Cuda
 from .elf import linked_libraries
 from .interface import Launch
+from .onnxruntime_attention import fuse_attention
 from .onnxruntime_session import Session
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class OnnxRuntimeCuda(Cuda):
                 self._run_options,
                 self.index,
                 self.active,
+                rewrite=fuse_attention,
             )
 
         with self.active():

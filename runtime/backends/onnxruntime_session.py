@@ -26,7 +26,7 @@ class Session:
         run_options: of every run.
         device_id: the index of the GPU.
         active: a context manager that every run is within: a GPU backend makes its CUDA context current there.
-        rewrite: changes the ONNX file's bytes before they are loaded.
+        rewrite: changes the ONNX file's bytes before they are loaded, or gives them back as they are.
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph.
@@ -49,8 +49,9 @@ class Session:
         path: Path = bundle.graph_file(graph)
         try:
             source: str | bytes = str(path)
-            if rewrite is not None:
-                source = rewrite(path.read_bytes())
+            content = b"" if rewrite is None else path.read_bytes()
+            if rewrite is not None and (rewritten := rewrite(content)) is not content:
+                source = rewritten
                 # Where the weights are that the bytes name.
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(path.parent)

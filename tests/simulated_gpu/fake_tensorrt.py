@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cnpp_trt.runtime.backends.onnxruntime_attention import tile_attention
+from cnpp_trt.runtime.backends.onnxruntime_attention import fuse_attention
 from simulator import Simulator, memory
 
 VERSION = "1.7.1.116"
@@ -104,7 +104,7 @@ class Engine:
         self.name = path.rpartition("/")[2].removesuffix(".onnx")
         # The CPU backend's own kernels: the images must be its to the byte.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(path).parent))
-        content = tile_attention(Path(path).read_bytes())
+        content = fuse_attention(Path(path).read_bytes())
         self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         status, address = driver.cuMemAlloc(WEIGHTS)
         if status != driver.CUresult.CUDA_SUCCESS:

@@ -198,8 +198,8 @@ class FakeOnnxRuntime(SimpleNamespace):
                 entries[key] = value
 
         class Session:
-            def __init__(self, path: str, options: Any, providers: Any = None, **others: Any) -> None:
-                asked.append((path, providers))
+            def __init__(self, model: str | bytes, options: Any, providers: Any = None, **others: Any) -> None:
+                asked.append((model, providers))
 
             def get_providers(self) -> list[str]:
                 return list(found)
@@ -262,13 +262,15 @@ def refuse(self: Any, *arguments: Any) -> None:
     raise BackendError("there are no plans")
 
 
-def test_it_runs_on_our_stream_in_full_precision(tiny, on_a_gpu, monkeypatch):
+def test_it_runs_on_our_stream_in_full_precision(tiny, on_a_gpu, sessions, monkeypatch):
     fake = FakeOnnxRuntime(["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     backend = OnnxRuntimeCuda(tiny.pipeline.bundle)
     assert backend.load("unet") is backend.load("unet")
     # cuDNN is looked for with the first convolution.
-    assert [Path(path).name for path, _ in fake.asked] == ["update.onnx", "hint_seg.onnx", "unet.onnx"]
+    assert sessions == ["update", "hint_seg", "unet"]
+    assert [isinstance(model, bytes) for model, _ in fake.asked] == [False, False, True]
+    assert b"MultiHeadAttention" in fake.asked[-1][0]
     for _, [(provider, options)] in fake.asked:
         assert provider == "CUDAExecutionProvider"
         assert options["user_compute_stream"] == "4321"
