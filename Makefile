@@ -66,8 +66,8 @@ bundle: $(VENV)/export.stamp  ## export MODEL with each COND (and SIZE) into CNP
 test: $(VENV)/test.stamp  ## every test that needs no GPU, on all cores
 	@$(WORKERS)
 
-test-fast: $(VENV)/test.stamp  ## tests that take seconds, for every change (those marked `slow` are left out)
-	@$(WORKERS) -m "not slow"
+test-fast: $(VENV)/test.stamp  ## tests for every change: neither marked `slow` nor slow when they last ran here
+	@$(WORKERS) -m "not slow" --fast
 
 fuzz: $(VENV)/test.stamp  ## ten times as many fuzzed inputs as `make test`, from another seed
 	@CNPP_TRT_FUZZ=10 CNPP_TRT_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest tests/fuzz

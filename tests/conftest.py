@@ -43,7 +43,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 graph_cache.install()
 
-pytest_plugins = ["root_folder", "simulated_gpu.plugin"]
+pytest_plugins = ["root_folder", "fast_round", "simulated_gpu.plugin"]
 
 EXAMPLES = {
     "defaults": {"guidance_scale": 3.0, "num_inference_steps": 2},
