@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,8 @@ class Bench:
             CnppError: it did not find exactly the broken rows.
         """
         start = time.perf_counter()
-        with (self.folder / "errors").open("wb") as errors:
+        said_wrong = self.folder / f"{out}.errors"
+        with said_wrong.open("wb") as errors:
             process = subprocess.Popen(self.line(rows, out, *options), stdout=subprocess.PIPE, stderr=errors)
             assert process.stdout is not None
             said = process.stdout.read()
@@ -117,7 +119,7 @@ class Bench:
         seconds = time.perf_counter() - start
         summary = json.loads(said) if said else {}
         if summary.get("wrong") != len(_BROKEN) or summary.get("failed", 0):
-            raise CnppError(f"{rows.name} into {out}: {summary} {(self.folder / 'errors').read_text('utf-8')[-500:]}")
+            raise CnppError(f"{rows.name} into {out}: {summary} {said_wrong.read_text('utf-8')[-500:]}")
         return Run(seconds, _peak(usage), summary)
 
     def files(self, out: str) -> dict[str, bytes]:
@@ -237,7 +239,10 @@ def draw_rows(bench: Bench, rows: int, drawn: int, kills: int, rounds: int) -> I
 
 
 def compare_workers(bench: Bench, rows: int, drawn: int, kills: int, rounds: int) -> Iterator[str]:
-    """One worker and two, one process of one thread and of two, in turn, round by round."""
+    """One worker and two, one process of one thread and of two, in turn, round by round.
+
+    Two commands at once that draw the same rows into a folder each show what the machine gives two processes.
+    """
     file = bench.rows(drawn)
     ways: dict[str, list[object]] = {
         f"--ray local --workers {workers}": ["--threads", 1, "--ray", "local", "--workers", workers]
@@ -245,11 +250,19 @@ def compare_workers(bench: Bench, rows: int, drawn: int, kills: int, rounds: int
     }
     ways |= {f"--threads {threads}": ["--threads", threads] for threads in (1, 2)}
     rates: dict[str, list[float]] = {way: [] for way in ways}
+    twice = "two commands at once, each --threads 1"
+    rates[twice] = []
     for number in range(rounds):
         for way, options in ways.items():
             found = bench.run(file, f"{way[-1]}{len(way)}-{number}", *options)
             rates[way].append(_rate(found))
             yield _row(f"round {number + 1}", way, found, f"{rates[way][-1]:.2f} images/s")
+        with ThreadPoolExecutor(2) as pool:
+            started = [pool.submit(bench.run, file, f"beside-{i}-{number}", "--threads", 1) for i in range(2)]
+            both = [each.result() for each in started]
+        rates[twice].append(sum(map(_rate, both)))
+        slower = max(both, key=lambda run: run.seconds)
+        yield _row(f"round {number + 1}", twice, slower, f"{rates[twice][-1]:.2f} images/s together")
     first = rates["--ray local --workers 1"]
     for way, of_way in rates.items():
         ratios = ", ".join(f"{rate / one:.2f}" for rate, one in zip(of_way, first, strict=True))
