@@ -13,8 +13,8 @@ class SamplingDefaults:
         num_inference_steps: 20, the ControlNet++ paper's, where the model has none of its own.
         guidance_scale: 7.5, as in diffusers' pipelines.
         scheduler: a name of `SCHEDULERS`.
-        timestep_spacing, guidance_start, guidance_end, controlnet_interval, cache_interval: as in `Request`; nothing
-            is left out.
+        timestep_spacing, guidance_start, guidance_end, guidance_interval, controlnet_interval, cache_interval: as in
+            `Request`; nothing is left out.
     """
 
     num_inference_steps: int = 20
@@ -23,6 +23,7 @@ class SamplingDefaults:
     timestep_spacing: str | None = None
     guidance_start: float = 0.0
     guidance_end: float = 1.0
+    guidance_interval: int = 1
     controlnet_interval: int = 1
     cache_interval: int = 1
 

@@ -14,6 +14,7 @@ _OPTIONS = {
     "timestep_spacing": "--timestep-spacing",
     "guidance_start": "--guidance-start",
     "guidance_end": "--guidance-end",
+    "guidance_interval": "--guidance-interval",
     "controlnet_interval": "--controlnet-interval",
     "cache_interval": "--cache-interval",
     "init_image": "--init-image",

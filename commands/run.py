@@ -73,6 +73,7 @@ _PANELS = {
         "init_image",
         "strength",
         "preset",
+        "guidance_interval",
         "controlnet_interval",
         "cache_interval",
     ),
@@ -183,6 +184,10 @@ def run_command(
     guidance_end: Annotated[
         float | None, typer.Option(help="Share of steps at which guidance ends: the others cost half.")
     ] = None,
+    guidance_interval: Annotated[
+        int | None,
+        typer.Option(help="Guidance is computed at every so many-th step, and kept between. Default: 1."),
+    ] = None,
     controlnet_interval: Annotated[
         int | None, typer.Option(help="The ControlNets run at every so many-th step. Default: 1.")
     ] = None,
@@ -245,6 +250,7 @@ def run_command(
         "timestep_spacing": timestep_spacing,
         "guidance_start": guidance_start,
         "guidance_end": guidance_end,
+        "guidance_interval": guidance_interval,
         "controlnet_interval": controlnet_interval,
         "cache_interval": cache_interval,
     }

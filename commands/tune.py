@@ -1,11 +1,13 @@
 """`cnpp-trt tune`: parses, calls one function for each condition, prints."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..places import MANIFEST
 from .options import (
     BackendName,
     BundleFolder,
@@ -31,7 +33,18 @@ if TYPE_CHECKING:
 _PANELS = {
     "Model": ("model", "bundle", "size", "precision"),
     "Control": ("cond",),
-    "Measurement": ("budget", "trials", "prompts", "confirm", "attempts", "data", "ablation", "against", "fresh"),
+    "Measurement": (
+        "budget",
+        "trials",
+        "prompts",
+        "confirm",
+        "attempts",
+        "data",
+        "ablation",
+        "against",
+        "exact",
+        "fresh",
+    ),
     "Runtime": ("backend", "device", "plans", "threads"),
     "Output": ("out", "as_json"),
 }
@@ -77,6 +90,10 @@ def tune_command(
     against: Annotated[
         list[str] | None, typer.Option(help="Time the preset in turn with pytorch, or another bundle; repeatable.")
     ] = None,
+    exact: Annotated[
+        str | None,
+        typer.Option(help="A bundle, or a model that has one, to compare with: a few-step or int8 bundle's original."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Draw everything anew instead of going on.")] = False,
     backend: BackendName = "auto",
     device: Device = 0,
@@ -93,10 +110,17 @@ def tune_command(
     conditions = read_conditions(cond)
     search = SearchSettings(budget, trials, prompts, confirm, attempts)
     folder, open_pipeline = resolve_bundle(model, bundle, size, precision, backend, threads, plans, None, device)
-    with open_pipeline(folder) as pipeline:
+    with ExitStack() as stack:
+        pipeline = stack.enter_context(open_pipeline(folder))
+        reference = None
+        if exact is not None:
+            given = Path(exact) if (Path(exact) / MANIFEST).is_file() else None
+            other = resolve_bundle(None if given else exact, given, size, None, backend, threads, plans, None, device)
+            reference = stack.enter_context(other[1](other[0]))
         of_bundle = list(pipeline.bundle.manifest.conditions)
         for condition in of_bundle if conditions == ["all"] else conditions or of_bundle[:1]:
-            tuned = tune(pipeline, TuneSettings(condition, search, data, ablation, against or (), fresh, out))
+            settings = TuneSettings(condition, search, data, ablation, against or (), reference, fresh, out)
+            tuned = tune(pipeline, settings)
             if as_json:
                 print(json.dumps(_summary(tuned)))
             else:

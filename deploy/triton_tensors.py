@@ -59,6 +59,7 @@ INPUTS = (
     Tensor("timestep_spacing", "TYPE_STRING", (1,), help="where the time steps lie: `ays`, `karras` or `trailing`"),
     Tensor("guidance_start", "TYPE_FP32", (1,), help="the share of steps where guidance begins"),
     Tensor("guidance_end", "TYPE_FP32", (1,), help="where it ends"),
+    Tensor("guidance_interval", "TYPE_INT32", (1,), help="guidance is computed at every so many-th step"),
     Tensor("controlnet_interval", "TYPE_INT32", (1,), help="the ControlNets run at every so many-th step"),
     Tensor("cache_interval", "TYPE_INT32", (1,), help="the whole UNet runs at every so many-th step"),
 )

@@ -30,7 +30,7 @@ from .workspace import (
     StepTable,
     Workspace,
     buffer_bytes,
-    first_rows,
+    rows_of,
     table_bytes,
     workspace_bytes,
 )
@@ -70,6 +70,11 @@ class RequestTensors:
         """The weights of both sides of the guidance, float32 [n,B]."""
         scales = np.array(self.guidance_scales, np.float32)
         return np.stack([1 - scales, scales]) if guided else np.ones((1, len(scales)), np.float32)
+
+    def reused_guidance(self) -> NDArray[np.float32]:
+        """The weights where an earlier step's guidance is added to the prompt's own prediction, float32 [3,B]."""
+        negative, positive = self.guidance(guided=True)
+        return np.stack([negative, -negative, np.ones_like(positive)])
 
 
 class Program:
@@ -131,6 +136,8 @@ class Program:
             put(buffer, scales.reshape(buffer.shape))
         if w.unguided is not None:
             put(w.unguided.guidance, tensors.guidance(guided=False))
+            if w.unguided.reused_guidance is not None:
+                put(w.unguided.reused_guidance, tensors.reused_guidance())
             for buffer, scales in zip(w.unguided.scales, tensors.residual_scales, strict=True):
                 put(buffer, np.ascontiguousarray(scales[:, -1]))
         if any(self.schedule.noisy):
@@ -208,13 +215,15 @@ class Program:
         s, w = self.shape, self.workspace
         n, b = 1 if kind.unguided or not s.guided else 2, s.images
         own = w.unguided if kind.unguided else None
+        # What a step of both sides computed for the prompt's rows lies behind the other side's.
+        side = b if kind.reuses_guidance else 0
         split = "unet_encoder" in self._bundle.manifest.graphs
         computes = any(kind.active) and not kind.reuses_residuals and not kind.shallow
         step = {
             "model_input": w.model_input,
             "timestep": w.timestep,
             "prompt_embeds": w.prompt_embeds if own is None else own.prompt_embeds,
-            "rows": first_rows(w.rows, n * b),
+            "rows": rows_of(w.rows, n * b),
         }
         scales, guidance = (w.scales, w.guidance) if own is None else (own.scales, own.guidance)
         unet = {**step, **w.network("", kind.unguided), **w.distilled, **_rows_of(w.skips, n * b)}
@@ -227,7 +236,7 @@ class Program:
         for i, condition in enumerate(s.controls):
             if not kind.active[i]:
                 continue
-            residuals = _rows_of(w.control_residuals[i], n * b)
+            residuals = _rows_of(w.control_residuals[i], n * b, side)
             if computes:
                 controlnet = {
                     **step,
@@ -240,7 +249,7 @@ class Program:
             if total is None:
                 total = residuals
                 continue
-            target = _rows_of(w.sums[sums % 2], n * b)
+            target = _rows_of(w.sums[sums % 2], n * b, side)
             sums += 1
             if not kind.shallow:  # else the sum is there
                 others, sum_ = (
@@ -252,10 +261,13 @@ class Program:
         if split and computes:
             steps.append(Step("unet", "", self._backend.join, {}, {}))
         last = "unet_decoder" if split else SHALLOW if kind.shallow else "unet"
-        noise_pred = first_rows(w.noise_pred, n * b)
-        unet |= {**total, **_rows_of(w.deep, n * b), "noise_pred": noise_pred}
+        noise_pred = rows_of(w.noise_pred, n * b, 2 * side)
+        unet |= {**total, **_rows_of(w.deep, n * b, side), "noise_pred": noise_pred}
         steps.append(self._step("unet", last, **unet))
 
+        if kind.reuses_guidance:
+            assert own is not None and own.reused_guidance is not None
+            n, noise_pred, guidance = 3, w.noise_pred, own.reused_guidance
         update = self._step(
             "update",
             noise_pred=noise_pred.reshape(n, b, *noise_pred.shape[1:]),
@@ -299,9 +311,9 @@ def graphs_of(shape: LoopShape, bundle: Bundle) -> list[str]:
     return [*always_needed(graphs), *shallow, *adding, *needed_for(shape.controls, graphs)]
 
 
-def _rows_of(buffers: Mapping[str, Buffer], rows: int) -> dict[str, Buffer]:
-    """The first rows of each."""
-    return {name: first_rows(buffer, rows) for name, buffer in buffers.items()}
+def _rows_of(buffers: Mapping[str, Buffer], rows: int, first: int = 0) -> dict[str, Buffer]:
+    """Some rows of each."""
+    return {name: rows_of(buffer, rows, first) for name, buffer in buffers.items()}
 
 
 def _copy(backend: Backend, copies: Sequence[tuple[Buffer, Buffer]]) -> None:

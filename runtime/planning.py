@@ -16,6 +16,9 @@ from .shape import LoopShape, Schedule
 from .text.prompts import Prompts, read_prompts
 from .text.tokenizer import Tokenizer
 
+# At other sizes the prompt's rows of a batch would not be aligned as TensorRT needs them.
+_WHOLE = 64
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -55,6 +58,11 @@ def plan_request(bundle: Bundle, tokenizer: Tokenizer, request: ResolvedRequest)
             f"cache_interval needs the graph {SHALLOW}, which {printable(bundle.folder)} lacks: export it with "
             "`cnpp-trt export --cond all --deep-cache`, or leave cache_interval at 1"
         )
+    if request.guidance_interval > 1 and (m.width % _WHOLE or m.height % _WHOLE):
+        raise UserError(
+            f"guidance_interval needs a width and height that are multiples of {_WHOLE}, not {m.width}x{m.height}: "
+            "leave it at 1, or export that size"
+        )
     if request.clip_skip >= m.text_encoder_layers:
         raise UserError(f"clip_skip must be from 0 to {m.text_encoder_layers - 1}, not {request.clip_skip}")
     table = build_table(
@@ -84,6 +92,7 @@ def loop_schedule(bundle: Bundle, request: ResolvedRequest, table: SamplerTable)
         active=tuple(c.active(n) for c in request.controls),
         noisy=tuple(bool(b) for b in table.uses_noise),
         unguided=() if all(guided) or not is_guided(bundle, request) else tuple(not g for g in guided),
+        guidance_interval=request.guidance_interval if is_guided(bundle, request) else 1,
         controlnet_interval=request.controlnet_interval,
         cache_interval=request.cache_interval,
     )
@@ -97,7 +106,8 @@ def loop_shape(bundle: Bundle, request: ResolvedRequest, schedule: Schedule, chu
         controls=tuple(c.condition for c in request.controls),
         uncontrolled=schedule.uncontrolled,
         chunks=chunks,
-        unguided_steps=any(schedule.unguided),
+        unguided_steps=any(kind.unguided for kind in schedule.kinds),
+        reused_guidance=any(kind.reuses_guidance for kind in schedule.kinds),
         shallow_steps=any(kind.shallow for kind in schedule.kinds),
     )
 

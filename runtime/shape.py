@@ -14,7 +14,8 @@ class LoopShape:
         controls: conditions in their order.
         uncontrolled: whether there are steps at which no control applies.
         chunks: of 77 tokens that a prompt has.
-        unguided_steps: whether there are steps without guidance although it is `guided`.
+        unguided_steps: whether there are steps of B rows although it is `guided`.
+        reused_guidance: whether at some of them an earlier step's guidance is used again.
         shallow_steps: whether there are steps at which only the UNet's outermost layer runs.
     """
 
@@ -24,6 +25,7 @@ class LoopShape:
     uncontrolled: bool = True
     chunks: int = 1
     unguided_steps: bool = False
+    reused_guidance: bool = False
     shallow_steps: bool = False
 
 
@@ -34,7 +36,8 @@ class StepKind:
     Attributes:
         active: for each control, whether it applies.
         state: which of the two state buffers the step reads, 0 or 1; it writes the other one.
-        unguided: whether the step runs without guidance, on B rows, in a request that is guided.
+        unguided: whether the step runs on B rows, the prompt's alone, in a request that is guided.
+        reuses_guidance: whether guidance then adds the difference of both sides that it computed last, instead of none.
         reuses_residuals: whether the ControlNets rest: the UNet reads what they gave last.
         shallow: whether only the UNet's outermost layer runs, and no ControlNet.
     """
@@ -42,6 +45,7 @@ class StepKind:
     active: tuple[bool, ...]
     state: int
     unguided: bool = False
+    reuses_guidance: bool = False
     reuses_residuals: bool = False
     shallow: bool = False
 
@@ -54,6 +58,7 @@ class Schedule:
         active: for each control, at which steps it applies ([N] booleans).
         noisy: at which steps the sampler adds fresh noise ([N] booleans).
         unguided: at which steps guidance is left out ([N] booleans); empty for none.
+        guidance_interval: how many steps the difference of guidance's two sides serves.
         controlnet_interval: how many steps a ControlNet's residuals serve.
         cache_interval: how many steps the UNet's deeper layers serve.
     """
@@ -61,6 +66,7 @@ class Schedule:
     active: tuple[tuple[bool, ...], ...]
     noisy: tuple[bool, ...]
     unguided: tuple[bool, ...] = ()
+    guidance_interval: int = 1
     controlnet_interval: int = 1
     cache_interval: int = 1
 
@@ -82,18 +88,27 @@ class Schedule:
     def kinds(self) -> tuple[StepKind, ...]:
         """The kind of every step.
 
-        What was computed is used again for as many steps as the intervals say, but never by a step with another batch
-        or other controls than the step that it is of.
+        What was computed is used again for as many steps as the intervals say, but never by a step with other controls
+        or on the other side of an end of `unguided` than the step that it is of, nor for rows that it was not computed
+        for: a step that reuses guidance computes the prompt's rows alone, and can use those of a step of both sides.
         """
         found: list[StepKind] = []
-        rows, deep, residuals = None, 0, 0  # of what there is to use again, and since how many steps
+        of = None  # what decides what there is to use again; then since how many steps, and whether for all rows
+        guidance, deep, residuals = 0, 0, 0
+        whole_deep, whole_residuals = False, False
         for k in range(self.steps):
             active, unguided = tuple(steps[k] for steps in self.active), bool(self.unguided) and self.unguided[k]
-            same, rows = rows == (active, unguided), (active, unguided)
-            deep, residuals = deep + 1, residuals + 1
-            shallow = same and deep < self.cache_interval
-            reuses = same and any(active) and residuals < self.controlnet_interval and not shallow
-            deep = deep if shallow else 0
-            residuals = residuals if shallow or reuses else 0
-            found.append(StepKind(active, (self.steps - k) % 2, unguided, reuses, shallow))
+            same, of = of == (active, unguided), (active, unguided)
+            guidance, deep, residuals = guidance + 1, deep + 1, residuals + 1
+            again = same and not unguided and guidance < self.guidance_interval
+            shallow = same and deep < self.cache_interval and (whole_deep or again)
+            rests = same and any(active) and residuals < self.controlnet_interval and (whole_residuals or again)
+            rests = rests and not shallow
+            if not again:
+                guidance = 0
+            if not shallow:
+                deep, whole_deep = 0, not again
+            if not (shallow or rests):
+                residuals, whole_residuals = 0, not again
+            found.append(StepKind(active, (self.steps - k) % 2, unguided or again, again, rests, shallow))
         return tuple(found)

@@ -78,7 +78,8 @@ class Workspace:
         self.model_input = self._new(float_type, b, *latent)
         # Which image each row of the batch is of: all images with one side's prompts, then with the other's.
         self.rows = self._new("int64", n * b)
-        self.noise_pred = self._new(float_type, n * b, *latent)
+        # After both sides of guidance, which are used again, comes the prompt's of a step that runs it alone.
+        self.noise_pred = self._new(float_type, (3 if s.reused_guidance else n) * b, *latent)
         # A step reads one and writes the other; the last one writes the first.
         self.states = [self._new("float32", 4, b, *latent) for _ in range(2)]
         self.latents = self.states[0].part(0)
@@ -123,6 +124,7 @@ class Workspace:
             },
             scales=[self._new("float32", len(self._residual_shapes), b) for _ in shape.controls],
             guidance=self._new("float32", 1, b),
+            reused_guidance=self._new("float32", 3, b) if shape.reused_guidance else None,
         )
 
     def network(self, suffix: str, unguided: bool) -> dict[str, Buffer]:
@@ -178,24 +180,28 @@ class Workspace:
 
 @dataclass(frozen=True)
 class UnguidedBuffers:
-    """What only steps without guidance read, in a request that is guided: the prompt's side, in B rows.
+    """What only steps of B rows read, in a request that is guided: the prompt's side.
 
     Attributes:
         prompt_embeds: [B,T,D].
         keys_values: by the network's suffix and tensor name, [B,T,C].
         scales: for each control, [R,B].
         guidance: [1,B], all 1.
+        reused_guidance: [3,B], the weights of both sides of an earlier step and of the prompt's of this one; None where
+            there is no such step.
     """
 
     prompt_embeds: Buffer
     keys_values: dict[str, dict[str, Buffer]]
     scales: list[Buffer]
     guidance: Buffer
+    reused_guidance: Buffer | None
 
 
-def first_rows(buffer: Buffer, rows: int) -> Buffer:
-    """The first rows of a batch, in the same memory."""
-    return buffer.part(shape=(rows, *buffer.shape[1:]))
+def rows_of(buffer: Buffer, rows: int, first: int = 0) -> Buffer:
+    """Some rows of a batch, in the same memory."""
+    offset = first * (buffer.nbytes // buffer.shape[0])
+    return buffer.view(offset, (rows, *buffer.shape[1:]), buffer.dtype.name)
 
 
 class StepTable:

@@ -74,6 +74,7 @@ class ImageFields(Record):
     timestep_spacing: str | None = None
     guidance_start: float | None = None
     guidance_end: float | None = None
+    guidance_interval: int | None = None
     controlnet_interval: int | None = None
     cache_interval: int | None = None
     score: bool = False
@@ -181,7 +182,7 @@ def _settings(fields: ImageFields) -> dict[str, Any]:
     names = (
         "negative_prompt", "num_inference_steps", "guidance_scale", "strength", "clip_skip", "clip_skip_negative",
         "long_prompt", "prompt_weights", "guess_mode", "timestep_spacing", "guidance_start", "guidance_end",
-        "controlnet_interval", "cache_interval",
+        "guidance_interval", "controlnet_interval", "cache_interval",
     )  # fmt: skip
     given = {name: getattr(fields, name) for name in names if getattr(fields, name) is not None}
     given["prompt"] = fields.prompt

@@ -21,10 +21,13 @@ def single_levers(exact: Levers, bundle: Bundle) -> list[Levers]:
         replace(exact, guidance_end=0.5),
         replace(exact, guidance_start=0.5),
         replace(exact, guidance_start=0.25, guidance_end=0.75),
+        replace(exact, guidance_interval=2),
+        replace(exact, guidance_interval=3),
         replace(exact, control_guidance_end=0.6),
         replace(exact, control_guidance_start=0.2),
         replace(exact, controlnet_interval=2),
         replace(exact, controlnet_interval=3),
+        replace(exact, guidance_interval=2, controlnet_interval=2),
         *caches,
         replace(exact, **ays, guidance_end=0.5, controlnet_interval=2),
     ]

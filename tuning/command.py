@@ -28,7 +28,9 @@ from .trials import Trials
 
 logger = logging.getLogger(__name__)
 
-_SECONDS = "seconds.json"  # of launches, as they were measured
+# Of launches, as they were measured.
+_SECONDS = "seconds.json"
+_EXACT_SECONDS = "exact-seconds.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class TuneSettings:
         data: a folder with `prompts.jsonl`; None takes fresh scenes of the embedded models.
         ablation: whether levers are measured one by one, too.
         against: systems that the preset is timed in turn with: `pytorch`, a bundle's folder, or a model with a bundle.
+        reference: draws the exact setting that others are compared with: the original of a bundle whose model takes few
+            steps, or whose precision or decoder is another. None: the pipeline that is tuned.
         fresh: remove what an earlier search drew instead of going on with it.
         out: the folder of records, result and preset; None takes the default one.
     """
@@ -50,6 +54,7 @@ class TuneSettings:
     data: Path | None = None
     ablation: bool = False
     against: Sequence[str] = ()
+    reference: Pipeline | None = None
     fresh: bool = False
     out: Path | None = None
 
@@ -81,6 +86,8 @@ def tune(pipeline: Pipeline, settings: TuneSettings) -> Tuned:
     bundle.require_condition(condition)
     if not can_extract(bundle, condition):
         raise UserError(f"{printable(bundle.folder)} has no extractor for {condition!r} to judge images by")
+    if settings.reference is not None:
+        _require_comparable(pipeline, settings.reference, condition)
     out = settings.out or results()
     require_writable(out)
     name = f"{bundle.folder.resolve().name}-{pipeline.backend.name}-{condition}"
@@ -90,7 +97,8 @@ def tune(pipeline: Pipeline, settings: TuneSettings) -> Tuned:
         if settings.fresh:
             for each in filter(Path.is_dir, folder.iterdir()):
                 remove_folder(each)
-            (folder / _SECONDS).unlink(missing_ok=True)
+            for seconds in (_SECONDS, _EXACT_SECONDS):
+                (folder / seconds).unlink(missing_ok=True)
         return _tune(pipeline, settings, folder, out, name)
 
 
@@ -103,13 +111,16 @@ def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, n
             "--confirm and --attempts"
         )
     others = other_systems(settings.against, pipeline, Pipeline.open)
-    trials = Trials(pipeline, condition, data, folder, exact_levers(pipeline))
+    reference = settings.reference or pipeline
+    trials = Trials(pipeline, condition, data, folder, exact_levers(reference), reference)
     try:
-        search = Search(trials, CostModel(pipeline, folder / _SECONDS), s)
+        cost = CostModel(pipeline, folder / _SECONDS)
+        exact_cost = cost if reference is pipeline else CostModel(reference, folder / _EXACT_SECONDS)
+        search = Search(trials, cost, s, exact_cost)
         candidates = search.candidates()
         attempts = search.confirm(candidates)
         chosen = attempts[-1]
-        race = {"": pipeline} | {system.title: system.open() for system in others} if others else {}
+        race = {"": reference} | {system.title: system.open() for system in others} if others else {}
         against = search.race(chosen.candidate.levers, s.fresh(len(attempts) - 1), race)
         ablation = search.ablation(single_levers(trials.exact, pipeline.bundle)) if settings.ablation else []
     except (KeyboardInterrupt, SystemExit):
@@ -123,18 +134,18 @@ def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, n
         metric=CONDITIONS[condition].metric,
         higher_is_better=CONDITIONS[condition].higher_is_better,
         budget=s.budget,
-        exact=describe(trials.exact),
+        exact=_exact_title(trials),
         exact_seconds=exact,
         exact_score=compared.exact,
         trials=[_tried(c, exact) for c in candidates],
         attempts=[Confirmed(**_tried(a.candidate, exact), measured=a.speedup) for a in attempts],
         ablation=[_tried(c, exact) for c in ablation],
-        against={title or f"{title_of(pipeline)}, exact": ratio for title, ratio in against.items()},
+        against={title or f"{title_of(reference)}, exact": ratio for title, ratio in against.items()},
     )
     result = BenchmarkResult.of("tuning", f"{title_of(pipeline)}, {condition}", command, tuning)
     result_file = out / default_path("tuning", name).name
     result.write(result_file)
-    preset = _preset(pipeline, settings, trials.exact, chosen, exact, command)
+    preset = _preset(pipeline, settings, trials, chosen, exact, command)
     preset_file = out / f"{pipeline.bundle.manifest.model.replace('/', '-')}-{condition}.json"
     replace_file(preset_file, to_json(preset))
     return Tuned(result, result_file, preset, preset_file)
@@ -146,6 +157,27 @@ def exact_levers(pipeline: Pipeline) -> Levers:
     return Levers(num_inference_steps=defaults.num_inference_steps, scheduler=defaults.scheduler)
 
 
+def _require_comparable(pipeline: Pipeline, reference: Pipeline, condition: str) -> None:
+    """Checks that both draw images of one size under the condition.
+
+    Raises:
+        UserError: they do not.
+    """
+    reference.bundle.require_condition(condition)
+    own, other = pipeline.bundle.manifest, reference.bundle.manifest
+    if (own.width, own.height) != (other.width, other.height):
+        raise UserError(
+            f"{printable(reference.bundle.folder)} generates {other.width}x{other.height}, the bundle that is tuned "
+            f"{own.width}x{own.height}: give an --exact of the same size"
+        )
+
+
+def _exact_title(trials: Trials) -> str:
+    """The exact setting in words, with the bundle where that is another."""
+    of = "" if trials.reference is trials.pipeline else f" of {title_of(trials.reference)}"
+    return f"{describe(trials.exact)}{of}"
+
+
 def command_of(pipeline: Pipeline, settings: TuneSettings) -> str:
     """What would search again; folders by their names alone."""
     m, s = pipeline.bundle.manifest, settings.search
@@ -155,6 +187,8 @@ def command_of(pipeline: Pipeline, settings: TuneSettings) -> str:
     words += [f"--prompts {s.prompts} --confirm {s.confirm} --attempts {s.attempts}"]
     if settings.data is not None:
         words += ["--data", shlex.quote(settings.data.resolve().name)]
+    if settings.reference is not None:
+        words += ["--exact", shlex.quote(settings.reference.bundle.folder.resolve().name)]
     words += [f"--against {shlex.quote(name)}" for name in settings.against]
     return " ".join([*words, *(["--ablation"] if settings.ablation else [])])
 
@@ -171,7 +205,7 @@ def _tried(candidate: Candidate, exact_seconds: float) -> Tried:
 
 
 def _preset(
-    pipeline: Pipeline, settings: TuneSettings, exact: Levers, chosen: Attempt, exact_seconds: float, command: str
+    pipeline: Pipeline, settings: TuneSettings, trials: Trials, chosen: Attempt, exact_seconds: float, command: str
 ) -> Preset:
     compared, speedup = chosen.candidate.compared, chosen.speedup
     evidence = Evidence(
@@ -185,7 +219,8 @@ def _preset(
         speedup=Span(value=speedup["median"], low=speedup["low"], high=speedup["high"]),
         predicted_speedup=exact_seconds / chosen.candidate.seconds,
         backend=pipeline.backend.name,
-        exact_levers=exact,
+        exact_levers=trials.exact,
+        exact_bundle="" if trials.reference is trials.pipeline else title_of(trials.reference),
         command=command,
     )
     return Preset(

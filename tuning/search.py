@@ -96,11 +96,13 @@ class Attempt:
 class Search:
     """A search for one condition. What it drew before is read from records, so it goes on where it was interrupted."""
 
-    def __init__(self, trials: Trials, cost: CostModel, settings: SearchSettings) -> None:
+    def __init__(
+        self, trials: Trials, cost: CostModel, settings: SearchSettings, exact_cost: CostModel | None = None
+    ) -> None:
         self._trials = trials
         self._cost = cost
         self._settings = settings
-        self.exact_seconds = cost.seconds(trials.request(trials.exact, 0))
+        self.exact_seconds = (exact_cost or cost).seconds(trials.exact_request(0))
 
     def candidates(self) -> list[Candidate]:
         """Every setting that was tried, in the order of the trials; those that went on have more prompts.
@@ -196,22 +198,22 @@ class Search:
 
     def _timed(self, levers: Levers, indices: Sequence[int]) -> Ratio:
         """How many times faster than the exact setting."""
-        return self.race(levers, indices, {"": self._trials.pipeline})[""]
+        return self.race(levers, indices, {"": self._trials.reference})[""]
 
     def race(self, levers: Levers, indices: Sequence[int], others: Mapping[str, ImageGenerator]) -> dict[str, Ratio]:
         """How many times faster these levers are than the exact setting on each of `others`.
 
         All take turns, and every round has a prompt of its own that no encoding is kept of.
         """
-        pipeline, exact = self._trials.pipeline, self._trials.exact
-        runs: list[tuple[str | None, ImageGenerator, Levers]] = [(None, pipeline, levers)]
-        runs += [(name, other, exact) for name, other in others.items()]
-        seconds: dict[str | None, list[float]] = {name: [] for name, _, _ in runs}
+        trials = self._trials
+        runs: list[tuple[str | None, ImageGenerator]] = [(None, trials.pipeline), *others.items()]
+        seconds: dict[str | None, list[float]] = {name: [] for name, _ in runs}
         for round_ in range(self._settings.rounds + 1):
             index = indices[round_ % len(indices)]
-            for name, run, one in runs if round_ % 2 else runs[::-1]:
-                request = self._trials.request(one, index)
-                pipeline.forget_encodings()
+            for name, run in runs if round_ % 2 else runs[::-1]:
+                request = trials.request(levers, index) if name is None else trials.exact_request(index)
+                trials.pipeline.forget_encodings()
+                trials.reference.forget_encodings()
                 start = time.perf_counter()
                 run(request)
                 if round_:  # the first one binds launches

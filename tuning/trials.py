@@ -65,10 +65,21 @@ class Trials:
         data: prompts; each has one image, and its index as the seed.
         folder: of the records: `<digest of the setting>/records-1of1.jsonl`.
         exact: what settings are compared with.
+        reference: the pipeline that draws the exact setting, of the same size: a few-step model's or an int8 bundle's
+            original. None: `pipeline`.
     """
 
-    def __init__(self, pipeline: Pipeline, condition: str, data: Data, folder: Path, exact: Levers) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        condition: str,
+        data: Data,
+        folder: Path,
+        exact: Levers,
+        reference: Pipeline | None = None,
+    ) -> None:
         self.pipeline = pipeline
+        self.reference = reference or pipeline
         self.condition = condition
         self.exact = exact
         self._data = data
@@ -89,12 +100,11 @@ class Trials:
         small = self.pipeline.backend.name.startswith(("onnxruntime-cpu", "openvino"))
         return max(1, min(_TOGETHER, _TOGETHER * _SMALL // (m.width * m.height))) if small else 1
 
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, pipeline: Pipeline) -> dict[str, Any]:
         return {
             "condition": self.condition,
-            "bundle": self.pipeline.bundle.digest,
-            "backend": self.pipeline.backend.name,
+            "bundle": pipeline.bundle.digest,
+            "backend": pipeline.backend.name,
             "data": self._data.digest,
             "versions": installed(RUNTIME_PACKAGES),
         }
@@ -102,6 +112,13 @@ class Trials:
     def request(self, levers: Levers, index: int) -> ResolvedRequest:
         """The request of a prompt with these levers."""
         return levers.apply(self._asked(index), self.pipeline.defaults)
+
+    def exact_request(self, index: int) -> ResolvedRequest:
+        """The request of a prompt that settings are compared with."""
+        return self.exact.apply(self._asked(index), self.reference.defaults)
+
+    def _is_exact(self, levers: Levers) -> bool:
+        return levers == self.exact and self.reference is self.pipeline
 
     def _request(self, index: int) -> Request:
         control = Control(self.condition, self._data.control(index, self.condition))
@@ -113,7 +130,8 @@ class Trials:
         Raises:
             UserError: earlier records are of other data or of another bundle.
         """
-        exact, tuned = self._records(self.exact, indices), self._records(levers, indices)
+        exact = self._records(None, indices)
+        tuned = exact if self._is_exact(levers) else self._records(levers, indices)
         metric = CONDITIONS[self.condition]
         scores, differences = score_systems(metric.metric, {"tuned": tuned, "exact": exact})
         points = _POINTS.get(metric.metric, 1.0)
@@ -135,9 +153,11 @@ class Trials:
             prompts=len(indices),
         )
 
-    def _records(self, levers: Levers, indices: Sequence[int]) -> list[TrialRecord]:
-        place = self._folder / _digest(levers)
-        header = {**self._identity, "levers": builtins(levers)}
+    def _records(self, levers: Levers | None, indices: Sequence[int]) -> list[TrialRecord]:
+        """Of a setting, or of the exact one."""
+        place = self._exact_folder if levers is None else self._folder / _digest(levers)
+        pipeline = self.reference if levers is None else self.pipeline
+        header = {**self._identity(pipeline), "levers": builtins(levers or self.exact)}
         found = cast(dict[str, TrialRecord], read_records(place, header, TrialRecord))
         missing = [index for index in indices if self._data.ids[index] not in found]
         if missing:
@@ -148,17 +168,18 @@ class Trials:
                         found[record["id"]] = record
         return [found[self._data.ids[index]] for index in indices]
 
-    def _draw(self, levers: Levers, indices: Sequence[int]) -> Iterator[TrialRecord]:
-        requests = [self.request(levers, index) for index in indices]
-        results = self.pipeline.batch(requests, max_images=self._together)
+    def _draw(self, levers: Levers | None, indices: Sequence[int]) -> Iterator[TrialRecord]:
+        pipeline = self.reference if levers is None else self.pipeline
+        requests = [self.exact_request(i) if levers is None else self.request(levers, i) for i in indices]
+        results = pipeline.batch(requests, max_images=self._together)
         self._drawn += len(results)
         for index, request, result in zip(indices, requests, results, strict=True):
             yield self._judge(levers, index, request, result.images[0])
 
-    def _judge(self, levers: Levers, index: int, request: ResolvedRequest, image: Picture) -> TrialRecord:
+    def _judge(self, levers: Levers | None, index: int, request: ResolvedRequest, image: Picture) -> TrialRecord:
         given = request.controls[0].pixels
         extracted = self.pipeline.extract(self.condition, image)
-        if levers == self.exact:
+        if levers is None:
             path = self._exact_image(index)
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, encode_png(image))
@@ -178,12 +199,17 @@ class Trials:
         """The exact setting's image, drawn again where its file is gone."""
         path = self._exact_image(index)
         if not path.is_file():
-            drawn: Picture = self.pipeline(self.request(self.exact, index)).images[0]
+            drawn: Picture = self.reference(self.exact_request(index)).images[0]
             return drawn
         return read_image(path).pixels
 
+    @property
+    def _exact_folder(self) -> Path:
+        own = "" if self.reference is self.pipeline else "exact-"
+        return self._folder / f"{own}{_digest(self.exact)}"
+
     def _exact_image(self, index: int) -> Path:
-        return self._folder / _digest(self.exact) / f"{index}.png"
+        return self._exact_folder / f"{index}.png"
 
 
 def _digest(levers: Levers) -> str:

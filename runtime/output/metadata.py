@@ -105,6 +105,7 @@ class RequestRecord(Record):
     timestep_spacing: str | None = None
     guidance_start: _Share = 0.0
     guidance_end: _Share = 1.0
+    guidance_interval: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = 1
     controlnet_interval: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = 1
     cache_interval: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = 1
 
@@ -240,6 +241,8 @@ def a1111_parameters(record: PictureRecord) -> str:
         )
     if (request.guidance_start, request.guidance_end) != (0, 1):
         settings["CFG interval"] = f"{_number(request.guidance_start)}-{_number(request.guidance_end)}"
+    if request.guidance_interval > 1:
+        settings["CFG every"] = request.guidance_interval
     if request.controlnet_interval > 1:
         settings["ControlNet interval"] = request.controlnet_interval
     if request.cache_interval > 1:

@@ -38,6 +38,7 @@ class Levers(FrozenRecord, frozen=True):
     guidance_end: _Share = 1.0
     control_guidance_start: _Share = 0.0
     control_guidance_end: _Share = 1.0
+    guidance_interval: _Interval = 1
     controlnet_interval: _Interval = 1
     cache_interval: _Interval = 1
 
@@ -143,6 +144,7 @@ class Evidence(FrozenRecord, frozen=True):
         predicted_speedup: by the cost model.
         backend: where times were taken, as it calls itself.
         exact_levers: the setting that it was compared with.
+        exact_bundle: whose setting that is; empty for the preset's own model.
         command: that found it.
     """
 
@@ -158,6 +160,7 @@ class Evidence(FrozenRecord, frozen=True):
     backend: _Text
     exact_levers: Levers
     command: _Text
+    exact_bundle: _Text = ""
 
 
 class Preset(FrozenRecord, frozen=True):

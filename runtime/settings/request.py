@@ -109,6 +109,8 @@ class Request:
         timestep_spacing: `ays` (Align Your Steps, for few steps), `karras` or `trailing`, in place of the model's own.
         guidance_start, guidance_end: share of the steps at which guidance starts and stops, 0 ≤ start < end ≤ 1. At the
             others the prompt alone is followed, at half the work (arXiv 2404.07724). None: at every step.
+        guidance_interval: guidance is computed at every so many-th step, 1 to 1000; between, the prompt alone runs, at
+            half the work, and what guidance added last is added again. None: 1, at every step.
         controlnet_interval: the ControlNets run at every so many-th step, 1 to 1000; between, what they gave last is
             used again. None: 1, at every step.
         cache_interval: the UNet's deeper layers and the ControlNets run at every so many-th step, 1 to 1000; between,
@@ -137,6 +139,7 @@ class Request:
     timestep_spacing: str | None = None
     guidance_start: float | None = None
     guidance_end: float | None = None
+    guidance_interval: int | None = None
     controlnet_interval: int | None = None
     cache_interval: int | None = None
 
@@ -180,7 +183,7 @@ class Request:
         end = 1.0 if self.guidance_end is None else self.guidance_end
         if not 0 <= start < end <= 1:
             raise UserError(f"guidance_start {start} and guidance_end {end} must satisfy 0 <= start < end <= 1")
-        for name in ("controlnet_interval", "cache_interval"):
+        for name in ("guidance_interval", "controlnet_interval", "cache_interval"):
             if getattr(self, name) is not None:
                 self._set(name, whole_number(name, getattr(self, name), 1, MAX_STEPS))
 
@@ -215,6 +218,7 @@ class ResolvedRequest(Request):
     init_image: Pixels | None = None
     guidance_start: float = 0.0
     guidance_end: float = 1.0
+    guidance_interval: int = 1
     controlnet_interval: int = 1
     cache_interval: int = 1
 
@@ -247,6 +251,7 @@ DEFAULTED = (
     "scheduler",
     "guidance_start",
     "guidance_end",
+    "guidance_interval",
     "controlnet_interval",
     "cache_interval",
 )

@@ -181,7 +181,7 @@ def test_options_reach_the_request(command: Any, run: list[Any], seg: Path, tmp_
         *run, "--cond", "depth", "--image", tmp_path / "depth.png", "--negative-prompt", "rain", "--scheduler", "lcm",
         "--guidance-scale", "1.5", "--control-scale", "0.5", "--control-start", "0", "--control-start", "0.4",
         "--control-end", "0.9", "--images", "2", "--threads", "1", "--guidance-start", "0.1", "--guidance-end", "0.5",
-        "--controlnet-interval", "2", "--json",
+        "--guidance-interval", "3", "--controlnet-interval", "2", "--json",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     request = json.loads(outcome.out)["request"]
@@ -204,6 +204,7 @@ def test_options_reach_the_request(command: Any, run: list[Any], seg: Path, tmp_
         "timestep_spacing": None,
         "guidance_start": 0.1,
         "guidance_end": 0.5,
+        "guidance_interval": 3,
         "controlnet_interval": 2,
         "cache_interval": 1,
     }

@@ -132,8 +132,10 @@ def test_a_profile_for_each_batch(sizes: Sizes, batches: list[int]) -> None:
 def test_images_and_guidance_are_two_dimensions() -> None:
     both = Sizes((1, 2), (True, False))
     assert [(s["noise_pred"][:2], s["state"][1]) for s in fixed_sizes(both, UPDATE)] == [
-        ((2, 1), 1), ((2, 2), 2), ((1, 1), 1), ((1, 2), 2)
+        ((2, 1), 1), ((3, 1), 1), ((2, 2), 2), ((3, 2), 2), ((1, 1), 1), ((1, 2), 2)
     ]  # fmt: skip
+    [whole] = Sizes((1, 2), (True, False), dynamic=True).profiles(UPDATE)
+    assert (whole["noise_pred"].min[:2], whole["noise_pred"].max[:2]) == ((1, 1), (3, 2))
     assert all(s["coefficients"] == (5, 7) for s in fixed_sizes(both, UPDATE))
 
 
@@ -178,7 +180,7 @@ def test_one_profile_for_the_whole_range() -> None:
     assert batch(Sizes((1, 4), (True, False), dynamic=True)) == (1, 2, 8)
     assert batch(Sizes((4, 1), dynamic=True)) == (2, 8, 8)
     [update] = Sizes((1, 3), (True, False), dynamic=True).profiles(UPDATE)
-    assert update["noise_pred"] == Range((1, 1, 4, 8, 8), (2, 1, 4, 8, 8), (2, 3, 4, 8, 8))
+    assert update["noise_pred"] == Range((1, 1, 4, 8, 8), (2, 1, 4, 8, 8), (3, 3, 4, 8, 8))
     assert Sizes((3,), dynamic=True).profiles(HINT) == Sizes().profiles(HINT)
 
 

@@ -50,7 +50,8 @@ def recorded_and_unrecorded_draw_the_cpu_backends_images() -> None:
     pipeline = opened()
     unguided = request(num_images_per_prompt=2, scheduler="lcm", guidance_scale=1.0)
     left_out = request("seg", "depth", guidance_end=0.67, controlnet_interval=2, timestep_spacing="trailing")
-    for wanted in (request(), request("seg", "depth"), unguided, left_out):
+    reused = request("seg", "depth", guidance_interval=2, controlnet_interval=2, num_images_per_prompt=2)
+    for wanted in (request(), request("seg", "depth"), unguided, left_out, reused):
         expected = cpu(wanted)
         one_by_one = pipeline(wanted)
         recorded = pipeline(wanted)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.benchmarks.pytorch import PyTorch, ReferenceOutput
 from cnpp_trt.bundles.manifest import GraphOptions
@@ -60,6 +61,21 @@ def unguided_at(steps: set[int]) -> Callable[[int, Any], Any]:
             return output
         _, prompt = output[0].chunk(2)
         return (prompt.repeat(2, 1, 1, 1),)
+
+    return change
+
+
+def guided_as_before_at(steps: set[int]) -> Callable[[int, Any], Any]:
+    """There the negative prompt's half is as far from the prompt's as at the last step that is none of these."""
+    difference: Any = None
+
+    def change(k: int, output: Any) -> Any:
+        nonlocal difference
+        negative, prompt = output[0].chunk(2)
+        if k not in steps:
+            difference = prompt - negative
+            return output
+        return (torch.cat([prompt - difference, prompt]),)
 
     return change
 
@@ -129,6 +145,47 @@ def test_both_together_run_the_controlnet_anew_where_the_batch_changes(tiny, ref
     assert_same(tiny.pipeline(request), expected)
 
 
+@pytest.mark.parametrize(("interval", "again"), [(2, {1, 3}), (3, {1, 2, 4})])
+@pytest.mark.parametrize("conditions", [("seg",), ("seg", "depth")])
+def test_guidance_serves_several_steps(tiny, reference, request_of, conditions, interval, again):
+    request = request_of(*conditions, guidance_interval=interval, num_images_per_prompt=2)
+    with replaced_outputs(reference.pipeline(request).unet, guided_as_before_at(again)):
+        expected = reference(request)
+    found = tiny.pipeline(request)
+    assert_same(found, expected)
+    assert_differs(found, tiny.pipeline(request_of(*conditions, num_images_per_prompt=2)))
+
+
+def test_guidance_is_not_used_again_outside_its_interval(tiny, reference, request_of):
+    request = request_of(guidance_end=0.6, guidance_interval=2, guess_mode=True)
+    unet = reference.pipeline(request).unet
+    with replaced_outputs(unet, guided_as_before_at({1})), replaced_outputs(unet, unguided_at({3, 4})):
+        expected = reference(request)
+    assert_same(tiny.pipeline(request), expected)
+
+
+# Residuals of a step of both sides serve one that runs the prompt alone; the other way round there are too few.
+@pytest.mark.parametrize(("interval", "kept"), [(2, {1, 3}), (3, {1, 2})])
+@pytest.mark.parametrize("conditions", [("seg",), ("seg", "depth")])
+def test_guidance_and_residuals_serve_several_steps(tiny, reference, request_of, conditions, interval, kept):
+    request = request_of(*conditions, guidance_interval=2, controlnet_interval=interval, num_images_per_prompt=2)
+    pipeline = reference.pipeline(request)
+    with (
+        replaced_outputs(pipeline.unet, guided_as_before_at({1, 3})),
+        replaced_outputs(pipeline.controlnet, kept_at(kept)),
+    ):
+        expected = reference(request)
+    assert_same(tiny.pipeline(request), expected)
+
+
+def test_guidance_is_not_used_again_at_sizes_that_no_gpu_could_align(tiny, request_of, monkeypatch):
+    monkeypatch.setattr(tiny.pipeline.bundle.manifest, "width", 72)
+    with pytest.raises(
+        UserError, match=r"^guidance_interval needs a width and height that are multiples of 64, not 72x"
+    ):
+        tiny.pipeline._plan(request_of(guidance_interval=2))
+
+
 def launched(program: Program) -> list[list[tuple[str, int]]]:
     """For each step its graphs and the rows of the batch that they run on."""
     return [
@@ -142,16 +199,19 @@ def test_what_is_left_out_is_not_launched(tiny, request_of):
     program = tiny.pipeline.prepare(request_of(guidance_end=0.6, controlnet_interval=2)).program
     both, unet = [("controlnet_seg", 2), ("unet", 2)], [("unet", 2)]
     assert launched(program) == [both, unet, both, [("controlnet_seg", 1), ("unet", 1)], [("unet", 1)]]
+    program = tiny.pipeline.prepare(request_of(guidance_interval=2, controlnet_interval=2)).program
+    assert launched(program) == [both, [("unet", 1)], both, [("unet", 1)], both]
 
 
 def test_levers_that_are_off_leave_the_launch_list_as_it_is(tiny, request_of):
-    plain, said = request_of(), request_of(guidance_start=0.0, guidance_end=1.0, controlnet_interval=1)
+    off = {"guidance_interval": 1, "controlnet_interval": 1}
+    plain, said = request_of(), request_of(guidance_start=0.0, guidance_end=1.0, **off)
     assert tiny.pipeline._plan(plain).key == tiny.pipeline._plan(said).key
     np.testing.assert_array_equal(tiny.pipeline(plain).latents, tiny.pipeline(said).latents)
 
 
 def test_an_interval_of_guidance_means_nothing_without_guidance(tiny, request_of):
-    plain, said = request_of(guidance_scale=1.0), request_of(guidance_scale=1.0, guidance_end=0.5)
+    plain, said = request_of(guidance_scale=1.0), request_of(guidance_scale=1.0, guidance_end=0.5, guidance_interval=2)
     assert tiny.pipeline._plan(plain).key == tiny.pipeline._plan(said).key
 
 
@@ -193,6 +253,31 @@ def test_deep_features_are_those_of_deep_cache(cached, reference, request_of, co
 
 
 @pytest.mark.slow
+def test_deep_features_and_guidance_serve_several_steps(cached, reference, request_of):
+    request = request_of("seg", "depth", cache_interval=2, guidance_interval=2)
+    pipeline = reference.pipeline(request)
+    with (
+        deep_cache(pipeline, 2),
+        replaced_outputs(pipeline.unet, guided_as_before_at({1, 3})),
+        replaced_outputs(pipeline.controlnet, kept_at({1, 3})),
+    ):
+        expected = reference(request)
+    assert_same(cached(request), expected)
+
+
+@pytest.mark.slow
+def test_both_sides_of_guidance_take_no_deep_features_of_one(cached, request_of):
+    program = cached.prepare(request_of(cache_interval=3, guidance_interval=2)).program
+    steps = [
+        [(s.graph, s.outputs["noise_pred"].shape[0]) for s in program.step(k) if s.stage == "unet"] for k in range(5)
+    ]
+    both, prompt = 2, 1
+    assert [step for [step] in steps] == [
+        ("unet", both), ("unet_shallow", prompt), ("unet_shallow", both), ("unet", prompt), ("unet", both),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
 def test_a_bundle_that_can_cache_draws_the_same_without(cached, tiny, request_of):
     np.testing.assert_allclose(cached(request_of()).latents, tiny.pipeline(request_of()).latents, atol=1e-5)
 
@@ -215,7 +300,8 @@ def test_a_bundle_that_cannot_cache_says_how_to_export_one(tiny, request_of):
 
 
 LEVERS: list[dict[str, Any]] = [
-    {"guidance_end": 0.6}, {"guidance_start": 0.4}, {"controlnet_interval": 2}, {"timestep_spacing": "trailing"},
+    {"guidance_end": 0.6}, {"guidance_start": 0.4}, {"guidance_interval": 2}, {"controlnet_interval": 2},
+    {"timestep_spacing": "trailing"},
 ]  # fmt: skip
 
 
@@ -232,6 +318,7 @@ def test_requests_of_different_levers_do_not_run_together(tiny, request_of):
     [
         ({"guidance_start": 0.5, "guidance_end": 0.5}, "guidance_start 0.5 and guidance_end 0.5 must satisfy"),
         ({"guidance_end": "x"}, "guidance_end must be a number"),
+        ({"guidance_interval": 1.5}, "guidance_interval must be a whole number from 1 to 1000"),
         ({"controlnet_interval": 0}, "controlnet_interval must be a whole number from 1 to 1000"),
         ({"timestep_spacing": "Karras"}, "unknown timestep_spacing"),
     ],

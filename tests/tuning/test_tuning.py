@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cnpp_trt import Pipeline
+from cnpp_trt import Control, Pipeline, Request
 from cnpp_trt.benchmarks.consistency.dataset import Scenes
 from cnpp_trt.benchmarks.result import read_result
+from cnpp_trt.bundles.embedded import assemble
 from cnpp_trt.errors import UserError
 from cnpp_trt.runtime.settings.preset import Levers, read_preset
 from cnpp_trt.tuning.command import TuneSettings, tune
@@ -54,6 +55,9 @@ def test_launches_are_those_that_a_hand_counts(miniature, tmp_path):
     levers = levers_of(10, "ddim", guidance=(0.0, 0.5), control=(0.0, 0.6), controlnet_interval=2)
     half = {"controlnet_seg 2": 3, "controlnet_seg 1": 1, "unet 2": 5, "unet 1": 5, "update": 10, "copies": 10}
     assert by_graph(miniature, trials, levers) == {**fixed, **half}
+    levers = levers_of(10, "ddim", guidance_interval=2, controlnet_interval=4)
+    half = {"controlnet_seg 2": 3, "unet 2": 5, "unet 1": 5, "update": 10, "copies": 10}
+    assert by_graph(miniature, trials, levers) == {**fixed, **half}
 
 
 def test_costs_are_kept_and_grow_with_the_launches(miniature, tmp_path):
@@ -90,6 +94,51 @@ def test_a_loss_is_the_difference_of_scores_in_points(miniature, tmp_path, condi
     drawn = trials.drawn
     assert trials.compare(FAST, range(3)) == found and trials.drawn == drawn == 6
     assert trials_of(miniature, tmp_path, condition).compare(FAST, range(3)) == found  # from the records
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the model that takes few steps."""
+    folder = tmp_path_factory.mktemp("bundles") / "miniature-lcm"
+    assemble("miniature-lcm", folder)
+    return folder
+
+
+def test_another_models_exact_setting_is_what_is_compared_with(miniature, few, tmp_path):
+    own = Pipeline.open(few)
+    scenes = Scenes(miniature.pipeline, 64)
+    trials = Trials(own, "depth", scenes, tmp_path, EXACT, miniature.pipeline)
+    found = trials.compare(levers_of(4, "lcm"), range(3))
+
+    def mean(pipeline: Pipeline, **fields: Any) -> float:
+        scores = []
+        for i in range(3):
+            control = scenes.control(i, "depth")
+            image = pipeline(Request(scenes.prompt(i), controls=Control("depth", control), seed=i, **fields)).images[0]
+            scores.append(miniature.pipeline.score("depth", control, image).value)
+        return float(np.mean(scores))
+
+    expected = mean(miniature.pipeline), mean(own, num_inference_steps=4, scheduler="lcm")
+    assert (found.exact, found.tuned) == pytest.approx(expected, abs=2e-3)
+    assert found.psnr is not None and trials.drawn == 6
+    # The same levers on the model that is tuned are a setting like others.
+    assert trials.compare(EXACT, range(3)).psnr is not None
+
+
+def test_a_few_step_model_is_tuned_against_its_original(script, few, tmp_path):
+    sizes = ("--trials", "3", "--prompts", "2", "--confirm", "8", "--attempts", "2", "--budget", "60")
+    ended = script("tune", "--bundle", few, "--exact", "miniature", "--cond", "seg", *sizes, "--out", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    preset = read_preset(Path(ended.stdout.strip().splitlines()[-1]))
+    assert preset.evidence.exact_bundle == "miniature, fp32 on onnxruntime-cpu" and preset.levers.scheduler == "lcm"
+    assert preset.evidence.exact_levers == EXACT and " --exact miniature" in preset.evidence.command
+    assert "20 steps of unipc of miniature, fp32" in ended.stderr
+
+
+def test_what_is_compared_with_must_draw_the_same_size(script, tiny, few, tmp_path):
+    ended = script("tune", "--bundle", few, "--exact", tiny.bundle, "--cond", "seg", "--out", tmp_path)
+    assert ended.returncode == 2 and "give an --exact of the same size" in ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_budget_catches_a_cache_that_ignores_the_controlnet(miniature, tmp_path):

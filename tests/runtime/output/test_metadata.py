@@ -55,6 +55,7 @@ LEVERS = {
     "timestep_spacing": None,
     "guidance_start": 0.0,
     "guidance_end": 1.0,
+    "guidance_interval": 1,
     "controlnet_interval": 1,
     "cache_interval": 1,
 }
@@ -352,6 +353,7 @@ def test_closed_sets(path: tuple[Any, ...], value: Any, words: str) -> None:
         ("clip_skip", 1.0),
         ("long_prompt", 1),
         ("guess_mode", 1),
+        ("guidance_interval", 0),
         ("controlnet_interval", 0),
         ("guidance_end", 1.5),
         ("init_image", 3),
@@ -380,6 +382,7 @@ def test_a_request_round_trips() -> None:
         timestep_spacing="trailing",
         guidance_start=0.25,
         guidance_end=0.5,
+        guidance_interval=4,
         controlnet_interval=3,
         cache_interval=2,
         seed=9,
