@@ -140,7 +140,7 @@ class Bench:
         """
         chosen = random.Random(seed)
         processes = workers = 0
-        each = max(1, images // (3 * kills))  # several batches may end at once
+        each = max(1, images // (8 * kills))  # a killed worker's batches, and those of others, go on meanwhile
         with tempfile.TemporaryFile() as errors:
             while processes + workers < kills:
                 count = chosen.choice([0, 1, 2])

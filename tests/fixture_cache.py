@@ -82,6 +82,7 @@ def code_key(instructions: str) -> str:
         digest.update(f"{package} {version(package)}\n".encode())
     root = Path(cnpp_trt.__file__).parent
     for file in sorted({file for pattern in _CODE for file in root.glob(pattern) if file.is_file()}):
-        if file.relative_to(root).as_posix() not in _OTHER_CODE:
+        # What Python compiled is another file in each checkout, and there only after the first run.
+        if file.relative_to(root).as_posix() not in _OTHER_CODE and file.parent.name != "__pycache__":
             digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:20]
