@@ -11,8 +11,10 @@ that does other work too, it tells more than seconds do.
 
 import asyncio
 import base64
+import http.client
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -23,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,6 +72,7 @@ class Load:
 
     Attributes:
         drawn, rejected, malformed: seconds of each answered picture, rejection (429) and malformed request.
+        apart: seconds of rejections that a client in a process of its own got.
         refused: seconds of each rejection, as the server's own log has them.
         statuses: of all answers.
         wrong: pictures that differ from the pipeline's by more than 1 of 255.
@@ -79,6 +83,7 @@ class Load:
 
     drawn: list[float] = field(default_factory=list)
     rejected: list[float] = field(default_factory=list)
+    apart: list[float] = field(default_factory=list)
     malformed: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -171,7 +176,10 @@ def main(
         children = [stack.enter_context(Child(name, line)) for name, line in lines.items()]
         figures = compare(pipeline, children, cases, rounds)
         print_comparison(figures)
-        load = asyncio.run(_load(children[0], cases, clients, seconds))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+            rejections = apart.submit(rejected_apart, children[0].url, cases[0].body, seconds)
+            load = asyncio.run(_load(children[0], cases, clients, seconds))
+            load.apart = rejections.result()
         load.refused = list(children[0].rejections)
         [(began, end)] = _served(children[0].url, cases[:1], 1)
         metrics = httpx.get(f"{children[0].url}/metrics", trust_env=False).text
@@ -301,6 +309,22 @@ async def _client(
             await asyncio.sleep(float(random.uniform(0.5, 1.5)))
 
 
+def rejected_apart(url: str, body: dict[str, Any], seconds: float) -> list[float]:
+    """Seconds of the rejections of one client, ten times a second: its process answers to no other client."""
+    address, content = httpx.URL(url), json.dumps({**body, "timeout": 0.2})
+    connection = http.client.HTTPConnection(address.host, address.port)
+    found, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        began = time.perf_counter()
+        connection.request("POST", "/v1/images/generations", content, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status == 429:  # else there was a place in the queue, and the deadline ended it
+            found.append(time.perf_counter() - began)
+        time.sleep(0.1)
+    return found
+
+
 def same_picture(answer: httpx.Response, case: Case) -> bool:
     """Whether an answer has the pipeline's picture: a batch may differ from a single one by 1 of 255."""
     if answer.status_code != 200:
@@ -333,6 +357,7 @@ def print_load(load: Load, clients: int, seconds: float) -> None:
     rows = {
         "pictures": load.drawn,
         "rejections (429)": load.rejected,
+        "the same, of a client in a process of its own": load.apart,
         "the same, in the server": load.refused,
         "malformed requests": load.malformed,
     }

@@ -1,6 +1,8 @@
 """Scheduling: what runs together and in which order, limits of the queue, deadlines, clients that leave, draining."""
 
+import os
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +36,20 @@ def image(answer: Any, pixels: Any) -> np.ndarray:
     assert answer.status_code == 200, answer.text
     found: np.ndarray = pixels(answer.json()["data"][0]["b64_json"])
     return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+def test_what_draws_gives_way_to_what_answers(serving: Any, held: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, priorities = held.batch, []
+
+    def batch(*arguments: Any, **options: Any) -> Any:
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return own(*arguments, **options)
+
+    monkeypatch.setattr(held, "batch", batch)
+    held.go_on.set()
+    assert post(serving(held)).status_code == 200
+    assert priorities == [min(19, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + 5)]
 
 
 def test_requests_of_one_structure_run_together_and_are_what_they_are_alone(
