@@ -115,8 +115,9 @@ def tune_command(
         reference = None
         if exact is not None:
             given = Path(exact) if (Path(exact) / MANIFEST).is_file() else None
-            other = resolve_bundle(None if given else exact, given, size, None, backend, threads, plans, None, device)
-            reference = stack.enter_context(other[1](other[0]))
+            of_model = None if given else exact
+            original, open_original = resolve_bundle(of_model, given, size, None, backend, threads, plans, None, device)
+            reference = stack.enter_context(open_original(original))
         of_bundle = list(pipeline.bundle.manifest.conditions)
         for condition in of_bundle if conditions == ["all"] else conditions or of_bundle[:1]:
             settings = TuneSettings(condition, search, data, ablation, against or (), reference, fresh, out)

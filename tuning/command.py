@@ -91,6 +91,8 @@ def tune(pipeline: Pipeline, settings: TuneSettings) -> Tuned:
     out = settings.out or results()
     require_writable(out)
     name = f"{bundle.folder.resolve().name}-{pipeline.backend.name}-{condition}"
+    if settings.reference is not None:  # distances of images are to its own
+        name += f"-to-{settings.reference.bundle.folder.resolve().name}"
     folder = out / "tuning" / name
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", folder):

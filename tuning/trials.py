@@ -158,6 +158,8 @@ class Trials:
         place = self._exact_folder if levers is None else self._folder / _digest(levers)
         pipeline = self.reference if levers is None else self.pipeline
         header = {**self._identity(pipeline), "levers": builtins(levers or self.exact)}
+        if pipeline is not self.reference:
+            header["exact"] = self.reference.bundle.digest
         found = cast(dict[str, TrialRecord], read_records(place, header, TrialRecord))
         missing = [index for index in indices if self._data.ids[index] not in found]
         if missing:

@@ -123,6 +123,9 @@ def test_another_models_exact_setting_is_what_is_compared_with(miniature, few, t
     assert found.psnr is not None and trials.drawn == 6
     # The same levers on the model that is tuned are a setting like others.
     assert trials.compare(EXACT, range(3)).psnr is not None
+    # Its records are of distances to the other model's images.
+    with pytest.raises(UserError, match="exact '"):
+        Trials(own, "depth", scenes, tmp_path, EXACT).compare(levers_of(4, "lcm"), range(3))
 
 
 def test_a_few_step_model_is_tuned_against_its_original(script, few, tmp_path):
