@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..bundles.bundle import MANIFEST, Bundle, find_bundle, model_name
+from ..bundles.bundle import Bundle, find_bundle, model_name
 from ..errors import CnppError, UserError
 from ..install import EXPORT_MODULES, cannot_import
+from ..places import bundle_folder
 from ..runtime.pipeline import Pipeline
 from ..runtime.settings.request import ResolvedRequest
 from ..versions import RUNTIME_PACKAGES, installed
@@ -89,13 +90,13 @@ def other_systems(
 def _bundle(given: str, deployed: Pipeline, open_pipeline: Callable[[Path], Pipeline]) -> System:
     m = deployed.bundle.manifest
     size = m.width, m.height
-    is_bundle = (Path(given) / MANIFEST).is_file()
-    folder = Path(given) if is_bundle else find_bundle(given, None, size, (m.precision,))
+    own = bundle_folder(given)
+    folder = own or find_bundle(given, None, size, (m.precision,))
     other = Bundle.open(folder).manifest
     if (other.width, other.height) != size:
         raise UserError(f"{folder} generates {other.width}x{other.height}, the deployed bundle {m.width}x{m.height}")
     # Opened for its backend's name only: no graph is loaded before it generates.
-    name = folder.resolve().name if is_bundle else model_name(given)
+    name = own.resolve().name if own else model_name(given)
     return _of_pipeline(name, open_pipeline(folder), lambda: open_pipeline(folder))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..places import MANIFEST
+from ..places import bundle_folder
 from .options import (
     BackendName,
     BundleFolder,
@@ -114,14 +114,13 @@ def tune_command(
         pipeline = stack.enter_context(open_pipeline(folder))
         reference = None
         if exact is not None:
-            given = Path(exact) if (Path(exact) / MANIFEST).is_file() else None
-            of_model = None if given else exact
-            original, open_original = resolve_bundle(of_model, given, size, None, backend, threads, plans, None, device)
+            own = bundle_folder(exact)
+            original, open_original = resolve_bundle(exact, own, size, None, backend, threads, plans, None, device)
             reference = stack.enter_context(open_original(original))
         of_bundle = list(pipeline.bundle.manifest.conditions)
         for condition in of_bundle if conditions == ["all"] else conditions or of_bundle[:1]:
-            settings = TuneSettings(condition, search, data, ablation, against or (), reference, fresh, out)
-            tuned = tune(pipeline, settings)
+            settings = TuneSettings(condition, search, data, ablation, against or (), fresh, out)
+            tuned = tune(pipeline, settings, reference)
             if as_json:
                 print(json.dumps(_summary(tuned)))
             else:

@@ -77,7 +77,6 @@ class Load:
         statuses: of all answers.
         wrong: pictures that differ from the pipeline's by more than 1 of 255.
         left: clients that went away in the middle.
-        pictures: answers with a picture, and what was asked for.
         memory: MiB that the server held, over time.
     """
 
@@ -89,7 +88,6 @@ class Load:
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     left: int = 0
-    pictures: list[tuple[httpx.Response, Case]] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
 
 
@@ -189,8 +187,7 @@ def main(
     print(f"The server's batches had {images / batches:.1f} images on average, those of the comparison included.")
     print(f"After the load a request took {end - began:.3f} s; SIGTERM ended the server with status {ended}.")
     if out is not None:
-        measured = {name: value for name, value in vars(load).items() if name != "pictures"}
-        out.write_text(json.dumps({"figures": figures, "load": measured}, indent=1) + "\n", "utf-8")
+        out.write_text(json.dumps({"figures": figures, "load": vars(load)}, indent=1) + "\n", "utf-8")
     if load.wrong:
         raise CnppError(f"{load.wrong} pictures were wrong")
 
@@ -259,6 +256,7 @@ async def _timed(url: str, cases: list[Case], together: int) -> list[Span]:
 
 async def _load(child: Child, cases: list[Case], clients: int, seconds: float) -> Load:
     load, until = Load(), time.monotonic() + seconds
+    pictures: list[tuple[httpx.Response, Case]] = []
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=child.url, timeout=600, trust_env=False, limits=limits) as client:
 
@@ -267,17 +265,25 @@ async def _load(child: Child, cases: list[Case], clients: int, seconds: float) -
                 load.memory.append(child.memory())
                 await asyncio.sleep(2)
 
-        work = (_client(client, cases, load, until, np.random.default_rng(i)) for i in range(clients))
+        work = (_client(client, cases, load, pictures, until, np.random.default_rng(i)) for i in range(clients))
         await asyncio.gather(watch(), *work)
     # Afterwards: reading an image would keep the other clients of this process from seeing their answers.
-    load.wrong = sum(not same_picture(answer, case) for answer, case in load.pictures)
+    load.wrong = sum(not same_picture(answer, case) for answer, case in pictures)
     return load
 
 
 async def _client(
-    client: httpx.AsyncClient, cases: list[Case], load: Load, until: float, random: np.random.Generator
+    client: httpx.AsyncClient,
+    cases: list[Case],
+    load: Load,
+    pictures: list[tuple[httpx.Response, Case]],
+    until: float,
+    random: np.random.Generator,
 ) -> None:
-    """One client: of its requests a tenth is left in the middle, a twentieth is malformed."""
+    """One client: of its requests a tenth is left in the middle, a twentieth is malformed.
+
+    Answers with a picture go to `pictures`, with what was asked for.
+    """
     while time.monotonic() < until:
         kind, case, began = random.random(), cases[random.integers(len(cases))], time.perf_counter()
         if kind < 0.05:
@@ -303,7 +309,7 @@ async def _client(
         load.statuses[str(answer.status_code)] += 1
         if answer.status_code == 200:
             load.drawn.append(spent)
-            load.pictures.append((answer, case))
+            pictures.append((answer, case))
         elif answer.status_code == 429:
             load.rejected.append(spent)
             await asyncio.sleep(float(random.uniform(0.5, 1.5)))

@@ -48,19 +48,16 @@ class Sizes:
         profiles: list[dict[str, Shape]] = []
         # Extractors and the encoder look at one image at a time.
         counts = (1,) if graph.file.startswith(("extractor_", "vae_encoder")) else self.images
-        for guided, chunks in product(self.guided, self.chunks):
-            for images in counts:
-                n = 2 if guided else 1
-                free = {"batch": n * images, "images": images}
-                free |= {"tokens": 77 * chunks, "prompts": n * images * chunks, "steps": STEPS_AT_ONCE}
-                # With both there are steps that use the guidance of an earlier one again: its two sides and their own.
-                for sides in (n, 3) if guided and False in self.guided else (n,):
-                    free["guidance"] = sides
-                    shapes = {
-                        t.name: tuple(free[d] if isinstance(d, str) else d for d in t.shape) for t in graph.inputs
-                    }
-                    if shapes not in profiles:
-                        profiles.append(shapes)
+        for guided, chunks, images in product(self.guided, self.chunks, counts):
+            n = 2 if guided else 1
+            free = {"batch": n * images, "images": images}
+            free |= {"tokens": 77 * chunks, "prompts": n * images * chunks, "steps": STEPS_AT_ONCE}
+            # With both there are steps that use the guidance of an earlier one again: its two sides and their own.
+            for sides in (n, 3) if guided and False in self.guided else (n,):
+                free["guidance"] = sides
+                shapes = {t.name: tuple(free[d] if isinstance(d, str) else d for d in t.shape) for t in graph.inputs}
+                if shapes not in profiles:
+                    profiles.append(shapes)
         if not self.dynamic:
             return [{name: Range(s, s, s) for name, s in shapes.items()} for shapes in profiles]
         ranges = {}

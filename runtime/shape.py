@@ -93,22 +93,20 @@ class Schedule:
         for: a step that reuses guidance computes the prompt's rows alone, and can use those of a step of both sides.
         """
         found: list[StepKind] = []
-        of = None  # what decides what there is to use again; then since how many steps, and whether for all rows
-        guidance, deep, residuals = 0, 0, 0
-        whole_deep, whole_residuals = False, False
+        of = None  # what decides whether the step before left anything to use again
+        guided_at = deep_at = residuals_at = 0  # the steps that computed it
         for k in range(self.steps):
             active, unguided = tuple(steps[k] for steps in self.active), bool(self.unguided) and self.unguided[k]
             same, of = of == (active, unguided), (active, unguided)
-            guidance, deep, residuals = guidance + 1, deep + 1, residuals + 1
-            again = same and not unguided and guidance < self.guidance_interval
-            shallow = same and deep < self.cache_interval and (whole_deep or again)
-            rests = same and any(active) and residuals < self.controlnet_interval and (whole_residuals or again)
-            rests = rests and not shallow
+            again = same and not unguided and k - guided_at < self.guidance_interval
+            shallow = same and k - deep_at < self.cache_interval and (again or not found[deep_at].reuses_guidance)
+            rests = not shallow and same and any(active) and k - residuals_at < self.controlnet_interval
+            rests = rests and (again or not found[residuals_at].reuses_guidance)
             if not again:
-                guidance = 0
+                guided_at = k
             if not shallow:
-                deep, whole_deep = 0, not again
+                deep_at = k
             if not (shallow or rests):
-                residuals, whole_residuals = 0, not again
+                residuals_at = k
             found.append(StepKind(active, (self.steps - k) % 2, unguided or again, again, rests, shallow))
         return tuple(found)

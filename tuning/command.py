@@ -43,8 +43,6 @@ class TuneSettings:
         data: a folder with `prompts.jsonl`; None takes fresh scenes of the embedded models.
         ablation: whether levers are measured one by one, too.
         against: systems that the preset is timed in turn with: `pytorch`, a bundle's folder, or a model with a bundle.
-        reference: draws the exact setting that others are compared with: the original of a bundle whose model takes few
-            steps, or whose precision or decoder is another. None: the pipeline that is tuned.
         fresh: remove what an earlier search drew instead of going on with it.
         out: the folder of records, result and preset; None takes the default one.
     """
@@ -54,7 +52,6 @@ class TuneSettings:
     data: Path | None = None
     ablation: bool = False
     against: Sequence[str] = ()
-    reference: Pipeline | None = None
     fresh: bool = False
     out: Path | None = None
 
@@ -69,7 +66,7 @@ class Tuned:
     preset_file: Path
 
 
-def tune(pipeline: Pipeline, settings: TuneSettings) -> Tuned:
+def tune(pipeline: Pipeline, settings: TuneSettings, reference: Pipeline | None = None) -> Tuned:
     """Finds the fastest setting within the budget.
 
     Interrupted, a second call with the same settings goes on with what was drawn.
@@ -77,6 +74,8 @@ def tune(pipeline: Pipeline, settings: TuneSettings) -> Tuned:
     Args:
         pipeline: that draws and judges, without presets.
         settings: what is searched for.
+        reference: draws the exact setting that others are compared with: the original of a bundle whose model takes few
+            steps, or whose precision or decoder is another. None: `pipeline`.
 
     Raises:
         UserError: nothing is within the budget; a setting, the prompts or earlier records cannot be used.
@@ -86,13 +85,13 @@ def tune(pipeline: Pipeline, settings: TuneSettings) -> Tuned:
     bundle.require_condition(condition)
     if not can_extract(bundle, condition):
         raise UserError(f"{printable(bundle.folder)} has no extractor for {condition!r} to judge images by")
-    if settings.reference is not None:
-        _require_comparable(pipeline, settings.reference, condition)
+    if reference is not None:
+        _require_comparable(pipeline, reference, condition)
     out = settings.out or results()
     require_writable(out)
     name = f"{bundle.folder.resolve().name}-{pipeline.backend.name}-{condition}"
-    if settings.reference is not None:  # distances of images are to its own
-        name += f"-to-{settings.reference.bundle.folder.resolve().name}"
+    if reference is not None:  # distances of images are to its own
+        name += f"-to-{reference.bundle.folder.resolve().name}"
     folder = out / "tuning" / name
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", folder):
@@ -101,10 +100,10 @@ def tune(pipeline: Pipeline, settings: TuneSettings) -> Tuned:
                 remove_folder(each)
             for seconds in (_SECONDS, _EXACT_SECONDS):
                 (folder / seconds).unlink(missing_ok=True)
-        return _tune(pipeline, settings, folder, out, name)
+        return _tune(pipeline, settings, reference or pipeline, folder, out, name)
 
 
-def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, name: str) -> Tuned:
+def _tune(pipeline: Pipeline, settings: TuneSettings, reference: Pipeline, folder: Path, out: Path, name: str) -> Tuned:
     condition, s = settings.condition, settings.search
     data = open_data(pipeline, [condition], settings.data, s.needed if settings.data is None else None)
     if len(data.ids) < s.needed:
@@ -113,7 +112,6 @@ def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, n
             "--confirm and --attempts"
         )
     others = other_systems(settings.against, pipeline, Pipeline.open)
-    reference = settings.reference or pipeline
     trials = Trials(pipeline, condition, data, folder, exact_levers(reference), reference)
     try:
         cost = CostModel(pipeline, folder / _SECONDS)
@@ -128,7 +126,7 @@ def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, n
     except (KeyboardInterrupt, SystemExit):
         logger.info(f"interrupted: the {trials.drawn} images drawn are kept; the same command goes on from there")
         raise
-    command = command_of(pipeline, settings)
+    command = command_of(pipeline, settings, None if reference is pipeline else reference)
     compared, exact = chosen.candidate.compared, search.exact_seconds
     tuning = Tuning(
         model=pipeline.bundle.manifest.model,
@@ -136,7 +134,7 @@ def _tune(pipeline: Pipeline, settings: TuneSettings, folder: Path, out: Path, n
         metric=CONDITIONS[condition].metric,
         higher_is_better=CONDITIONS[condition].higher_is_better,
         budget=s.budget,
-        exact=_exact_title(trials),
+        exact=" of ".join(filter(None, (describe(trials.exact), trials.exact_bundle))),
         exact_seconds=exact,
         exact_score=compared.exact,
         trials=[_tried(c, exact) for c in candidates],
@@ -174,14 +172,8 @@ def _require_comparable(pipeline: Pipeline, reference: Pipeline, condition: str)
         )
 
 
-def _exact_title(trials: Trials) -> str:
-    """The exact setting in words, with the bundle where that is another."""
-    of = "" if trials.reference is trials.pipeline else f" of {title_of(trials.reference)}"
-    return f"{describe(trials.exact)}{of}"
-
-
-def command_of(pipeline: Pipeline, settings: TuneSettings) -> str:
-    """What would search again; folders by their names alone."""
+def command_of(pipeline: Pipeline, settings: TuneSettings, reference: Pipeline | None = None) -> str:
+    """What would search again; bundles by their models, folders by their names alone."""
     m, s = pipeline.bundle.manifest, settings.search
     backend, bf16, _ = pipeline.backend.name.partition("-bf16")
     words = ["cnpp-trt tune --model", shlex.quote(m.model), "--precision", "bf16" if bf16 else m.precision]
@@ -189,8 +181,8 @@ def command_of(pipeline: Pipeline, settings: TuneSettings) -> str:
     words += [f"--prompts {s.prompts} --confirm {s.confirm} --attempts {s.attempts}"]
     if settings.data is not None:
         words += ["--data", shlex.quote(settings.data.resolve().name)]
-    if settings.reference is not None:
-        words += ["--exact", shlex.quote(settings.reference.bundle.folder.resolve().name)]
+    if reference is not None:
+        words += ["--exact", shlex.quote(reference.bundle.manifest.model)]
     words += [f"--against {shlex.quote(name)}" for name in settings.against]
     return " ".join([*words, *(["--ablation"] if settings.ablation else [])])
 
@@ -222,7 +214,7 @@ def _preset(
         predicted_speedup=exact_seconds / chosen.candidate.seconds,
         backend=pipeline.backend.name,
         exact_levers=trials.exact,
-        exact_bundle="" if trials.reference is trials.pipeline else title_of(trials.reference),
+        exact_bundle=trials.exact_bundle,
         command=command,
     )
     return Preset(

@@ -17,6 +17,7 @@ from ..benchmarks.consistency.shards import Shard, appending, read_records
 from ..benchmarks.consistency.study import counts
 from ..benchmarks.image_metrics import psnr
 from ..benchmarks.records import Interval
+from ..benchmarks.systems import title_of
 from ..benchmarks.tuning_records import TrialRecord
 from ..conditions import CONDITIONS
 from ..files import replace_file
@@ -100,14 +101,14 @@ class Trials:
         small = self.pipeline.backend.name.startswith(("onnxruntime-cpu", "openvino"))
         return max(1, min(_TOGETHER, _TOGETHER * _SMALL // (m.width * m.height))) if small else 1
 
-    def _identity(self, pipeline: Pipeline) -> dict[str, Any]:
-        return {
-            "condition": self.condition,
-            "bundle": pipeline.bundle.digest,
-            "backend": pipeline.backend.name,
-            "data": self._data.digest,
-            "versions": installed(RUNTIME_PACKAGES),
-        }
+    @property
+    def exact_bundle(self) -> str:
+        """Whose setting the exact one is, as in `miniature, fp32 on onnxruntime-cpu`; empty for the pipeline's own."""
+        return "" if self.reference is self.pipeline else title_of(self.reference)
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return installed(RUNTIME_PACKAGES)
 
     def request(self, levers: Levers, index: int) -> ResolvedRequest:
         """The request of a prompt with these levers."""
@@ -116,9 +117,6 @@ class Trials:
     def exact_request(self, index: int) -> ResolvedRequest:
         """The request of a prompt that settings are compared with."""
         return self.exact.apply(self._asked(index), self.reference.defaults)
-
-    def _is_exact(self, levers: Levers) -> bool:
-        return levers == self.exact and self.reference is self.pipeline
 
     def _request(self, index: int) -> Request:
         control = Control(self.condition, self._data.control(index, self.condition))
@@ -131,7 +129,7 @@ class Trials:
             UserError: earlier records are of other data or of another bundle.
         """
         exact = self._records(None, indices)
-        tuned = exact if self._is_exact(levers) else self._records(levers, indices)
+        tuned = exact if levers == self.exact and not self.exact_bundle else self._records(levers, indices)
         metric = CONDITIONS[self.condition]
         scores, differences = score_systems(metric.metric, {"tuned": tuned, "exact": exact})
         points = _POINTS.get(metric.metric, 1.0)
@@ -157,7 +155,14 @@ class Trials:
         """Of a setting, or of the exact one."""
         place = self._exact_folder if levers is None else self._folder / _digest(levers)
         pipeline = self.reference if levers is None else self.pipeline
-        header = {**self._identity(pipeline), "levers": builtins(levers or self.exact)}
+        header: dict[str, Any] = {
+            "condition": self.condition,
+            "bundle": pipeline.bundle.digest,
+            "backend": pipeline.backend.name,
+            "data": self._data.digest,
+            "versions": self._versions,
+            "levers": builtins(levers or self.exact),
+        }
         if pipeline is not self.reference:
             header["exact"] = self.reference.bundle.digest
         found = cast(dict[str, TrialRecord], read_records(place, header, TrialRecord))
@@ -207,8 +212,7 @@ class Trials:
 
     @property
     def _exact_folder(self) -> Path:
-        own = "" if self.reference is self.pipeline else "exact-"
-        return self._folder / f"{own}{_digest(self.exact)}"
+        return self._folder / f"{'exact-' if self.exact_bundle else ''}{_digest(self.exact)}"
 
     def _exact_image(self, index: int) -> Path:
         return self._exact_folder / f"{index}.png"

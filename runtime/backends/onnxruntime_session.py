@@ -49,13 +49,15 @@ class Session:
         path: Path = bundle.graph_file(graph)
         try:
             source: str | bytes = str(path)
-            content = b"" if rewrite is None else path.read_bytes()
-            if rewrite is not None and (rewritten := rewrite(content)) is not content:
-                source = rewritten
-                # Where the weights are that the bytes name.
-                options.add_session_config_entry(
-                    "session.model_external_initializers_file_folder_path", str(path.parent)
-                )
+            if rewrite is not None:
+                content = path.read_bytes()
+                rewritten = rewrite(content)
+                if rewritten is not content:
+                    source = rewritten
+                    # Where the weights are that the bytes name.
+                    options.add_session_config_entry(
+                        "session.model_external_initializers_file_folder_path", str(path.parent)
+                    )
             self.session = ort.InferenceSession(source, options, providers=providers)
         except Exception as e:  # ONNX Runtime's exceptions share no base class
             if re.search(r"official support for domain \S+ is till opset", str(e)):

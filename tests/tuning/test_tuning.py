@@ -134,7 +134,7 @@ def test_a_few_step_model_is_tuned_against_its_original(script, few, tmp_path):
     assert ended.returncode == 0, ended.stderr
     preset = read_preset(Path(ended.stdout.strip().splitlines()[-1]))
     assert preset.evidence.exact_bundle == "miniature, fp32 on onnxruntime-cpu" and preset.levers.scheduler == "lcm"
-    assert preset.evidence.exact_levers == EXACT and " --exact miniature" in preset.evidence.command
+    assert preset.evidence.exact_levers == EXACT and preset.evidence.command.endswith(" --exact miniature")
     assert "20 steps of unipc of miniature, fp32" in ended.stderr
 
 
