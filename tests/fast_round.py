@@ -18,14 +18,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist report to this process
+    # The workers of pytest-xdist report to this process. With `-p no:cacheprovider` nothing is kept.
+    if not hasattr(config, "workerinput") and config.pluginmanager.hasplugin("cacheprovider"):
         config.pluginmanager.register(_Seconds(config), "cnpp-trt-seconds")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--fast") or config.cache is None:
+    if not config.getoption("--fast"):
         return
-    seconds = config.cache.get(KEY, {})
+    cache = getattr(config, "cache", None)
+    seconds = cache.get(KEY, {}) if cache else {}
     quick = [item for item in items if seconds.get(item.nodeid, 0) <= QUICK]
     kept = set(quick)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
