@@ -96,7 +96,7 @@ def roofline_seconds(ops: OpCount, flop_per_second: float, bytes_per_second: flo
 class Roofline(TypedDict):
     """What this machine can do, measured, and what the stages ask of it in the base case.
 
-    flop_per_second: by precision (`fp32`, `bf16`, `fp16`); bytes_per_second: read and written.
+    flop_per_second: by precision (`fp32`, `bf16`, `fp16`, `int8`); bytes_per_second: read and written.
     op_counts: by stage; launches: how often the stage is launched for one request.
     """
 

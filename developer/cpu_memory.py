@@ -4,9 +4,8 @@
 
 Random weights do (`random_models/checkpoint.py`, then `cnpp-trt export` and `cnpp-trt quantize`). Prints a Markdown
 table: the peak of the whole process, what was resident after loading, in the loop and after the decoder; seconds of a
-guided step and of the decoder in the second picture; and after that the seconds of a picture as `cnpp-trt tune` found
-it for the miniature (5 steps, guidance on the first half, the ControlNet at every second step), whose first is not
-counted.
+guided step and of the decoder in the second picture; and after that the seconds of a picture with the levers of the
+preset that is shipped for the miniature, whose first is not counted.
 """
 
 import json
@@ -20,20 +19,15 @@ from typing import Annotated, Any
 import typer
 
 from ..benchmarks.requests import blocks
+from ..bundles.defaults import SamplingDefaults
 from ..runtime.pipeline import Pipeline
-from ..runtime.settings.request import Control, ResolvedRequest
+from ..runtime.settings.preset import SHIPPED, read_presets
+from ..runtime.settings.request import Control, Request
 
 VARIANTS = {
     "onnxruntime-cpu": {"backend": "onnxruntime-cpu"},
     "openvino": {"backend": "openvino"},
     "openvino-bf16": {"backend": "openvino", "precision": "bf16"},
-}
-TUNED: dict[str, Any] = {
-    "num_inference_steps": 5,
-    "scheduler": "dpmpp_2m",
-    "timestep_spacing": "ays",
-    "guidance_end": 0.5,
-    "controlnet_interval": 2,
 }
 GIB = 2**20  # of KiB, as /proc counts
 
@@ -69,7 +63,8 @@ def one(source: Path, variant: str, steps: int) -> None:
 def _runtime(bundle: Path, options: dict[str, Any], steps: int) -> list[float | None]:
     pipeline, loop = Pipeline.open(bundle, **options), 0.0
     m = pipeline.bundle.manifest
-    requests = [_request(next(iter(m.conditions)), m.width, m.height, steps, seed) for seed in (1, 2)]
+    condition = next(iter(m.conditions))
+    requests = [_request(condition, m.width, m.height, steps, seed) for seed in (1, 2)]
     pipeline.prepare(requests[0])
     loaded = _resident("VmRSS")
 
@@ -79,7 +74,8 @@ def _runtime(bundle: Path, options: dict[str, Any], steps: int) -> list[float | 
 
     timings = [pipeline(request, callback_on_step_end=step_ended).timings for request in requests][-1]
     memory = [_resident("VmHWM"), loaded, loop, _resident("VmRSS")]
-    tuned = replace(requests[0], **TUNED)
+    levers = next(p.levers for p in read_presets([SHIPPED]) if p.condition == condition)
+    tuned = levers.apply(replace(requests[0], num_inference_steps=None), pipeline.defaults)
     pipeline(tuned)
     start = time.perf_counter()
     pipeline(tuned)
@@ -106,15 +102,16 @@ def _diffusers(checkpoint: Path, steps: int) -> list[float | None]:
     with torch.inference_mode():
         for seed in (1, 2):
             ends.clear()
-            reference.images(_request("seg", width, height, steps, seed), step_ended)
+            request = _request("seg", width, height, steps, seed).resolve(SamplingDefaults())
+            reference.images(request, step_ended)
             decoded = time.perf_counter() - ends[-1]
     memory = [_resident("VmHWM"), loaded, loop, _resident("VmRSS")]
     return [*memory, (ends[-1] - ends[0]) / (steps - 1) if steps > 1 else None, decoded, None]
 
 
-def _request(condition: str, width: int, height: int, steps: int, seed: int) -> ResolvedRequest:
+def _request(condition: str, width: int, height: int, steps: int, seed: int) -> Request:
     control = Control(condition, blocks(width, height, seed))
-    return ResolvedRequest(
+    return Request(
         "a photo of colored blocks", controls=(control,), num_inference_steps=steps, guidance_scale=7.5, seed=seed
     )
 

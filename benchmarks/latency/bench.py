@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ...bundles.bundle import Bundle, bundle_folder
+from ...bundles.library import QUANTIZED
 from ...errors import CnppError, UserError
 from ...export.checkpoint import Checkpoint
 from ...export.provenance import find_source_checkpoint
@@ -278,10 +279,9 @@ def _worker_configs(
     Without a GPU its contenders are listed as well, so that a reader sees what was not measured.
     """
     chosen = [BY_NAME[name] for name in settings.contenders] or [
-        spec for spec in COMPETITORS if device == "cpu" or spec.device == "gpu"
+        spec for spec in COMPETITORS if not spec.only_named and (device == "cpu" or spec.device == "gpu")
     ]
     some = next(iter(bundles.values()))
-    folders = {f"{w}x{h}": bundle.folder for (w, h), bundle in bundles.items()}
     checkpoint: Checkpoint | None = None
     no_checkpoint = ""
     try:
@@ -291,13 +291,38 @@ def _worker_configs(
     configs: list[tuple[CompetitorSpec, WorkerConfig | str]] = []
     for spec in chosen:
         reason = unavailable_reason(spec)
+        folders: dict[str, Path] = {}
+        try:
+            taken = [*bundles.items()] if spec.everywhere else [*bundles.items()][:1]
+            folders = {f"{w}x{h}": _bundle_for(spec, bundle).folder for (w, h), bundle in taken}
+        except CnppError as e:
+            reason = reason or str(e)
         if not reason and spec.bundle_precision is None:
             reason = no_checkpoint
-        elif not reason and spec.bundle_precision != some.manifest.precision:
-            reason = f"needs a bundle in {spec.bundle_precision}, and this one is {some.manifest.precision}"
         recipe = checkpoint.recipe.to_json() if checkpoint else {}
         configs.append((spec, reason or WorkerConfig(spec.name, folders, recipe, threads)))
     return configs
+
+
+def _bundle_for(spec: CompetitorSpec, bundle: Bundle) -> Bundle:
+    """The bundle that a contender runs: this one, or what `cnpp-trt quantize` made of it under CNPP_TRT_HOME.
+
+    Raises:
+        CnppError: there is none in its precision, or it is of other weights.
+    """
+    m, wanted = bundle.manifest, spec.bundle_precision
+    if wanted in (None, m.number_format):
+        return bundle
+    if wanted not in QUANTIZED or m.quantization:
+        raise CnppError(f"needs a bundle in {wanted}, and this one is {m.number_format}")
+    folder = bundle_folder(m.model, wanted, m.width, m.height)
+    make = shlex.join(["cnpp-trt", "quantize", "--precision", wanted, "--bundle", str(bundle.folder)])
+    if not folder.is_dir():
+        raise CnppError(f"no bundle in {wanted}: make it with {make}")
+    quantized = Bundle.open(folder)
+    if quantized.manifest.base != m.base:
+        raise CnppError(f"{folder} is of other weights: delete it, and make it again with {make}")
+    return quantized
 
 
 def _build(bundles: Sequence[Bundle], condition: str, chosen: Sequence[Case]) -> None:

@@ -26,7 +26,8 @@ class CompetitorSpec:
         device: where it computes.
         precision: of its large networks; `bundle_precision` of the bundle that it needs, None for PyTorch.
         everywhere: whether it takes part in every case, and not in the base case alone: what compiles anew for each
-            size would spend the benchmark on compiling.
+            size would spend the benchmark on compiling, and a quantized bundle is of one size.
+        only_named: whether it takes part only where it is asked for by its name.
     """
 
     name: str
@@ -35,6 +36,7 @@ class CompetitorSpec:
     precision: str
     bundle_precision: str | None = None
     everywhere: bool = True
+    only_named: bool = False
 
 
 COMPETITORS = (
@@ -44,6 +46,9 @@ COMPETITORS = (
     CompetitorSpec("onnxruntime-cpu", "cnpp-trt, onnxruntime-cpu", "cpu", "fp32", "fp32"),
     CompetitorSpec("openvino", "cnpp-trt, openvino", "cpu", "fp32", "fp32"),
     CompetitorSpec("openvino-bf16", "cnpp-trt, openvino bf16", "cpu", "bf16", "fp32"),
+    CompetitorSpec("openvino-int8", "cnpp-trt, openvino int8", "cpu", "int8", "int8", False, True),
+    CompetitorSpec("openvino-int8-bf16", "cnpp-trt, openvino int8-bf16", "cpu", "int8-bf16", "int8", False, True),
+    CompetitorSpec("stable-diffusion-cpp", "stable-diffusion.cpp", "cpu", "fp16", None, False, True),
     CompetitorSpec("pytorch-cuda", "PyTorch eager (diffusers)", "gpu", "fp16"),
     CompetitorSpec("pytorch-cuda-channels-last", "PyTorch eager, channels-last", "gpu", "fp16"),
     CompetitorSpec("pytorch-cuda-hint", "PyTorch eager, channels-last, condition encoded once", "gpu", "fp16"),
@@ -67,6 +72,7 @@ _NEEDS = {
     "pytorch": ("torch", "diffusers", "transformers"),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
+    "stable-diffusion-cpp": ("stable_diffusion_cpp", "torch", "diffusers", "transformers"),
 }
 
 
@@ -118,6 +124,8 @@ class WorkerConfig:
         """
         if self.name.startswith("pytorch"):
             return _PyTorch(self)
+        if self.name == "stable-diffusion-cpp":
+            return _stable_diffusion_cpp(self)
         return _Runtime(self)
 
 
@@ -167,13 +175,12 @@ class _Runtime:
     def _open(self, size: str) -> None:
         from ...runtime.pipeline import Pipeline
 
-        name, dash, precision = self._config.name.partition("-")
-        openvino = name == "openvino"
+        name = self._config.name
         self._pipeline = Pipeline.open(
             self._config.bundles[size],
-            name if openvino else self._config.name,
-            threads=self._config.threads if BY_NAME[self._config.name].device == "cpu" else None,
-            precision="bf16" if dash and precision == "bf16" else None,
+            "openvino" if name.startswith("openvino") else name,
+            threads=self._config.threads if BY_NAME[name].device == "cpu" else None,
+            precision="bf16" if name.endswith("-bf16") else None,
         )
         self._size = size
 
@@ -250,6 +257,15 @@ class _PyTorch:
             pixels = self._torch.from_numpy(image[None]).to(self._reference.device)
             self._extractors[condition](pixels).cpu().numpy()
         return time.perf_counter() - start
+
+
+def _stable_diffusion_cpp(config: WorkerConfig) -> Competitor:
+    try:
+        from ...export.checkpoint import Checkpoint
+        from .sdcpp import StableDiffusionCpp
+    except ImportError as e:
+        raise BackendError(cannot_import("stable-diffusion.cpp", e, *EXPORT_MODULES)) from None
+    return StableDiffusionCpp(Checkpoint(**config.recipe), config.threads)
 
 
 class _CallTimer:

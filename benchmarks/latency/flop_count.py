@@ -44,22 +44,25 @@ def count_ops(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> OpCount:
     Raises:
         CnppError: a node's operations cannot be counted.
     """
-    model = _load(bundle, graph)
+    model, flop = _load(bundle, graph), 0
     types = _types(model, sizes)
-
-    def shape(tensor: str) -> Shape:
-        found = _shape(types.get(tensor))
-        if found is None:
-            raise CnppError(f"cannot count the operations of {graph}: the shape of {tensor!r} is unknown")
-        return found
-
-    flop = 0
+    shape = _shape_of(types, graph)
     for node in model.graph.node:
-        if node.op_type in _REFUSED or node.domain:
-            raise CnppError(f"cannot count the operations of {graph}: it has a node of kind {node.op_type}")
-        if node.op_type in _COUNTED:
-            flop += _COUNTED[node.op_type](node, shape)
+        flop += _flop(node, shape, graph)
     return OpCount(flop=float(flop), bytes=float(_bytes(model, shape, types)))
+
+
+def quantized_share(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> float:
+    """Of the operations of `count_ops`, the part whose factors both come out of a DequantizeLinear: 0 to 1."""
+    model = _load(bundle, graph)
+    shape = _shape_of(_types(model, sizes), graph)
+    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    inside = whole = 0
+    for node in model.graph.node:
+        flop = _flop(node, shape, graph)
+        whole += flop
+        inside += flop if dequantized.issuperset(node.input[:2]) else 0
+    return inside / whole if whole else 0.0
 
 
 def request_op_counts(
@@ -69,12 +72,9 @@ def request_op_counts(
 
     Where a stage launches several graphs (two controls), the work is their mean.
     """
-    program = Program(cast(Backend, NullBackend()), bundle, shape, schedule)
     launched: dict[str, list[OpCount]] = {}
     known: dict[tuple[Any, ...], OpCount] = {}
-    for step in (program.text, *program.hoists.steps(), *program.hints, *program.launches()):
-        if not step.graph:
-            continue
+    for step in launches(bundle, shape, schedule):
         sizes = free_sizes(bundle, step)
         key = (step.graph, *sorted(sizes.items()))
         if key not in known:
@@ -85,6 +85,13 @@ def request_op_counts(
         for stage, all_ in launched.items()
     }
     return mean, {stage: len(all_) for stage, all_ in launched.items()}
+
+
+def launches(bundle: Bundle, shape: LoopShape, schedule: Schedule) -> list[Step]:
+    """Every launch of a graph in a request of this loop shape and schedule; none of them can be run."""
+    program = Program(cast(Backend, NullBackend()), bundle, shape, schedule)
+    steps = (program.text, *program.hoists.steps(), *program.hints, *program.launches())
+    return [step for step in steps if step.graph]
 
 
 def free_sizes(bundle: Bundle, step: Step) -> dict[str, int]:
@@ -207,6 +214,22 @@ def _bytes(model: Any, shape: _Shapes, types: Mapping[str, Any]) -> int:
         read = sum(nbytes(node.output[0]) for node in reading)
         total += min(read, nbytes(tensor.name)) if looked_up else nbytes(tensor.name)
     return total
+
+
+def _shape_of(types: Mapping[str, Any], graph: str) -> _Shapes:
+    def shape(tensor: str) -> Shape:
+        found = _shape(types.get(tensor))
+        if found is None:
+            raise CnppError(f"cannot count the operations of {graph}: the shape of {tensor!r} is unknown")
+        return found
+
+    return shape
+
+
+def _flop(node: Any, shape: _Shapes, graph: str) -> int:
+    if node.op_type in _REFUSED or node.domain:
+        raise CnppError(f"cannot count the operations of {graph}: it has a node of kind {node.op_type}")
+    return _COUNTED[node.op_type](node, shape) if node.op_type in _COUNTED else 0
 
 
 def _convolution(node: Any, shape: _Shapes) -> int:

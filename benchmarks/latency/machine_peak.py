@@ -1,6 +1,6 @@
 """What this machine can do, measured: its rate of matrix products and its memory bandwidth.
 
-    python -m cnpp_trt.benchmarks.latency.machine_peak [--device cpu|gpu] [--threads N] [--precision fp32 bf16]
+    python -m cnpp_trt.benchmarks.latency.machine_peak [--device cpu|gpu] [--threads N] [--precision fp32 bf16 int8]
 
 Measured in a process of its own, so that thread settings and memory go with it.
 """
@@ -23,7 +23,7 @@ Device = Literal["cpu", "gpu"]
 # A product, a copy: done once by a call, when it returns or, on a GPU, when the GPU gets there.
 _Work = Callable[[], Any]
 
-PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16"), "gpu": ("fp32", "bf16", "fp16")}
+PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16", "int8"), "gpu": ("fp32", "bf16", "fp16")}
 # Sides of the matrices. What is too small does not fill the machine, what is too large overflows its caches.
 _SIDES = {"cpu": (1024, 2048, 4096), "gpu": (4096, 8192, 16384)}
 # Of each array that is copied: many times the last-level cache.
@@ -83,7 +83,7 @@ def measure_machine(device: Device, threads: int | None, precisions: Sequence[st
 
 
 def matrix_rate(precision: str, threads: int | None, device: Device) -> float:
-    """FLOP/s of the fastest of several large matrix products, each of 2 n³ operations (a multiply-add is two).
+    """Operations/s of the fastest of several large matrix products, each of 2 n³ operations (a multiply-add is two).
 
     In fp32 on a CPU the faster of PyTorch's product and ONNX Runtime's: which library is slow depends on the CPU, and
     on an AMD EPYC the first reached less than half of the second. On a GPU without TF32.
@@ -117,6 +117,10 @@ def bandwidth(threads: int | None, device: Device) -> float:
 
 
 def _products(torch: Any, precision: str, side: int, threads: int | None, device: Device) -> Iterator[_Work]:
+    if precision == "int8":
+        a, b = (torch.randint(-127, 128, (side, side), dtype=torch.int8) for _ in range(2))
+        yield lambda: torch._int_mm(a, b)  # sums in int32
+        return
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a, b = (torch.randn(side, side, device=_place(device)).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -191,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cnpp_trt.benchmarks.latency.machine_peak")
     parser.add_argument("--device", choices=sorted(PRECISIONS), default="cpu")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS["gpu"])
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16", "fp16", "int8"))
     given = parser.parse_args()
     try:
         precisions = given.precision or PRECISIONS[given.device]

@@ -199,11 +199,12 @@ def _scaling_cell(timed: Timed | None) -> str:
 
 
 def roofline_seconds(bench: Bench, stage: str, precision: str) -> float | None:
-    """The least that a request's launches of a stage can take here."""
+    """The least that a request's launches of a stage can take here; of `int8-bf16`, if all of it were in int8."""
     measured = bench["roofline"]
-    if measured is None or stage not in measured["op_counts"] or not measured["flop_per_second"].get(precision):
+    rate = rates(bench).get(precision.partition("-")[0])
+    if measured is None or stage not in measured["op_counts"] or not rate:
         return None
-    work, rate = measured["op_counts"][stage], measured["flop_per_second"][precision]
+    work = measured["op_counts"][stage]
     return records.roofline_seconds(work, rate, measured["bytes_per_second"]) * measured["launches"].get(stage, 1)
 
 

@@ -21,7 +21,9 @@ from cnpp_trt.benchmarks.latency import timing as latency
 from cnpp_trt.benchmarks.latency import worker as contend
 from cnpp_trt.benchmarks.records import Case
 from cnpp_trt.benchmarks.requests import make_requests
+from cnpp_trt.bundles.bundle import Bundle
 from cnpp_trt.bundles.defaults import SamplingDefaults
+from cnpp_trt.bundles.manifest import Manifest
 from cnpp_trt.errors import BackendError, CnppError, UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.gpu import find_gpu
@@ -211,8 +213,10 @@ def test_requests_survive_the_way(tiny: Any):
 def test_every_contender_has_a_reason_or_a_chance():
     reasons = {name: contenders.unavailable_reason(spec) for name, spec in contenders.BY_NAME.items()}
     assert not reasons["pytorch"] and not reasons["onnxruntime-cpu"] and not reasons["openvino"]
-    if isinstance(missing := find_gpu(), str):
-        assert all(reasons[name] == missing for name, spec in contenders.BY_NAME.items() if spec.device == "gpu")
+    search = find_gpu()
+    if search.gpu is None:
+        assert search.reason
+        assert all(reasons[name] == search.reason for name, spec in contenders.BY_NAME.items() if spec.device == "gpu")
 
 
 def test_settings_are_checked():
@@ -260,3 +264,46 @@ def test_pipeline_is_not_needed_to_list(tiny: Any):
     by_name = {spec.name: config for spec, config in found.items()}
     assert "--model" in str(by_name["pytorch"]) and isinstance(by_name["pytorch"], str)
     assert isinstance(by_name["onnxruntime-cpu"], contenders.WorkerConfig)
+
+
+def test_what_needs_a_quantized_bundle_takes_the_one_that_was_made_of_it(tiny: Any, monkeypatch: Any, tmp_path: Path):
+    from cnpp_trt.quantization.quantizer import QuantizationSettings, quantize_bundle
+
+    monkeypatch.setenv("CNPP_TRT_HOME", str(tmp_path))
+    opened, spec = Bundle.open(tiny.bundle), contenders.BY_NAME["openvino-int8"]
+    with pytest.raises(
+        CnppError, match=r"^no bundle in int8: make it with cnpp-trt quantize --precision int8 --bundle "
+    ):
+        bench._bundle_for(spec, opened)
+    quantized = quantize_bundle(opened, None, QuantizationSettings("int8", requests=1, launches=1, measured=0, steps=2))
+    assert bench._bundle_for(spec, opened).folder == quantized.folder
+    assert bench._bundle_for(contenders.BY_NAME["openvino"], opened) is opened
+    with pytest.raises(CnppError, match="needs a bundle in fp32, and this one is int8"):
+        bench._bundle_for(contenders.BY_NAME["openvino"], quantized)
+
+    # It has the one size: a benchmark of several compares it in the base case.
+    settings = bench.BenchSettings(contenders=("onnxruntime-cpu", "openvino-int8", "openvino-int8-bf16"))
+    sizes = {tiny.size: opened, (96, 96): opened}
+    found = bench._worker_configs("cpu", settings, sizes, None, {}, 1)
+    configs = {c.name: c for _, c in found if isinstance(c, contenders.WorkerConfig)}
+    assert configs["openvino-int8"].bundles == {"{}x{}".format(*tiny.size): quantized.folder}
+    assert len(configs["onnxruntime-cpu"].bundles) == 2
+    request = next(make_requests(tiny.pipeline, "seg", [0], num_inference_steps=2))
+    contender: Any = configs["openvino-int8-bf16"].open()
+    assert contender._pipeline.bundle.folder == quantized.folder
+    assert contender._pipeline.precision == "int8-bf16"
+    assert contender.generate(request).std() > 1
+
+    manifest = quantized.folder / "manifest.json"
+    other = Manifest.loads(manifest.read_text())
+    other.base = "0" * 64
+    manifest.write_text(other.dumps())
+    with pytest.raises(CnppError, match="is of other weights: delete it, and make it again with cnpp-trt quantize"):
+        bench._bundle_for(spec, opened)
+
+
+def test_those_that_are_only_named_are_not_asked_unnamed(tiny: Any):
+    opened = Bundle.open(tiny.bundle)
+    found = bench._worker_configs("cpu", bench.BenchSettings(), {tiny.size: opened}, None, {}, 1)
+    names = {spec.name for spec, _ in found}
+    assert "openvino-bf16" in names and names.isdisjoint({"openvino-int8", "stable-diffusion-cpp"})

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cnpp_trt.benchmarks.latency.flop_count import count_ops, request_op_counts
+from cnpp_trt.benchmarks.latency.flop_count import count_ops, quantized_share, request_op_counts
 from cnpp_trt.benchmarks.records import roofline_seconds
 from cnpp_trt.bundles.bundle import Bundle, GraphSpec, Manifest, TensorSpec
 from cnpp_trt.bundles.graph_names import STEPS_AT_ONCE
@@ -210,6 +210,30 @@ def test_a_node_asks_for_the_operations_that_torch_counts(tmp_path, case):
         "flop": counter.get_total_flops(),
         "bytes": out.nbytes + sum(t.nbytes for t in given),
     }
+
+
+def test_quantized_operations_are_those_between_quantize_and_dequantize(tmp_path):
+    """Three products: with both factors quantized (6 columns), with one (3 columns), with none (3 columns)."""
+    bundle = graph_of(tmp_path, helper.make_node("Identity", ["x"], ["y"]), (4, 8))
+    scale = numpy_helper.from_array(np.array(0.1, np.float32), "scale")
+    weights = {"a": (np.int8, 6), "b": (np.float32, 3), "c": (np.float32, 3)}
+    constants = [numpy_helper.from_array(np.ones((8, n), dtype), name) for name, (dtype, n) in weights.items()]
+    zero = numpy_helper.from_array(np.array(0, np.int8), "zero")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x8"]),
+        helper.make_node("DequantizeLinear", ["x8", "scale"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["a", "scale"], ["aq"]),
+        helper.make_node("MatMul", ["xq", "aq"], ["y"]),
+        helper.make_node("MatMul", ["xq", "b"], ["half"]),
+        helper.make_node("MatMul", ["x", "c"], ["whole"]),
+    ]
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", (4, 8)), ("y", None))
+    ]
+    graph = helper.make_graph(nodes, "g", tensors[:1], tensors[1:], [scale, zero, *constants])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]), tmp_path / "g.onnx")
+    assert count_ops(bundle, "g", {})["flop"] == 2 * 4 * 8 * (6 + 3 + 3)
+    assert quantized_share(bundle, "g", {}) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,19 @@ def seconds(monkeypatch):
     return say
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
 def test_a_product_of_n_by_n_is_two_n_cubed_operations(seconds, precision):
     done = seconds(1e-3)
     assert machine.matrix_rate(precision, None, "cpu") == pytest.approx(2 * 16**3 / 1e-3)
     shapes = [tuple(np.shape(out[0] if isinstance(out, list) else out)) for out in done]
     each = 2 if precision == "fp32" else 1  # ONNX Runtime's beside PyTorch's
     assert shapes == [(8, 8)] * each + [(16, 16)] * each
+
+
+def test_products_in_int8_are_summed_in_int32():
+    (product,) = machine._products(torch, "int8", 32, 1, "cpu")
+    found = product()
+    assert found.dtype == torch.int32 and found.abs().max() > 127
 
 
 def test_a_slow_machine_is_spared_the_larger_products(seconds):

@@ -180,6 +180,15 @@ def test_share_of_the_floor_is_the_rooflines() -> None:
         assert speed.share_of_roofline(bench, contender, stage) == pytest.approx(expected)
 
 
+def test_int8_with_a_bfloat16_rest_is_held_against_what_int8_could_do() -> None:
+    bench = sample.make_bench()
+    assert bench["roofline"] is not None
+    assert speed.roofline_seconds(bench, "unet", "int8-bf16") is None  # older results have no such rate
+    bench["roofline"]["flop_per_second"]["int8"] = 1.8e12
+    least = bench["roofline"]["op_counts"]["unet"]["flop"] / 1.8e12
+    assert speed.roofline_seconds(bench, "unet", "int8-bf16") == pytest.approx(20 * least)
+
+
 def test_waterfall_steps_multiply_to_the_whole() -> None:
     waterfall = sample.make_waterfall()
     steps = [step for _, step in speed.steps_of(waterfall) if step is not None]
