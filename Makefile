@@ -130,7 +130,7 @@ report: $(VENV)/bench.stamp  ## one page of all that was measured, and its Markd
 	$(BIN)/cnpp-trt report
 
 tables: $(VENV)/bench.stamp  ## the tables of README and docs/benchmarks.md, from benchmarks/results
-	$(BIN)/python -m cnpp_trt.developer.readme_tables README.md docs/benchmarks.md
+	$(BIN)/python -m cnpp_trt.developer.readme_tables README.md docs/benchmarks.md docs/precision.md
 
 docs: $(VENV)/docs.stamp  ## the documents as a site, in site/, with the reference of the Python API
 	@mkdir -p .editable && ln -sfn .. .editable/cnpp_trt

@@ -57,7 +57,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md", "docs/precision.md"])
 def test_the_tables_are_what_the_results_give(name: str) -> None:
     """When it fails: `make tables`."""
     text = (ROOT / name).read_text("utf-8")
