@@ -16,6 +16,7 @@ import typer
 from ..benchmarks.environment import physical_cores
 from ..benchmarks.latency.flop_count import count_ops, free_sizes, launches, quantized_share
 from ..benchmarks.latency.machine_peak import measure_machine
+from ..benchmarks.report import numbers
 from ..bundles.bundle import Bundle
 from ..runtime.shape import LoopShape, Schedule
 
@@ -34,8 +35,8 @@ def main(
     for folder in bundle:
         quantized, others = step_operations(Bundle.open(folder))
         least = (quantized / rates["int8"] + others / rates[name] for name in ("fp32", "bf16"))
-        seconds = " | ".join(f"{s:.2f} s" for s in least)
-        print(f"| {folder.name} | {quantized / 1e9:.0f} | {others / 1e9:.0f} | {seconds} |", flush=True)
+        asked = (numbers.number(flop / 1e9) for flop in (quantized, others))
+        print("|", " | ".join([folder.name, *asked, *map(numbers.duration, least)]), "|", flush=True)
 
 
 def step_operations(bundle: Bundle) -> tuple[float, float]:
