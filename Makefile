@@ -129,7 +129,7 @@ service-load: $(VENV)/test.stamp  ## the server under load, beside the bare pipe
 report: $(VENV)/bench.stamp  ## one page of all that was measured, and its Markdown twin
 	$(BIN)/cnpp-trt report
 
-tables: $(VENV)/bench.stamp  ## the tables of README and docs/benchmarks.md, from benchmarks/results
+tables: $(VENV)/bench.stamp  ## the tables of README, docs/benchmarks.md and docs/precision.md, from benchmarks/results
 	$(BIN)/python -m cnpp_trt.developer.readme_tables README.md docs/benchmarks.md docs/precision.md
 
 docs: $(VENV)/docs.stamp  ## the documents as a site, in site/, with the reference of the Python API

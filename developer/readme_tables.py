@@ -1,10 +1,11 @@
 """The documents' tables, from committed results: what stands between two markers is written by `make tables`.
 
 <!-- results: TABLE FILE.json -->
-<!-- results: TABLE FILE.json: COLUMN; COLUMN -->
+<!-- results: TABLE FILE.json: COLUMN; COLUMN | ROW; ROW -->
 <!-- /results -->
 
-Columns are named by their headings, and the first one is always there; without names all of them are.
+Columns are named by their headings, and the first one is always there; rows by what stands in it. Without names all of
+them are there.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from ..messages import printable
 from ..schema import read_bounded
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-_OPEN = re.compile(r"<!-- *results: *(?P<table>[\w-]+) +(?P<file>[\w.-]+\.json)(: *(?P<columns>.+?))? *-->")
+_OPEN = re.compile(
+    r"<!-- *results: *(?P<table>[\w-]+) +(?P<file>[\w.-]+\.json)(: *(?P<columns>[^|]+?))?( *\| *(?P<rows>.+?))? *-->"
+)
 _ANY = re.compile(r"<!-- */?results\b.*-->")
 _CLOSE = "<!-- /results -->"
 
@@ -83,10 +86,16 @@ def _table(marker: str, number: int, results: Path) -> str:
     try:
         table = tables.make(found["table"], load(results / found["file"]).result)
         if found["columns"]:
-            table = table.only([name.strip() for name in found["columns"].split(";")])
+            table = table.only(_names(found["columns"]))
+        if found["rows"]:
+            table = table.only_rows(_names(found["rows"]))
         return table.markdown() + "\n"
     except UserError as e:
         raise UserError(f"line {number}: {e}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(";")]
 
 
 def main() -> None:

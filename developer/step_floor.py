@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ..benchmarks.environment import physical_cores
-from ..benchmarks.latency.flop_count import count_ops, free_sizes, launches, quantized_share
+from ..benchmarks.latency.flop_count import free_sizes, launches, split_flop
 from ..benchmarks.latency.machine_peak import measure_machine
 from ..benchmarks.report import numbers
 from ..bundles.bundle import Bundle
@@ -39,18 +39,13 @@ def main(
         print("|", " | ".join([folder.name, *asked, *map(numbers.duration, least)]), "|", flush=True)
 
 
-def step_operations(bundle: Bundle) -> tuple[float, float]:
+def step_operations(bundle: Bundle) -> tuple[int, int]:
     """Matrix operations of a guided step with one ControlNet: in the quantized format, and others."""
     shape = LoopShape(images=1, guided=True, controls=(next(iter(bundle.manifest.conditions)),), uncontrolled=False)
-    schedule = Schedule(active=((True,),), noisy=(False,))
-    quantized = others = 0.0
-    for step in launches(bundle, shape, schedule):
-        if step.stage in ("unet", "controlnet"):
-            sizes = free_sizes(bundle, step)
-            flop, share = count_ops(bundle, step.graph, sizes)["flop"], quantized_share(bundle, step.graph, sizes)
-            quantized += flop * share
-            others += flop * (1 - share)
-    return quantized, others
+    steps = launches(bundle, shape, Schedule(active=((True,),), noisy=(False,)))
+    networks = [step for step in steps if step.stage in ("unet", "controlnet")]
+    counted = [split_flop(bundle, step.graph, free_sizes(bundle, step)) for step in networks]
+    return sum(quantized for quantized, _ in counted), sum(others for _, others in counted)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,21 @@ def test_the_tables_are_what_the_results_give(name: str) -> None:
     assert "<!-- results: " in text
 
 
+def test_rows_are_chosen_by_their_first_cells(results: Path) -> None:
+    text = "<!-- results: stages a.json: peak memory | export, fp32 -->\n<!-- /results -->\n"
+    assert fill(text, results).splitlines()[1:-1] == [
+        "| command | peak memory |",
+        "| --- | ---: |",
+        "| export, fp32 | 7.20 GiB |",
+    ]
+    assert (
+        fill("<!-- results: stages a.json | export, fp32 -->\n<!-- /results -->\n", results).count("| export, fp32 |")
+        == 1
+    )
+    with pytest.raises(UserError, match=r"line 1: no row 'import': there are export, fp32"):
+        fill("<!-- results: stages a.json | import -->\n<!-- /results -->\n", results)
+
+
 def test_columns_are_chosen_by_their_headings(results: Path) -> None:
     text = "<!-- results: stages a.json: peak memory -->\n<!-- /results -->\n"
     assert fill(text, results).splitlines()[1:-1] == [

@@ -44,25 +44,25 @@ def count_ops(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> OpCount:
     Raises:
         CnppError: a node's operations cannot be counted.
     """
-    model, flop = _load(bundle, graph), 0
+    model = _load(bundle, graph)
     types = _types(model, sizes)
     shape = _shape_of(types, graph)
-    for node in model.graph.node:
-        flop += _flop(node, shape, graph)
+    flop = sum(_flop(node, shape, graph) for node in model.graph.node)
     return OpCount(flop=float(flop), bytes=float(_bytes(model, shape, types)))
 
 
-def quantized_share(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> float:
-    """Of the operations of `count_ops`, the part whose factors both come out of a DequantizeLinear: 0 to 1."""
+def split_flop(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """The operations of `count_ops`: those whose factors both come out of a DequantizeLinear, and the others."""
     model = _load(bundle, graph)
     shape = _shape_of(_types(model, sizes), graph)
     dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    inside = whole = 0
+    quantized = others = 0
     for node in model.graph.node:
-        flop = _flop(node, shape, graph)
-        whole += flop
-        inside += flop if dequantized.issuperset(node.input[:2]) else 0
-    return inside / whole if whole else 0.0
+        if dequantized.issuperset(node.input[:2]):
+            quantized += _flop(node, shape, graph)
+        else:
+            others += _flop(node, shape, graph)
+    return quantized, others
 
 
 def request_op_counts(

@@ -48,6 +48,19 @@ class Table:
                 raise UserError(f"no column {printable(repr(header), 80)}: there are {printable(shown, 400)}")
         return self._at([0, *(places[header] for header in headers)])
 
+    def only_rows(self, titles: Sequence[str]) -> "Table":
+        """The rows with these first cells, in this order.
+
+        Raises:
+            UserError: there is no such row.
+        """
+        found = {row[0]: row for row in self.rows}
+        for title in titles:
+            if title not in found:
+                shown = "; ".join(found)
+                raise UserError(f"no row {printable(repr(title), 80)}: there are {printable(shown, 400)}")
+        return replace(self, rows=tuple(found[title] for title in titles))
+
     def _at(self, places: Sequence[int]) -> "Table":
         """The columns at these indices."""
         return replace(

@@ -21,11 +21,11 @@ import typer
 from torch import Tensor, nn
 
 from ...conditions import CONDITIONS, REWARD_CONTROLNET_REPOSITORY
+from ...export.original_layout import original_layout
 from ..miniature.diffusion import SCHEDULER_CONFIG, write_json
 from .checkpoint import make_checkpoint, make_controlnet, make_text_encoder, make_unet, make_vae, write_byte_tokenizer
 from .extractors import REPOSITORIES, make_extractor
 from .lora import make_lora
-from .original_layout import original_layout
 
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SINGLE_FILE = "v1-5-pruned-emaonly"

@@ -12,10 +12,10 @@ import torch
 from cnpp_trt.conditions import REWARD_CONTROLNET_REPOSITORY
 from cnpp_trt.developer.random_models.checkpoint import make_controlnet, make_unet
 from cnpp_trt.developer.random_models.hub import SINGLE_FILE, snapshot_of
-from cnpp_trt.developer.random_models.original_layout import original_controlnet
 from cnpp_trt.errors import UserError
 from cnpp_trt.export.checkpoint import Checkpoint
 from cnpp_trt.export.exporter import export_bundle
+from cnpp_trt.export.original_layout import original_controlnet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -14,7 +14,7 @@ import torch
 from cnpp_trt.developer.random_models.checkpoint import make_controlnet, make_text_encoder, make_unet, make_vae
 from cnpp_trt.developer.random_models.hub import SINGLE_FILE, snapshot_of
 from cnpp_trt.developer.random_models.lora import make_embedding, make_lora
-from cnpp_trt.developer.random_models.original_layout import original_layout
+from cnpp_trt.export.original_layout import original_layout
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cnpp_trt.benchmarks.latency.flop_count import count_ops, quantized_share, request_op_counts
+from cnpp_trt.benchmarks.latency.flop_count import count_ops, request_op_counts, split_flop
 from cnpp_trt.benchmarks.records import roofline_seconds
 from cnpp_trt.bundles.bundle import Bundle, GraphSpec, Manifest, TensorSpec
 from cnpp_trt.bundles.graph_names import STEPS_AT_ONCE
@@ -233,7 +233,7 @@ def test_quantized_operations_are_those_between_quantize_and_dequantize(tmp_path
     graph = helper.make_graph(nodes, "g", tensors[:1], tensors[1:], [scale, zero, *constants])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]), tmp_path / "g.onnx")
     assert count_ops(bundle, "g", {})["flop"] == 2 * 4 * 8 * (6 + 3 + 3)
-    assert quantized_share(bundle, "g", {}) == 0.5
+    assert split_flop(bundle, "g", {}) == (2 * 4 * 8 * 6, 2 * 4 * 8 * (3 + 3))
 
 
 @pytest.mark.parametrize(
