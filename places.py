@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 """What makes a folder a bundle."""
 
 
-def bundle_folder(given: str) -> Path | None:
+def bundle_at(given: str) -> Path | None:
     """The folder that this names, where it holds a bundle; None for the name of a model."""
     folder = Path(given)
     return folder if (folder / MANIFEST).is_file() else None

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ..bundles.bundle import Bundle, find_bundle, model_name
 from ..errors import CnppError, UserError
 from ..install import EXPORT_MODULES, cannot_import
-from ..places import bundle_folder
+from ..places import bundle_at
 from ..runtime.pipeline import Pipeline
 from ..runtime.settings.request import ResolvedRequest
 from ..versions import RUNTIME_PACKAGES, installed
@@ -90,7 +90,7 @@ def other_systems(
 def _bundle(given: str, deployed: Pipeline, open_pipeline: Callable[[Path], Pipeline]) -> System:
     m = deployed.bundle.manifest
     size = m.width, m.height
-    own = bundle_folder(given)
+    own = bundle_at(given)
     folder = own or find_bundle(given, None, size, (m.precision,))
     other = Bundle.open(folder).manifest
     if (other.width, other.height) != size:

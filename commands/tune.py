@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..places import bundle_folder
+from ..places import bundle_at
 from .options import (
     BackendName,
     BundleFolder,
@@ -114,7 +114,7 @@ def tune_command(
         pipeline = stack.enter_context(open_pipeline(folder))
         reference = None
         if exact is not None:
-            own = bundle_folder(exact)
+            own = bundle_at(exact)
             original, open_original = resolve_bundle(exact, own, size, None, backend, threads, plans, None, device)
             reference = stack.enter_context(open_original(original))
         of_bundle = list(pipeline.bundle.manifest.conditions)

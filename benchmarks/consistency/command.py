@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import CnppError, UserError
 from ...files import require_writable
 from ...install import cannot_import
-from ...places import bundle_folder, results
+from ...places import bundle_at, results
 from ...runtime.pipeline import Pipeline
 from ..result import BenchmarkResult, default_path
 from ..systems import other_systems, subject_system, title_of
@@ -159,7 +159,7 @@ def in_full(settings: ConsistencySettings) -> ConsistencySettings:
     """The settings with folders as another process understands them, whatever folder it is in."""
 
     def absolute(given: str) -> str:
-        folder = bundle_folder(given)
+        folder = bundle_at(given)
         return given if folder is None else str(folder.absolute())
 
     return replace(
